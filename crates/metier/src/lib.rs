@@ -5,3 +5,5 @@
 //! statistics or policy of its own. It is a library as well as a binary only so that its tests can call it.
 
 pub mod cli;
+pub mod config;
+pub mod fetch;

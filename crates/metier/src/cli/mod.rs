@@ -6,6 +6,9 @@
 // This room is the one place that prints.
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "the command line is where output belongs")]
 
+pub mod models;
+pub mod progress;
+
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
@@ -19,7 +22,9 @@ struct Cli {
 }
 
 #[derive(Debug, Subcommand)]
-enum Verb {}
+enum Verb {
+    Models(models::ModelsArgs),
+}
 
 /// Why a verb ends without success, and with which exit code.
 #[derive(Debug)]
@@ -30,6 +35,23 @@ pub enum Failure {
     Usage(anyhow::Error),
     /// The machine, the network or the disk is in the way: exit code 3.
     Environment(anyhow::Error),
+}
+
+impl Failure {
+    /// The user's words are wrong.
+    pub fn usage(error: impl Into<anyhow::Error>) -> Self {
+        Self::Usage(error.into())
+    }
+
+    /// The machine is in the way.
+    pub fn environment(error: impl Into<anyhow::Error>) -> Self {
+        Self::Environment(error.into())
+    }
+}
+
+/// Prints one line of `--json`.
+pub fn line(value: &impl serde::Serialize) {
+    println!("{}", serde_json::to_string(value).expect("what verbs print has string keys and finite numbers"));
 }
 
 /// What every verb returns.
@@ -55,7 +77,9 @@ pub fn main() -> ExitCode {
 }
 
 fn run(verb: Verb) -> Outcome {
-    match verb {}
+    match verb {
+        Verb::Models(args) => models::run(args),
+    }
 }
 
 /// The one place where the command line prints an error: what was attempted, then each cause on a line of its own.

@@ -1,0 +1,283 @@
+//! Which question: *what did the operator ask for?* `metier.toml`, the environment and the command line go in; settings come out. This is the one file that reads
+//! the environment. Deliberately absent: any effect; nothing here opens a model, a port or a log.
+
+#![allow(clippy::disallowed_methods, reason = "this is the one file that reads the environment")]
+
+use std::{
+    ffi::OsString,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+};
+
+use etcetera::BaseStrategy as _;
+use serde::Deserialize;
+
+/// Why the settings cannot be used; always the operator's to mend.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file cannot be read.
+    #[error("cannot read the configuration `{}`", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        source: std::io::Error,
+    },
+    /// The file is no TOML, or has keys or values that are not known.
+    #[error("cannot use the configuration `{}`", path.display())]
+    Parse {
+        /// The file.
+        path: PathBuf,
+        /// Where and what.
+        source: Box<toml::de::Error>,
+    },
+    /// No home folder, so no default for caches and data.
+    #[error("this user has no home folder: set METIER_CACHE and METIER_STATE to folders that metier may write")]
+    NoHome,
+    /// A value parses but cannot be meant.
+    #[error("{0}")]
+    Value(String),
+}
+
+/// What metier reads from the environment, once, at start.
+#[derive(Clone, Debug, Default)]
+pub struct Environment {
+    /// `METIER_CACHE`: folder of fetched models.
+    pub cache: Option<PathBuf>,
+    /// `METIER_STATE`: folder of the audit log, keys and specialists.
+    pub state: Option<PathBuf>,
+    /// `METIER_PYTHON`: the Python that runs pip.
+    pub python: Option<OsString>,
+    /// `METIER_TIER`: kernel tier, instead of the best that the CPU has.
+    pub tier: Option<String>,
+    /// `HF_ENDPOINT`: model hub.
+    pub hub_endpoint: Option<String>,
+}
+
+impl Environment {
+    /// Reads the process's environment. Empty variables count as unset.
+    pub fn read() -> Self {
+        let text = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
+        let os = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty());
+        Self {
+            cache: os("METIER_CACHE").map(PathBuf::from),
+            state: os("METIER_STATE").map(PathBuf::from),
+            python: os("METIER_PYTHON"),
+            tier: text("METIER_TIER"),
+            hub_endpoint: text("HF_ENDPOINT"),
+        }
+    }
+}
+
+/// One variable by name: for `${METIER_DATA}` in task files and `api_key_env` of backends, whose names the operator chooses.
+pub fn variable(name: &str) -> Option<String> {
+    std::env::var(name).ok().filter(|value| !value.is_empty())
+}
+
+/// `metier.toml`. Every key has a default; unknown keys are errors.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Settings {
+    /// The HTTP server.
+    pub server: ServerSettings,
+    /// Where state lies.
+    pub state: StateSettings,
+    /// Base models.
+    pub models: ModelSettings,
+    /// Places that answer when a specialist defers.
+    pub backend: Vec<BackendSettings>,
+}
+
+/// `[server]`.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct ServerSettings {
+    /// Address and port; only loopback while there are no API keys. Port 0 takes a free one.
+    pub bind: SocketAddr,
+    /// A request that is not answered by then gets 504.
+    pub deadline_ms: u64,
+    /// Longest request body.
+    pub max_body_bytes: usize,
+    /// Requests that are worked on at once.
+    pub max_concurrency: usize,
+    /// Requests that may wait; one more gets 503 with `retry-after`.
+    pub max_queue: usize,
+    /// How long running requests may finish after SIGTERM.
+    pub grace_ms: u64,
+}
+
+impl Default for ServerSettings {
+    fn default() -> Self {
+        Self {
+            bind: SocketAddr::from(([127, 0, 0, 1], 8080)),
+            deadline_ms: 60_000,
+            max_body_bytes: 1 << 20,
+            max_concurrency: 32,
+            max_queue: 256,
+            grace_ms: 10_000,
+        }
+    }
+}
+
+/// `[state]`.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct StateSettings {
+    /// Folder of the audit log, its keys and the specialists; default: `metier` in the platform's data folder.
+    pub dir: Option<PathBuf>,
+    /// Folder of the specialists; default: `specialists` in `dir`.
+    pub specialists: Option<PathBuf>,
+}
+
+/// `[models]`.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct ModelSettings {
+    /// The encoder of heads and of `auto`; a name of the catalogue.
+    pub encoder: String,
+    /// The decoder that is served under its own name; a name of the catalogue, or `none`.
+    pub decoder: String,
+    /// The decoder's weights in memory: `as-file`, `int8` or `f32`.
+    pub decoder_weights: String,
+    /// A catalogue that adds to the embedded one.
+    pub catalogue: Option<PathBuf>,
+    /// Compute threads; default: one for each core that this process may use.
+    pub threads: Option<usize>,
+}
+
+impl Default for ModelSettings {
+    fn default() -> Self {
+        Self {
+            encoder: "all-minilm-l6-v2".to_owned(),
+            decoder: "smollm2-135m-instruct".to_owned(),
+            decoder_weights: "as-file".to_owned(),
+            catalogue: None,
+            threads: None,
+        }
+    }
+}
+
+/// `[[backend]]`.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct BackendSettings {
+    /// How policy, decisions and `model` name it.
+    pub name: String,
+    /// Base URL of an OpenAI-compatible API, up to and with `/v1`.
+    pub url: String,
+    /// The model to ask for there.
+    pub model: String,
+    /// `inside` (this deployment) or `outside` (a third party).
+    pub boundary: Boundary,
+    /// Whether a client may ask for it by name; a deferral does not need this.
+    #[serde(default)]
+    pub direct: bool,
+    /// Name of the environment variable that holds its API key.
+    #[serde(default)]
+    pub api_key_env: Option<String>,
+    /// A call that is not answered by then fails.
+    #[serde(default = "default_backend_deadline_ms")]
+    pub deadline_ms: u64,
+    /// Name of its entry in the price book; without one its answers are `unpriced`.
+    #[serde(default)]
+    pub price: Option<String>,
+}
+
+fn default_backend_deadline_ms() -> u64 {
+    30_000
+}
+
+/// On which side of the boundary a backend lies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Boundary {
+    /// This deployment.
+    Inside,
+    /// A third party.
+    Outside,
+}
+
+impl Settings {
+    /// Reads the file that was named; without one, `metier.toml` in the working folder if there is one, else the defaults.
+    ///
+    /// # Errors
+    /// The file cannot be read or used; the error names line and key.
+    pub fn read(named: Option<&Path>) -> Result<Self, ConfigError> {
+        let fallback = Path::new("metier.toml");
+        let path = match named {
+            Some(path) => path,
+            None if fallback.exists() => fallback,
+            None => return Ok(Self::default()),
+        };
+        let text =
+            std::fs::read_to_string(path).map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
+        let settings: Self = toml::from_str(&text)
+            .map_err(|source| ConfigError::Parse { path: path.to_owned(), source: Box::new(source) })?;
+        settings.check()?;
+        Ok(settings)
+    }
+
+    fn check(&self) -> Result<(), ConfigError> {
+        let mut names = std::collections::BTreeSet::new();
+        for backend in &self.backend {
+            if !names.insert(&backend.name) {
+                return Err(ConfigError::Value(format!("two backends are called `{}`", backend.name)));
+            }
+        }
+        if self.server.max_concurrency == 0 || self.server.deadline_ms == 0 {
+            return Err(ConfigError::Value("`server.max_concurrency` and `server.deadline_ms` must be above 0".into()));
+        }
+        Ok(())
+    }
+
+    /// Folder of the audit log, its keys and the specialists.
+    ///
+    /// # Errors
+    /// Nothing names one and this user has no home folder.
+    pub fn state_dir(&self, environment: &Environment) -> Result<PathBuf, ConfigError> {
+        match environment.state.clone().or_else(|| self.state.dir.clone()) {
+            Some(dir) => Ok(dir),
+            None => Ok(etcetera::choose_base_strategy().map_err(|_| ConfigError::NoHome)?.data_dir().join("metier")),
+        }
+    }
+
+    /// Folder of the specialists.
+    ///
+    /// # Errors
+    /// As [`Settings::state_dir`].
+    pub fn specialists_dir(&self, environment: &Environment) -> Result<PathBuf, ConfigError> {
+        match &self.state.specialists {
+            Some(dir) => Ok(dir.clone()),
+            None => Ok(self.state_dir(environment)?.join("specialists")),
+        }
+    }
+
+    /// Compute threads.
+    pub fn threads(&self) -> usize {
+        let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+        self.models.threads.unwrap_or(cores).clamp(1, 256)
+    }
+}
+
+/// The cache folder of metier.
+///
+/// # Errors
+/// `METIER_CACHE` is not set and this user has no home folder.
+pub fn cache_dir(environment: &Environment) -> Result<PathBuf, ConfigError> {
+    match &environment.cache {
+        Some(dir) => Ok(dir.clone()),
+        None => Ok(etcetera::choose_base_strategy().map_err(|_| ConfigError::NoHome)?.cache_dir().join("metier")),
+    }
+}
+
+/// What fetching needs to know of this machine.
+///
+/// # Errors
+/// As [`cache_dir`].
+pub fn fetcher(environment: &Environment) -> Result<crate::fetch::Fetcher, ConfigError> {
+    Ok(crate::fetch::Fetcher {
+        cache: cache_dir(environment)?,
+        python: environment.python.clone(),
+        hub_endpoint: environment.hub_endpoint.clone(),
+    })
+}

