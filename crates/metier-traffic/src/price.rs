@@ -1,0 +1,236 @@
+//! What a token costs: a dated price book in, picodollars out.
+//!
+//! A picodollar is 10⁻¹² US dollars, so that $1 per million tokens is exactly 10⁶ picodollars a token and the cost of a head
+//! (0.3 µ$ a request) is still a whole number. Rounding happens once, when a price is read; sums are exact. A model without a
+//! price is unpriced (`None`), never free.
+
+use std::collections::BTreeMap;
+
+use serde::Deserialize;
+
+/// Picodollars in a US dollar.
+pub const PICOUSD_PER_USD: u64 = 1_000_000_000_000;
+/// Largest price that is believed, in US dollars per million tokens: above it a book is taken for a typing mistake.
+pub const MAX_USD_PER_MILLION: f64 = 100_000.0;
+/// The book that ships with metier: list prices, stated for illustration.
+pub const EXAMPLE_BOOK: &str = include_str!("../price_book.toml");
+
+const PICOUSD_PER_TOKEN_AT_ONE_USD_PER_MILLION: f64 = 1e6;
+const MS_PER_DAY: u64 = 86_400_000;
+
+/// Why a price book cannot be read: always the operator's fault.
+#[derive(Debug, thiserror::Error)]
+pub enum PriceError {
+    /// The text is not a price book.
+    #[error("cannot read the price book")]
+    Toml(#[from] toml::de::Error),
+    /// A price is negative, not a number, or absurd.
+    #[error(
+        "the price `{field}` of `{model}` must be between 0 and {MAX_USD_PER_MILLION} dollars per million tokens, not {value}"
+    )]
+    Price {
+        /// The model.
+        model: String,
+        /// `input` or `output`.
+        field: &'static str,
+        /// What was found.
+        value: f64,
+    },
+    /// A date is not of the form YYYY-MM-DD.
+    #[error("the date `{from}` of `{model}` is not of the form YYYY-MM-DD")]
+    Date {
+        /// The model.
+        model: String,
+        /// What was found.
+        from: String,
+    },
+    /// Two lines say different things of one model and day.
+    #[error("`{model}` has two prices from {from}")]
+    Twice {
+        /// The model.
+        model: String,
+        /// The day.
+        from: String,
+    },
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Book {
+    #[serde(default)]
+    price: Vec<Line>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Line {
+    model: String,
+    from: String,
+    input: f64,
+    output: f64,
+}
+
+/// Picodollars a token, read and written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Price {
+    /// For a token of the request.
+    pub input_picousd: u64,
+    /// For a token of the answer.
+    pub output_picousd: u64,
+}
+
+impl Price {
+    /// Cost of so many tokens; saturates where no budget reaches.
+    pub fn cost_picousd(&self, prompt_tokens: u64, completion_tokens: u64) -> u64 {
+        let input = self.input_picousd.saturating_mul(prompt_tokens);
+        input.saturating_add(self.output_picousd.saturating_mul(completion_tokens))
+    }
+}
+
+/// Prices by model, each from a day on.
+#[derive(Clone, Debug, Default)]
+pub struct PriceBook {
+    /// model → first day (`YYYY-MM-DD`, which sorts as dates do) → price
+    prices: BTreeMap<String, BTreeMap<String, Price>>,
+}
+
+impl PriceBook {
+    /// Reads a book.
+    pub fn parse(text: &str) -> Result<Self, PriceError> {
+        let mut prices: BTreeMap<String, BTreeMap<String, Price>> = BTreeMap::new();
+        for Line { model, from, input, output } in toml::from_str::<Book>(text)?.price {
+            if !is_date(&from) {
+                return Err(PriceError::Date { model, from });
+            }
+            let price = Price {
+                input_picousd: picousd_per_token(&model, "input", input)?,
+                output_picousd: picousd_per_token(&model, "output", output)?,
+            };
+            if prices.entry(model.clone()).or_default().insert(from.clone(), price).is_some() {
+                return Err(PriceError::Twice { model, from });
+            }
+        }
+        Ok(Self { prices })
+    }
+
+    /// The book that ships with metier.
+    pub fn example() -> Self {
+        Self::parse(EXAMPLE_BOOK).expect("the shipped book is read by a test")
+    }
+
+    /// The price of a model at a moment, in milliseconds since 1970; `None` when it is unpriced then.
+    pub fn price(&self, model: &str, time_ms: u64) -> Option<Price> {
+        self.prices.get(model)?.range(..=date_of(time_ms)).next_back().map(|(_, price)| *price)
+    }
+
+    /// Cost of a request in picodollars; `None` when the model is unpriced.
+    pub fn cost_picousd(&self, model: &str, time_ms: u64, prompt_tokens: u64, completion_tokens: u64) -> Option<u64> {
+        Some(self.price(model, time_ms)?.cost_picousd(prompt_tokens, completion_tokens))
+    }
+
+    /// Whether a model has any price.
+    pub fn knows(&self, model: &str) -> bool {
+        self.prices.contains_key(model)
+    }
+}
+
+/// Picodollars as US dollars, exactly, without trailing zeros: `0.0000003`.
+pub fn usd(picousd: u64) -> String {
+    let text = format!("{}.{:012}", picousd / PICOUSD_PER_USD, picousd % PICOUSD_PER_USD);
+    text.trim_end_matches('0').trim_end_matches('.').to_owned()
+}
+
+fn picousd_per_token(model: &str, field: &'static str, usd_per_million: f64) -> Result<u64, PriceError> {
+    if !(0.0..=MAX_USD_PER_MILLION).contains(&usd_per_million) {
+        return Err(PriceError::Price { model: model.to_owned(), field, value: usd_per_million });
+    }
+    Ok((usd_per_million * PICOUSD_PER_TOKEN_AT_ONE_USD_PER_MILLION).round() as u64)
+}
+
+fn is_date(text: &str) -> bool {
+    let bytes = text.as_bytes();
+    let two = |at: usize, low: u8, high: u8| {
+        bytes[at].is_ascii_digit() && bytes[at + 1].is_ascii_digit() && {
+            let value = (bytes[at] - b'0') * 10 + bytes[at + 1] - b'0';
+            (low..=high).contains(&value)
+        }
+    };
+    bytes.len() == 10
+        && bytes[..4].iter().all(u8::is_ascii_digit)
+        && bytes[4] == b'-'
+        && bytes[7] == b'-'
+        && two(5, 1, 12)
+        && two(8, 1, 31)
+}
+
+/// The UTC day of a moment, by Howard Hinnant's `civil_from_days` (<https://howardhinnant.github.io/date_algorithms.html>).
+fn date_of(time_ms: u64) -> String {
+    let days = time_ms / MS_PER_DAY + 719_468;
+    let era = days / 146_097;
+    let day_of_era = days % 146_097;
+    let year_of_era = (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
+    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+    let month_from_march = (5 * day_of_year + 2) / 153;
+    let day = day_of_year - (153 * month_from_march + 2) / 5 + 1;
+    let month = if month_from_march < 10 { month_from_march + 3 } else { month_from_march - 9 };
+    let year = year_of_era + era * 400 + u64::from(month <= 2);
+    format!("{year:04}-{month:02}-{day:02}")
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests")]
+    use super::*;
+
+    const NOVEMBER_2026_MS: u64 = 1_795_305_600_000;
+
+    #[test]
+    fn the_shipped_book_prices_the_reference() {
+        // 800 in + 60 out at $2.50 and $10 a million tokens is $0.0026 a call.
+        let cost = PriceBook::example().cost_picousd("reference-llm", NOVEMBER_2026_MS, 800, 60);
+        assert_eq!(cost, Some(2_600_000_000));
+        assert_eq!(usd(cost.unwrap()), "0.0026");
+    }
+
+    #[test]
+    fn a_model_without_a_price_is_unpriced() {
+        let book = PriceBook::example();
+        assert_eq!(book.cost_picousd("nobody", NOVEMBER_2026_MS, 1, 1), None);
+        assert_eq!(book.cost_picousd("reference-llm", 0, 1, 1), None, "the price begins in 2026");
+    }
+
+    #[test]
+    fn the_latest_price_that_has_begun_holds() {
+        let book = PriceBook::parse(
+            "[[price]]\nmodel='m'\nfrom='2026-01-01'\ninput=1\noutput=1\n[[price]]\nmodel='m'\nfrom='2026-11-22'\ninput=2\noutput=2",
+        )
+        .unwrap();
+        assert_eq!(book.cost_picousd("m", NOVEMBER_2026_MS - 1, 1, 0), Some(1_000_000));
+        assert_eq!(book.cost_picousd("m", NOVEMBER_2026_MS, 1, 0), Some(2_000_000));
+    }
+
+    #[test]
+    fn bad_books_name_the_model() {
+        let check = |text: &str, message: &str| {
+            let error = PriceBook::parse(text).unwrap_err().to_string();
+            assert!(error.contains(message), "{error}");
+        };
+        let line = |from: &str, input: &str| format!("[[price]]\nmodel='m'\nfrom='{from}'\ninput={input}\noutput=1\n");
+        check(&line("2026-01-01", "-1.0"), "`input` of `m`");
+        check(&line("2026-01-01", "nan"), "`input` of `m`");
+        check(&line("2026-13-01", "1"), "`2026-13-01` of `m`");
+        check(&line("January", "1"), "`January` of `m`");
+        check(&(line("2026-01-01", "1") + &line("2026-01-01", "2")), "two prices");
+        check("[[price]]\nmodel='m'\nprice=1", "cannot read");
+    }
+
+    #[test]
+    fn dates_and_dollars() {
+        assert_eq!(date_of(0), "1970-01-01");
+        assert_eq!(date_of(951_782_400_000), "2000-02-29");
+        assert_eq!(date_of(NOVEMBER_2026_MS), "2026-11-22");
+        assert_eq!(usd(0), "0");
+        assert_eq!(usd(300_000), "0.0000003");
+        assert_eq!(usd(2_000_000_000_000), "2");
+    }
+}

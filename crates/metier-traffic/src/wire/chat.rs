@@ -1,0 +1,329 @@
+//! A chat completion request: bytes → [`ChatRequest`].
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value, json};
+
+use super::{
+    MAX_CHOICES, MAX_CONTENT_BYTES, MAX_MESSAGES, MAX_PARTS, MAX_SCHEMA_BYTES, MAX_STOP_BYTES, MAX_STOPS, MAX_TOKENS,
+    MAX_TOP_LOGPROBS, WireError,
+    field::{self, invalid, missing, present, unsupported, wrong_type},
+};
+
+/// Who speaks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Role {
+    /// Instructions of the application; `developer` in newer clients means the same.
+    System,
+    /// The person or program that asks.
+    User,
+    /// The model.
+    Assistant,
+}
+
+impl Role {
+    /// The protocol's word.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::System => "system",
+            Self::User => "user",
+            Self::Assistant => "assistant",
+        }
+    }
+}
+
+/// One message: text only in this version. Text parts are joined without a separator.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Message {
+    /// Who speaks.
+    pub role: Role,
+    /// What is said.
+    pub content: String,
+}
+
+/// What shape the answer must have.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub enum ResponseFormat {
+    /// Free text.
+    #[default]
+    Text,
+    /// Any JSON object.
+    JsonObject,
+    /// JSON of a schema: the protocol's `json_schema` object, kept as sent.
+    JsonSchema(Value),
+}
+
+/// A chat completion request within the limits of [`super`]. Unknown fields are ignored, as the protocol's servers do;
+/// fields that would change the answer and cannot be honoured (tools, images, audio, penalties) are refused.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ChatRequest {
+    /// A specialist, a base, a backend's model, or `auto`.
+    pub model: String,
+    /// At least one.
+    pub messages: Vec<Message>,
+    /// Most tokens to generate (`max_completion_tokens`, else `max_tokens`).
+    pub max_tokens: Option<u32>,
+    /// 0 to 2.
+    pub temperature: Option<f32>,
+    /// 0 to 1.
+    pub top_p: Option<f32>,
+    /// Choices wanted, 1 to 8.
+    pub n: u32,
+    /// At most four strings that end the answer.
+    pub stop: Vec<String>,
+    /// Seed of the sampling.
+    pub seed: Option<i64>,
+    /// Whether the answer comes as server-sent events.
+    pub stream: bool,
+    /// Whether the stream ends with a usage chunk.
+    pub include_usage: bool,
+    /// Shape of the answer.
+    pub response_format: ResponseFormat,
+    /// Whether log-probabilities of the tokens are wanted.
+    pub logprobs: bool,
+    /// Alternatives wanted at each token, 0 to 20.
+    pub top_logprobs: Option<u8>,
+}
+
+impl ChatRequest {
+    /// A request with defaults for everything but model and messages.
+    pub fn new(model: impl Into<String>, messages: Vec<Message>) -> Self {
+        Self {
+            model: model.into(),
+            messages,
+            max_tokens: None,
+            temperature: None,
+            top_p: None,
+            n: 1,
+            stop: Vec::new(),
+            seed: None,
+            stream: false,
+            include_usage: false,
+            response_format: ResponseFormat::Text,
+            logprobs: false,
+            top_logprobs: None,
+        }
+    }
+
+    /// Reads a request body.
+    pub fn parse(bytes: &[u8]) -> Result<Self, WireError> {
+        let map = field::object(bytes)?;
+        refuse_unsupported(&map)?;
+        let logprobs = field::boolean(&map, "logprobs")?.unwrap_or(false);
+        let top_logprobs = field::integer(&map, "top_logprobs", 0, MAX_TOP_LOGPROBS.into())?;
+        if top_logprobs.is_some() && !logprobs {
+            return Err(invalid("top_logprobs", "needs `logprobs` to be true"));
+        }
+        let stream = field::boolean(&map, "stream")?.unwrap_or(false);
+        let max_completion_tokens = field::integer(&map, "max_completion_tokens", 1, MAX_TOKENS.into())?;
+        let max_tokens = field::integer(&map, "max_tokens", 1, MAX_TOKENS.into())?;
+        Ok(Self {
+            model: field::model(&map)?,
+            messages: messages(&map)?,
+            // The ranges above fit the types below.
+            max_tokens: max_completion_tokens.or(max_tokens).map(|n| n as u32),
+            temperature: field::number(&map, "temperature", 0.0, 2.0)?.map(|t| t as f32),
+            top_p: field::number(&map, "top_p", 0.0, 1.0)?.map(|p| p as f32),
+            n: field::integer(&map, "n", 1, MAX_CHOICES.into())?.unwrap_or(1) as u32,
+            stop: stop(&map)?,
+            seed: field::integer(&map, "seed", i64::MIN, i64::MAX)?,
+            stream,
+            include_usage: include_usage(&map)?,
+            response_format: response_format(&map)?,
+            logprobs,
+            top_logprobs: top_logprobs.map(|n| n as u8),
+        })
+    }
+
+    /// The text that a specialist reads: the last `user` message.
+    pub fn last_user_text(&self) -> Option<&str> {
+        self.messages.iter().rev().find(|message| message.role == Role::User).map(|message| message.content.as_str())
+    }
+
+    /// The request as a body for another server that speaks the protocol; absent fields stay absent. The same bytes for the
+    /// same request: this is also what the audit log commits to.
+    pub fn to_body(&self) -> Value {
+        let mut body = Map::new();
+        body.insert("model".into(), json!(self.model));
+        body.insert("messages".into(), json!(self.messages));
+        let mut put = |name: &str, value: Option<Value>| {
+            if let Some(value) = value {
+                body.insert(name.into(), value);
+            }
+        };
+        put("max_tokens", self.max_tokens.map(Value::from));
+        put("temperature", self.temperature.map(Value::from));
+        put("top_p", self.top_p.map(Value::from));
+        put("n", (self.n != 1).then(|| self.n.into()));
+        put("stop", (!self.stop.is_empty()).then(|| json!(self.stop)));
+        put("seed", self.seed.map(Value::from));
+        put("stream", self.stream.then(|| true.into()));
+        put("stream_options", (self.stream && self.include_usage).then(|| json!({"include_usage": true})));
+        put(
+            "response_format",
+            match &self.response_format {
+                ResponseFormat::Text => None,
+                ResponseFormat::JsonObject => Some(json!({"type": "json_object"})),
+                ResponseFormat::JsonSchema(schema) => Some(json!({"type": "json_schema", "json_schema": schema})),
+            },
+        );
+        put("logprobs", self.logprobs.then(|| true.into()));
+        put("top_logprobs", self.top_logprobs.map(Value::from));
+        Value::Object(body)
+    }
+}
+
+/// What would silently change the meaning of the answer if it were ignored.
+fn refuse_unsupported(map: &Map<String, Value>) -> Result<(), WireError> {
+    for name in ["tools", "functions"] {
+        match present(map, name) {
+            Some(Value::Array(items)) if items.is_empty() => {}
+            Some(_) => return Err(unsupported(name, "is not supported: models here answer with text")),
+            None => {}
+        }
+    }
+    for name in ["frequency_penalty", "presence_penalty"] {
+        if field::number(map, name, -2.0, 2.0)?.is_some_and(|penalty| penalty != 0.0) {
+            return Err(unsupported(name, "is not supported: only 0 is accepted"));
+        }
+    }
+    match present(map, "logit_bias") {
+        Some(Value::Object(bias)) if bias.is_empty() => {}
+        Some(_) => return Err(unsupported("logit_bias", "is not supported")),
+        None => {}
+    }
+    if let Some(Value::Array(modalities)) = present(map, "modalities")
+        && modalities.iter().any(|modality| modality != "text")
+    {
+        return Err(unsupported("modalities", "may only hold `text`"));
+    }
+    Ok(())
+}
+
+fn messages(map: &Map<String, Value>) -> Result<Vec<Message>, WireError> {
+    let value = present(map, "messages").ok_or_else(|| missing("messages"))?;
+    let items = value.as_array().ok_or_else(|| wrong_type("messages", "an array", value))?;
+    if items.is_empty() || items.len() > MAX_MESSAGES {
+        return Err(invalid("messages", format!("must hold 1 to {MAX_MESSAGES} messages, not {}", items.len())));
+    }
+    items.iter().enumerate().map(|(idx, item)| message(&format!("messages[{idx}]"), item)).collect()
+}
+
+fn message(path: &str, item: &Value) -> Result<Message, WireError> {
+    let map = item.as_object().ok_or_else(|| wrong_type(path, "an object", item))?;
+    let role = role(&format!("{path}.role"), map)?;
+    for name in ["tool_calls", "function_call", "audio"] {
+        match present(map, name) {
+            Some(Value::Array(items)) if items.is_empty() => {}
+            Some(_) => return Err(unsupported(&format!("{path}.{name}"), "is not supported")),
+            None => {}
+        }
+    }
+    let path = format!("{path}.content");
+    let content = match map.get("content") {
+        Some(Value::String(text)) => text.clone(),
+        Some(Value::Array(parts)) => joined_parts(&path, parts)?,
+        // What a refusal looked like when it was answered.
+        None | Some(Value::Null) if role == Role::Assistant => String::new(),
+        None | Some(Value::Null) => return Err(missing(&path)),
+        Some(other) => return Err(wrong_type(&path, "a string or an array of text parts", other)),
+    };
+    if content.len() > MAX_CONTENT_BYTES {
+        return Err(invalid(&path, format!("has {} bytes, at most {MAX_CONTENT_BYTES} are read", content.len())));
+    }
+    Ok(Message { role, content })
+}
+
+fn role(path: &str, map: &Map<String, Value>) -> Result<Role, WireError> {
+    let value = present(map, "role").ok_or_else(|| missing(path))?;
+    match value.as_str().ok_or_else(|| wrong_type(path, "a string", value))? {
+        "system" | "developer" => Ok(Role::System),
+        "user" => Ok(Role::User),
+        "assistant" => Ok(Role::Assistant),
+        "tool" | "function" => Err(unsupported(path, "may not be `tool`: tools are not supported")),
+        _ => Err(invalid(path, "must be `system`, `developer`, `user` or `assistant`")),
+    }
+}
+
+fn joined_parts(path: &str, parts: &[Value]) -> Result<String, WireError> {
+    if parts.is_empty() || parts.len() > MAX_PARTS {
+        return Err(invalid(path, format!("must hold 1 to {MAX_PARTS} parts, not {}", parts.len())));
+    }
+    let mut text = String::new();
+    for (idx, part) in parts.iter().enumerate() {
+        let path = format!("{path}[{idx}]");
+        let map = part.as_object().ok_or_else(|| wrong_type(&path, "an object", part))?;
+        let field = match map.get("type").and_then(Value::as_str) {
+            Some("text") => "text",
+            Some("refusal") => "refusal",
+            Some("image_url" | "input_image" | "input_audio" | "file") => {
+                return Err(unsupported(
+                    &format!("{path}.type"),
+                    "must be `text`: images, audio and files are not supported",
+                ));
+            }
+            _ => return Err(invalid(&format!("{path}.type"), "must be `text`")),
+        };
+        let path = format!("{path}.{field}");
+        let value = map.get(field).ok_or_else(|| missing(&path))?;
+        text.push_str(value.as_str().ok_or_else(|| wrong_type(&path, "a string", value))?);
+    }
+    Ok(text)
+}
+
+fn stop(map: &Map<String, Value>) -> Result<Vec<String>, WireError> {
+    let items = match present(map, "stop") {
+        None => return Ok(Vec::new()),
+        Some(Value::String(text)) => vec![text.clone()],
+        Some(Value::Array(items)) => items
+            .iter()
+            .enumerate()
+            .map(|(idx, item)| {
+                item.as_str().map(str::to_owned).ok_or_else(|| wrong_type(&format!("stop[{idx}]"), "a string", item))
+            })
+            .collect::<Result<_, _>>()?,
+        Some(other) => return Err(wrong_type("stop", "a string or an array of strings", other)),
+    };
+    if items.len() > MAX_STOPS {
+        return Err(invalid("stop", format!("may hold at most {MAX_STOPS} strings, not {}", items.len())));
+    }
+    if let Some(item) = items.iter().find(|item| item.is_empty() || item.len() > MAX_STOP_BYTES) {
+        return Err(invalid("stop", format!("strings must have 1 to {MAX_STOP_BYTES} bytes, not {}", item.len())));
+    }
+    Ok(items)
+}
+
+fn include_usage(map: &Map<String, Value>) -> Result<bool, WireError> {
+    match present(map, "stream_options") {
+        None => Ok(false),
+        Some(Value::Object(options)) => match present(options, "include_usage") {
+            None => Ok(false),
+            Some(value) => {
+                value.as_bool().ok_or_else(|| wrong_type("stream_options.include_usage", "a boolean", value))
+            }
+        },
+        Some(other) => Err(wrong_type("stream_options", "an object", other)),
+    }
+}
+
+fn response_format(map: &Map<String, Value>) -> Result<ResponseFormat, WireError> {
+    let Some(value) = present(map, "response_format") else { return Ok(ResponseFormat::Text) };
+    let format = value.as_object().ok_or_else(|| wrong_type("response_format", "an object", value))?;
+    match format.get("type").and_then(Value::as_str) {
+        Some("text") => Ok(ResponseFormat::Text),
+        Some("json_object") => Ok(ResponseFormat::JsonObject),
+        Some("json_schema") => {
+            let path = "response_format.json_schema";
+            let schema = format.get("json_schema").ok_or_else(|| missing(path))?;
+            if !schema.is_object() {
+                return Err(wrong_type(path, "an object", schema));
+            }
+            let n_bytes = schema.to_string().len();
+            if n_bytes > MAX_SCHEMA_BYTES {
+                return Err(invalid(path, format!("has {n_bytes} bytes, at most {MAX_SCHEMA_BYTES} are read")));
+            }
+            Ok(ResponseFormat::JsonSchema(schema.clone()))
+        }
+        _ => Err(invalid("response_format.type", "must be `text`, `json_object` or `json_schema`")),
+    }
+}

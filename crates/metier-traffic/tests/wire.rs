@@ -1,0 +1,227 @@
+//! What the request parsers promise: what clients send is read, what cannot be honoured is refused by field path, and no
+//! bytes make them panic.
+#![allow(clippy::unwrap_used, reason = "tests")]
+
+use metier_traffic::wire::*;
+use proptest::prelude::*;
+use serde_json::{Value, json};
+
+fn chat(body: Value) -> Result<ChatRequest, WireError> {
+    ChatRequest::parse(body.to_string().as_bytes())
+}
+
+/// A valid request with one field replaced.
+fn with(field: &str, value: Value) -> Value {
+    let mut body = json!({"model": "m", "messages": [{"role": "user", "content": "hi"}]});
+    body[field] = value;
+    body
+}
+
+#[test]
+fn reads_what_the_official_client_sends() {
+    let request = chat(json!({
+        "model": "auto",
+        "messages": [
+            {"role": "developer", "content": "Be brief."},
+            {"role": "user", "content": [{"type": "text", "text": "My card "}, {"type": "text", "text": "is lost"}]},
+            {"role": "assistant", "content": null, "refusal": "deferred"},
+            {"role": "user", "content": "And now?", "name": "kim"},
+        ],
+        "max_completion_tokens": 7, "max_tokens": 9, "temperature": 0, "top_p": 0.5, "n": 2, "stop": "\n", "seed": -3,
+        "stream": true, "stream_options": {"include_usage": true}, "logprobs": true, "top_logprobs": 5,
+        "response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": {}}},
+        "user": "u", "metadata": {}, "frequency_penalty": 0, "logit_bias": {}, "tools": [], "whatever": [1, 2],
+    }))
+    .unwrap();
+    assert_eq!(request.messages[0], Message { role: Role::System, content: "Be brief.".into() });
+    assert_eq!(request.messages[1].content, "My card is lost");
+    assert_eq!(request.messages[2].content, "");
+    assert_eq!(request.last_user_text(), Some("And now?"));
+    assert_eq!((request.max_tokens, request.n, request.seed), (Some(7), 2, Some(-3)));
+    assert_eq!((request.temperature, request.top_p), (Some(0.0), Some(0.5)));
+    assert!(request.stream && request.include_usage && request.logprobs);
+    assert_eq!(request.stop, ["\n"]);
+    assert_eq!(request.top_logprobs, Some(5));
+    assert!(matches!(request.response_format, ResponseFormat::JsonSchema(_)));
+}
+
+#[test]
+fn what_is_sent_on_is_read_back_the_same() {
+    let request = chat(json!({
+        "model": "m", "messages": [{"role": "system", "content": "s"}, {"role": "user", "content": "u"}],
+        "max_tokens": 3, "temperature": 0.25, "n": 3, "stop": ["a", "b"], "stream": true,
+        "stream_options": {"include_usage": true}, "response_format": {"type": "json_object"}, "logprobs": true,
+    }))
+    .unwrap();
+    assert_eq!(chat(request.to_body()).unwrap(), request);
+}
+
+#[test]
+fn refusals_name_the_field() {
+    let check = |body: Value, code: &str, param: Option<&str>| {
+        let error = chat(body.clone()).expect_err(&body.to_string());
+        assert_eq!((error.code, error.param.as_deref()), (code, param), "{error}");
+    };
+    check(json!([]), "invalid_type", None);
+    check(json!({"messages": []}), "missing_required_parameter", Some("model"));
+    check(with("model", json!(3)), "invalid_type", Some("model"));
+    check(with("model", json!("")), "invalid_value", Some("model"));
+    check(json!({"model": "m"}), "missing_required_parameter", Some("messages"));
+    check(with("messages", json!([])), "invalid_value", Some("messages"));
+    check(with("messages", json!([3])), "invalid_type", Some("messages[0]"));
+    check(with("messages", json!([{"content": "x"}])), "missing_required_parameter", Some("messages[0].role"));
+    check(with("messages", json!([{"role": "king", "content": "x"}])), "invalid_value", Some("messages[0].role"));
+    check(
+        with("messages", json!([{"role": "tool", "content": "x"}])),
+        "unsupported_parameter",
+        Some("messages[0].role"),
+    );
+    check(with("messages", json!([{"role": "user"}])), "missing_required_parameter", Some("messages[0].content"));
+    check(with("messages", json!([{"role": "user", "content": 1}])), "invalid_type", Some("messages[0].content"));
+    check(
+        with("messages", json!([{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}])),
+        "unsupported_parameter",
+        Some("messages[0].content[0].type"),
+    );
+    check(
+        with("messages", json!([{"role": "user", "content": [{"type": "text"}]}])),
+        "missing_required_parameter",
+        Some("messages[0].content[0].text"),
+    );
+    check(with("tools", json!([{"type": "function"}])), "unsupported_parameter", Some("tools"));
+    check(with("frequency_penalty", json!(0.5)), "unsupported_parameter", Some("frequency_penalty"));
+    check(with("n", json!(0)), "invalid_value", Some("n"));
+    check(with("n", json!(9)), "invalid_value", Some("n"));
+    check(with("n", json!(1.5)), "invalid_type", Some("n"));
+    check(with("temperature", json!(2.1)), "invalid_value", Some("temperature"));
+    check(with("temperature", json!("hot")), "invalid_type", Some("temperature"));
+    check(with("max_tokens", json!(0)), "invalid_value", Some("max_tokens"));
+    check(with("stop", json!(["a", "b", "c", "d", "e"])), "invalid_value", Some("stop"));
+    check(with("stop", json!(["a", 1])), "invalid_type", Some("stop[1]"));
+    check(with("stop", json!("")), "invalid_value", Some("stop"));
+    check(with("stream", json!("yes")), "invalid_type", Some("stream"));
+    check(with("stream_options", json!({"include_usage": 1})), "invalid_type", Some("stream_options.include_usage"));
+    check(with("top_logprobs", json!(3)), "invalid_value", Some("top_logprobs"));
+    check(with("response_format", json!({"type": "xml"})), "invalid_value", Some("response_format.type"));
+    check(
+        with("response_format", json!({"type": "json_schema"})),
+        "missing_required_parameter",
+        Some("response_format.json_schema"),
+    );
+}
+
+#[test]
+fn limits_hold_on_both_sides() {
+    assert!(chat(with("stop", json!(["a", "b", "c", "d"]))).is_ok());
+    assert!(chat(with("n", json!(MAX_CHOICES))).is_ok());
+    let messages = |n: usize| json!(vec![json!({"role": "user", "content": "x"}); n]);
+    assert!(chat(with("messages", messages(MAX_MESSAGES))).is_ok());
+    assert!(chat(with("messages", messages(MAX_MESSAGES + 1))).is_err());
+    let content = |n: usize| json!([{"role": "user", "content": "x".repeat(n)}]);
+    assert!(chat(with("messages", content(MAX_CONTENT_BYTES))).is_ok());
+    assert!(chat(with("messages", content(MAX_CONTENT_BYTES + 1))).is_err());
+    let nested = |levels: usize| {
+        let deep = "[".repeat(levels) + &"]".repeat(levels);
+        let body = format!(r#"{{"model":"m","messages":[{{"role":"user","content":"x"}}],"x":{deep}}}"#);
+        ChatRequest::parse(body.as_bytes())
+    };
+    assert!(nested(MAX_NESTING - 1).is_ok());
+    assert_eq!(nested(MAX_NESTING).unwrap_err().code, "invalid_value");
+    assert_eq!(nested(100_000).unwrap_err().code, "invalid_json");
+    assert_eq!(ChatRequest::parse(&vec![b' '; MAX_BODY_BYTES + 1]).unwrap_err().code, "body_too_large");
+}
+
+#[test]
+fn embeddings() {
+    let parse = |body: Value| EmbeddingRequest::parse(body.to_string().as_bytes());
+    let request = parse(json!({"model": "e", "input": ["a", "b"], "encoding_format": "base64"})).unwrap();
+    assert_eq!((request.input.len(), request.encoding_format), (2, EncodingFormat::Base64));
+    assert_eq!(parse(json!({"model": "e", "input": [1, 2]})).unwrap_err().param.as_deref(), Some("input[0]"));
+    assert_eq!(parse(json!({"model": "e", "input": []})).unwrap_err().param.as_deref(), Some("input"));
+    assert_eq!(parse(json!({"model": "e", "input": ["a", ""]})).unwrap_err().param.as_deref(), Some("input[1]"));
+    assert_eq!(parse(json!({"model": "e", "input": "a", "encoding_format": 1})).unwrap_err().code, "invalid_value");
+
+    let answer = |format| EmbeddingResponse::new("e".into(), vec![vec![1.0, -2.0]], format, 3);
+    assert_eq!(
+        serde_json::to_value(answer(EncodingFormat::Float)).unwrap()["data"][0]["embedding"],
+        json!([1.0, -2.0])
+    );
+    // numpy.frombuffer(base64.b64decode("AACAPwAAAMA="), "<f4") is [1., -2.]
+    assert_eq!(serde_json::to_value(answer(EncodingFormat::Base64)).unwrap()["data"][0]["embedding"], "AACAPwAAAMA=");
+}
+
+#[test]
+fn errors_have_the_protocols_shape() {
+    let error = chat(with("n", json!(9))).unwrap_err().to_body();
+    assert_eq!(
+        serde_json::to_value(error).unwrap(),
+        json!({"error": {"message": "`n` must be between 1 and 8, not 9", "type": "invalid_request_error", "param": "n", "code": "invalid_value"}})
+    );
+    // Other servers send numbers as codes, or leave fields out.
+    let foreign: ErrorBody = serde_json::from_str(r#"{"error":{"message":"slow down","code":429}}"#).unwrap();
+    assert_eq!(foreign.error.code.as_deref(), Some("429"));
+}
+
+fn any_json() -> impl Strategy<Value = Value> {
+    let leaf = prop_oneof![
+        Just(Value::Null),
+        any::<bool>().prop_map(Value::from),
+        any::<i64>().prop_map(Value::from),
+        any::<f64>().prop_map(|x| json!(x)),
+        ".{0,8}".prop_map(Value::from),
+        prop::sample::select(vec!["user", "text", "m", "json_schema", "base64"]).prop_map(Value::from),
+    ];
+    leaf.prop_recursive(4, 32, 5, |inner| {
+        let key = prop::sample::select(vec![
+            "model",
+            "messages",
+            "role",
+            "content",
+            "type",
+            "text",
+            "n",
+            "stop",
+            "stream",
+            "stream_options",
+            "input",
+            "include_usage",
+            "response_format",
+            "json_schema",
+            "logprobs",
+            "top_logprobs",
+            "temperature",
+            "tools",
+            "seed",
+        ]);
+        prop_oneof![
+            prop::collection::vec(inner.clone(), 0..5).prop_map(Value::from),
+            prop::collection::vec((key, inner), 0..8)
+                .prop_map(|pairs| Value::Object(pairs.into_iter().map(|(k, v)| (k.to_owned(), v)).collect())),
+        ]
+    })
+}
+
+proptest! {
+    #[test]
+    fn no_json_makes_the_parsers_panic(body in any_json()) {
+        let bytes = body.to_string();
+        let _ = ChatRequest::parse(bytes.as_bytes());
+        let _ = EmbeddingRequest::parse(bytes.as_bytes());
+    }
+
+    #[test]
+    fn no_mutation_of_a_valid_body_makes_the_parser_panic(at in 0usize..400, byte in any::<u8>(), cut in 0usize..400) {
+        let mut bytes = json!({
+            "model": "auto", "messages": [{"role": "user", "content": [{"type": "text", "text": "häßlich 🦀"}]}],
+            "n": 2, "stop": ["x"], "stream": true, "stream_options": {"include_usage": true}, "seed": 1, "temperature": 0.3,
+            "response_format": {"type": "json_schema", "json_schema": {"name": "s"}}, "logprobs": true, "top_logprobs": 2,
+        }).to_string().into_bytes();
+        let place = at % bytes.len();
+        bytes[place] = byte;
+        bytes.truncate(bytes.len().saturating_sub(cut % 3));
+        if let Ok(request) = ChatRequest::parse(&bytes) {
+            prop_assert!((1..=MAX_CHOICES).contains(&request.n) && request.stop.len() <= MAX_STOPS);
+            prop_assert_eq!(ChatRequest::parse(request.to_body().to_string().as_bytes()).unwrap(), request);
+        }
+    }
+}
