@@ -225,6 +225,19 @@ impl Fetcher {
     }
 }
 
+/// Folder of a model of the embedded catalogue, for tests: `cargo test` fetches what it needs by itself, into the same cache as the binary.
+/// Test processes that ask at once take turns, and each finds the files of the first.
+///
+/// # Panics
+/// The model cannot be had; the text says what was tried.
+pub fn ensure_for_tests(name: &str) -> PathBuf {
+    let fetcher = crate::config::fetcher(&crate::config::Environment::read()).expect("tests need a cache folder");
+    match fetcher.ensure(&Catalogue::embedded(), name, None, &mut metier_model::progress::silent) {
+        Ok(model) => model.dir,
+        Err(error) => panic!("this test needs the model `{name}`: {error}"),
+    }
+}
+
 /// Why one source failed; told beside the source's name.
 #[derive(Debug, thiserror::Error)]
 enum SourceError {
