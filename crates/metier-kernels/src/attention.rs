@@ -1,0 +1,243 @@
+//! Softmax attention of a few queries over pages of keys and values.
+//!
+//! A page holds `page_len` positions (a multiple of 16) of one head:
+//!
+//! ```text
+//! keys   (head_dim, page_len)   transposed: 16 neighbours are 16 positions, so scores need no sum across lanes
+//! values (page_len, head_dim)
+//! ```
+//!
+//! Each score is summed over `head_dim` in order, each output over positions in order, the softmax sum runs in 16 strides of
+//! the position: none of it depends on how many queries share the call or how positions are cut into pages.
+
+use crate::{
+    elementwise::softmax_body,
+    lanes::{LANES, Lanes},
+};
+
+/// Shape of one head's pages.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PageShape {
+    /// Elements of a key; a multiple of 16.
+    pub head_dim: usize,
+    /// Positions of a page; a multiple of 16.
+    pub page_len: usize,
+}
+
+impl PageShape {
+    /// f32 of one page: keys, then values.
+    pub const fn floats(self) -> usize {
+        2 * self.head_dim * self.page_len
+    }
+
+    /// Writes key and value of position `at` of a page.
+    pub fn write(self, page: &mut [f32], at: usize, key: &[f32], value: &[f32]) {
+        assert!(page.len() == self.floats() && at < self.page_len, "a position of the page");
+        assert!(key.len() == self.head_dim && value.len() == self.head_dim, "one head's key and value");
+        let (keys, values) = page.split_at_mut(self.head_dim * self.page_len);
+        for (d, key) in key.iter().enumerate() {
+            keys[d * self.page_len + at] = *key;
+        }
+        values[at * self.head_dim..(at + 1) * self.head_dim].copy_from_slice(value);
+    }
+}
+
+/// Queries that share one pass over the pages.
+pub const QUERIES: usize = 8;
+
+/// `out[r] = Σ_j softmax_j(scale · q[r]·key[j]) · value[j]`, j < visible[r].
+///
+/// `queries`, `out`: (r, head_dim), at most [`QUERIES`] rows; `visible[r]` ≥ 1 positions, which `pages` must hold; `scratch` is
+/// made as long as needed.
+///
+/// # Panics
+///
+/// Where sizes disagree.
+#[allow(clippy::too_many_arguments, reason = "a kernel's arguments are its shape")]
+pub fn attend(
+    isa: crate::Isa,
+    shape: PageShape,
+    queries: &[f32],
+    visible: &[usize],
+    pages: &[&[f32]],
+    scale: f32,
+    scratch: &mut Vec<f32>,
+    out: &mut [f32],
+) {
+    let rows = visible.len();
+    assert!((1..=QUERIES).contains(&rows), "one to eight queries");
+    assert!(shape.head_dim.is_multiple_of(LANES) && shape.page_len.is_multiple_of(LANES), "multiples of 16");
+    assert!(queries.len() == rows * shape.head_dim && out.len() == queries.len(), "(rows, head_dim)");
+    let longest = visible.iter().copied().max().expect("at least one row");
+    assert!(visible.iter().all(|&v| v > 0) && longest <= pages.len() * shape.page_len, "visible positions are there");
+    assert!(pages.iter().all(|page| page.len() == shape.floats()), "whole pages");
+    let padded = longest.next_multiple_of(LANES);
+    scratch.clear();
+    scratch.resize(rows * padded, 0.0);
+    attend_rows(isa, shape, queries, visible, pages, scale, scratch, out);
+}
+
+per_tier! {
+    fn attend_rows(shape: PageShape, queries: &[f32], visible: &[usize], pages: &[&[f32]], scale: f32, scores: &mut [f32],
+        out: &mut [f32]) = attend_rows_body
+}
+
+#[allow(clippy::too_many_arguments, reason = "a kernel's arguments are its shape")]
+#[inline(always)]
+unsafe fn attend_rows_body<L: Lanes>(
+    shape: PageShape,
+    queries: &[f32],
+    visible: &[usize],
+    pages: &[&[f32]],
+    scale: f32,
+    scores: &mut [f32],
+    out: &mut [f32],
+) {
+    let rows = visible.len();
+    let padded = scores.len() / rows;
+    let mut row = 0;
+    while row < rows {
+        let left = rows - row;
+        let height = if left >= 8 && L::TILE_ROWS >= 12 {
+            8
+        } else if left >= 4 {
+            4
+        } else if left >= 3 && L::TILE_ROWS >= 12 {
+            3
+        } else {
+            left.min(2)
+        };
+        let part = Rows {
+            shape,
+            queries: &queries[row * shape.head_dim..(row + height) * shape.head_dim],
+            visible: &visible[row..row + height],
+            pages,
+            scale,
+        };
+        let scores = &mut scores[row * padded..(row + height) * padded];
+        let out = &mut out[row * shape.head_dim..(row + height) * shape.head_dim];
+        // SAFETY: features as the trait demands; `attend` checked the sizes.
+        unsafe {
+            match height {
+                8 => part.attend::<L, 8>(scores, out),
+                4 => part.attend::<L, 4>(scores, out),
+                3 => part.attend::<L, 3>(scores, out),
+                2 => part.attend::<L, 2>(scores, out),
+                _ => part.attend::<L, 1>(scores, out),
+            }
+        }
+        row += height;
+    }
+}
+
+#[derive(Clone, Copy)]
+struct Rows<'a> {
+    shape: PageShape,
+    queries: &'a [f32],
+    visible: &'a [usize],
+    pages: &'a [&'a [f32]],
+    scale: f32,
+}
+
+impl Rows<'_> {
+    #[inline(always)]
+    unsafe fn attend<L: Lanes, const R: usize>(self, scores: &mut [f32], out: &mut [f32]) {
+        let PageShape { head_dim, page_len } = self.shape;
+        let padded = scores.len() / R;
+        let longest = self.visible.iter().copied().fold(0, usize::max);
+        // SAFETY: tiles of 16 positions that start below `longest` lie inside `scores` (padded to 16) and inside their page
+        // (page_len is a multiple of 16); queries and values are indexed below head_dim; features as the trait demands.
+        unsafe {
+            for at in (0..longest).step_by(LANES) {
+                let keys = self.pages[at / page_len].as_ptr().add(at % page_len);
+                let mut sums = [L::splat(0.0); R];
+                for d in 0..head_dim {
+                    let key = L::load(keys.add(d * page_len));
+                    for r in 0..R {
+                        sums[r] = L::fma(L::splat(*self.queries.as_ptr().add(r * head_dim + d)), key, sums[r]);
+                    }
+                }
+                for r in 0..R {
+                    L::store(scores.as_mut_ptr().add(r * padded + at), L::mul(sums[r], L::splat(self.scale)));
+                }
+            }
+            for (row, &visible) in scores.chunks_exact_mut(padded).zip(self.visible) {
+                softmax_body::<L>(&mut row[..visible]);
+                row[visible..].fill(0.0);
+            }
+            for d in (0..head_dim).step_by(LANES) {
+                let mut sums = [L::splat(0.0); R];
+                for (page_idx, page) in self.pages.iter().enumerate() {
+                    let from = page_idx * page_len;
+                    if from >= longest {
+                        break;
+                    }
+                    let values = page.as_ptr().add(head_dim * page_len + d);
+                    for j in 0..page_len.min(longest - from) {
+                        let value = L::load(values.add(j * head_dim));
+                        for r in 0..R {
+                            sums[r] = L::fma(L::splat(*scores.as_ptr().add(r * padded + from + j)), value, sums[r]);
+                        }
+                    }
+                }
+                for r in 0..R {
+                    L::store(out.as_mut_ptr().add(r * head_dim + d), sums[r]);
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests")]
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::tier::{Isa, Tier};
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(48))]
+        #[test]
+        fn tiers_agree_and_are_softmax_attention(rows in 1usize..=8, first in 1usize..60, pages in 2usize..5, wide: bool) {
+            let shape = PageShape { head_dim: if wide { 64 } else { 16 }, page_len: 32 };
+            let first = first.min(pages * 32 - rows + 1);
+            let value = |i: usize, salt: usize| ((i * 37 + salt * 101) % 257) as f32 / 128.0 - 1.0;
+            let n = pages * 32;
+            let keys: Vec<Vec<f32>> = (0..n).map(|j| (0..shape.head_dim).map(|d| value(j * 64 + d, 1)).collect()).collect();
+            let values: Vec<Vec<f32>> = (0..n).map(|j| (0..shape.head_dim).map(|d| value(j * 64 + d, 2)).collect()).collect();
+            let mut store = vec![vec![0.0; shape.floats()]; pages];
+            for j in 0..n {
+                shape.write(&mut store[j / 32], j % 32, &keys[j], &values[j]);
+            }
+            let store: Vec<&[f32]> = store.iter().map(Vec::as_slice).collect();
+            let queries: Vec<f32> = (0..rows * shape.head_dim).map(|i| value(i, 3)).collect();
+            let visible: Vec<usize> = (first..first + rows).collect();
+            let run = |isa: Isa, queries: &[f32], visible: &[usize]| {
+                let mut out = vec![f32::NAN; queries.len()];
+                attend(isa, shape, queries, visible, &store, 0.3, &mut Vec::new(), &mut out);
+                out
+            };
+            let expected = run(Isa::SCALAR, &queries, &visible);
+            for r in 0..rows {
+                let q = &queries[r * shape.head_dim..(r + 1) * shape.head_dim];
+                let e: Vec<f64> = keys[..visible[r]].iter()
+                    .map(|k| (q.iter().zip(k).map(|(q, k)| f64::from(*q) * f64::from(*k)).sum::<f64>() * f64::from(0.3f32)).exp())
+                    .collect();
+                let sum: f64 = e.iter().sum();
+                for d in 0..shape.head_dim {
+                    let exact: f64 = e.iter().zip(&values).map(|(e, v)| e * f64::from(v[d])).sum::<f64>() / sum;
+                    prop_assert!((exact - f64::from(expected[r * shape.head_dim + d])).abs() < 1e-5);
+                }
+            }
+            for tier in Tier::available() {
+                let isa = tier.isa().unwrap();
+                let got = run(isa, &queries, &visible);
+                prop_assert!(got.iter().zip(&expected).all(|(a, b)| a.to_bits() == b.to_bits()), "{} is not scalar", tier);
+                let last = (rows - 1) * shape.head_dim;
+                let alone = run(isa, &queries[last..], &visible[rows - 1..]);
+                prop_assert!(alone.iter().zip(&expected[last..]).all(|(a, b)| a.to_bits() == b.to_bits()), "{} alone", tier);
+            }
+        }
+    }
+}

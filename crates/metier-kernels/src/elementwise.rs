@@ -1,0 +1,283 @@
+//! What stands between two matrix products: norms, rotary positions, activations, softmax. Each works on one row.
+
+use crate::{
+    lanes::{LANES, Lanes},
+    math,
+};
+
+/// Calls `body(lanes)` for each 16 elements of `x`, the last ones padded with `pad`; writes back what `body` returns.
+#[inline(always)]
+unsafe fn map_in_place<L: Lanes>(x: &mut [f32], body: impl Fn(L::F) -> L::F) {
+    let mut chunks = x.chunks_exact_mut(LANES);
+    for chunk in &mut chunks {
+        // SAFETY: 16 elements; features as the trait demands.
+        unsafe { L::store(chunk.as_mut_ptr(), body(L::load(chunk.as_ptr()))) };
+    }
+    let rest = chunks.into_remainder();
+    if !rest.is_empty() {
+        let mut padded = [0.0; LANES];
+        padded[..rest.len()].copy_from_slice(rest);
+        // SAFETY: 16 elements; features as the trait demands.
+        unsafe { L::store(padded.as_mut_ptr(), body(L::load(padded.as_ptr()))) };
+        rest.copy_from_slice(&padded[..rest.len()]);
+    }
+}
+
+/// Folds `x` into 16 strided partial results (element i goes to lane i mod 16); absent elements are `pad`.
+#[inline(always)]
+unsafe fn fold<L: Lanes>(x: &[f32], start: f32, pad: f32, body: impl Fn(L::F, L::F) -> L::F) -> L::F {
+    // SAFETY: 16 elements each; features as the trait demands.
+    unsafe {
+        let mut acc = L::splat(start);
+        let chunks = x.chunks_exact(LANES);
+        let rest = chunks.remainder();
+        for chunk in chunks {
+            acc = body(acc, L::load(chunk.as_ptr()));
+        }
+        if !rest.is_empty() {
+            let mut padded = [pad; LANES];
+            padded[..rest.len()].copy_from_slice(rest);
+            acc = body(acc, L::load(padded.as_ptr()));
+        }
+        acc
+    }
+}
+
+per_tier! {
+    /// `out[i] = x[i] / √(mean(x²) + eps) · weight[i]` (Zhang and Sennrich 2019).
+    pub fn rms_norm(x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) = rms_norm_body
+}
+
+#[inline(always)]
+unsafe fn rms_norm_body<L: Lanes>(x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) {
+    assert!(x.len() == weight.len() && x.len() == out.len(), "one weight and one output an element");
+    // SAFETY: features as the trait demands.
+    let sum = unsafe { L::sum(fold::<L>(x, 0.0, 0.0, |acc, x| L::fma(x, x, acc))) };
+    let scale = 1.0 / (sum / x.len() as f32 + eps).sqrt();
+    for ((out, x), weight) in out.iter_mut().zip(x).zip(weight) {
+        *out = x * scale * weight;
+    }
+}
+
+per_tier! {
+    /// `x[i] = (x[i] − mean) / √(var + eps) · weight[i] + bias[i]`, variance over n (Ba et al. 2016).
+    pub fn layer_norm(x: &mut [f32], weight: &[f32], bias: &[f32], eps: f32) = layer_norm_body
+}
+
+#[inline(always)]
+unsafe fn layer_norm_body<L: Lanes>(x: &mut [f32], weight: &[f32], bias: &[f32], eps: f32) {
+    assert!(x.len() == weight.len() && x.len() == bias.len(), "one weight and one bias an element");
+    let n = x.len() as f32;
+    // SAFETY: features as the trait demands.
+    unsafe {
+        let mean = L::sum(fold::<L>(x, 0.0, 0.0, |acc, x| L::add(acc, x))) / n;
+        // Elements that pad the last lanes are `mean`, so that they add nothing to the variance.
+        let squares = fold::<L>(x, 0.0, mean, |acc, x| {
+            let d = L::sub(x, L::splat(mean));
+            L::fma(d, d, acc)
+        });
+        let scale = 1.0 / (L::sum(squares) / n + eps).sqrt();
+        for ((x, weight), bias) in x.iter_mut().zip(weight).zip(bias) {
+            *x = ((*x - mean) * scale).mul_add(*weight, *bias);
+        }
+    }
+}
+
+per_tier! {
+    /// `x[i] += y[i]`.
+    pub fn add(x: &mut [f32], y: &[f32]) = add_body
+}
+
+#[inline(always)]
+unsafe fn add_body<L: Lanes>(x: &mut [f32], y: &[f32]) {
+    assert_eq!(x.len(), y.len(), "as many on both sides");
+    for (x, y) in x.iter_mut().zip(y) {
+        *x += y;
+    }
+}
+
+per_tier! {
+    /// GELU in place: `x/2 · (1 + erf(x/√2))` (Hendrycks and Gimpel 2016), the exact form.
+    pub fn gelu(x: &mut [f32]) = gelu_body
+}
+
+#[inline(always)]
+unsafe fn gelu_body<L: Lanes>(x: &mut [f32]) {
+    // SAFETY: features as the trait demands.
+    unsafe { map_in_place::<L>(x, |x| math::gelu::<L>(x)) }
+}
+
+per_tier! {
+    /// SwiGLU (Shazeer 2020): `gate[i] = silu(gate[i]) · up[i]`.
+    pub fn swiglu(gate: &mut [f32], up: &[f32]) = swiglu_body
+}
+
+#[inline(always)]
+unsafe fn swiglu_body<L: Lanes>(gate: &mut [f32], up: &[f32]) {
+    assert_eq!(gate.len(), up.len(), "as many on both sides");
+    // SAFETY: features as the trait demands.
+    unsafe { map_in_place::<L>(gate, |x| math::silu::<L>(x)) };
+    for (gate, up) in gate.iter_mut().zip(up) {
+        *gate *= up;
+    }
+}
+
+per_tier! {
+    /// Softmax in place over all of `x`; the greatest element is taken off first.
+    pub fn softmax(x: &mut [f32]) = softmax_body
+}
+
+#[inline(always)]
+pub(crate) unsafe fn softmax_body<L: Lanes>(x: &mut [f32]) {
+    if x.is_empty() {
+        return;
+    }
+    // SAFETY: features as the trait demands.
+    unsafe {
+        let max = L::max_lane(fold::<L>(x, f32::NEG_INFINITY, f32::NEG_INFINITY, |acc, x| L::max(x, acc)));
+        map_in_place::<L>(x, |x| math::exp::<L>(L::sub(x, L::splat(max))));
+        let sum = L::sum(fold::<L>(x, 0.0, 0.0, |acc, x| L::add(acc, x)));
+        let scale = L::splat(1.0 / sum);
+        map_in_place::<L>(x, |x| L::mul(x, scale));
+    }
+}
+
+per_tier! {
+    /// `out[0] = ln Σ e^x`, by way of the greatest element.
+    pub fn log_sum_exp(x: &[f32], out: &mut f32) = log_sum_exp_body
+}
+
+#[inline(always)]
+unsafe fn log_sum_exp_body<L: Lanes>(x: &[f32], out: &mut f32) {
+    // SAFETY: features as the trait demands.
+    unsafe {
+        let max = L::max_lane(fold::<L>(x, f32::NEG_INFINITY, f32::NEG_INFINITY, |acc, x| L::max(x, acc)));
+        let shift = L::splat(max);
+        let chunks = x.chunks_exact(LANES);
+        let rest: f32 = chunks.remainder().iter().map(|x| (x - max).exp()).sum();
+        let mut acc = L::splat(0.0);
+        for chunk in chunks {
+            acc = L::add(acc, math::exp::<L>(L::sub(L::load(chunk.as_ptr()), shift)));
+        }
+        *out = max + (L::sum(acc) + rest).ln();
+    }
+}
+
+/// Rotary positions (Su et al. 2021) on adjacent pairs, as GGUF's `llama` rows are laid out:
+/// `(x[2i], x[2i+1])` is turned by the angle whose `(cos, sin)` is `turns[i]`. `x`: (n_heads, head_dim).
+pub fn rope_adjacent(x: &mut [f32], head_dim: usize, turns: &[(f32, f32)]) {
+    assert!(turns.len() * 2 <= head_dim && x.len().is_multiple_of(head_dim), "pairs lie inside whole heads");
+    for head in x.chunks_exact_mut(head_dim) {
+        for (pair, (cos, sin)) in head.chunks_exact_mut(2).zip(turns) {
+            let (a, b) = (pair[0], pair[1]);
+            pair[0] = a * cos - b * sin;
+            pair[1] = a * sin + b * cos;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests")]
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::tier::{Isa, Tier};
+
+    fn bits(x: &[f32]) -> Vec<u32> {
+        x.iter().map(|x| x.to_bits()).collect()
+    }
+
+    /// All tiers give the scalar's bits, and the scalar is close to f64 arithmetic.
+    fn check(x: &[f32], kernel: impl Fn(Isa, &mut [f32]), truth: impl Fn(&[f64]) -> Vec<f64>, tolerance: f64) {
+        let mut expected = x.to_vec();
+        kernel(Isa::SCALAR, &mut expected);
+        let exact = truth(&x.iter().map(|&x| f64::from(x)).collect::<Vec<_>>());
+        for (i, (a, b)) in expected.iter().zip(&exact).enumerate() {
+            assert!((f64::from(*a) - b).abs() <= tolerance * b.abs().max(1.0), "element {i}: {a} is not {b}");
+        }
+        for tier in Tier::available() {
+            let mut got = x.to_vec();
+            kernel(tier.isa().unwrap(), &mut got);
+            assert_eq!(bits(&got), bits(&expected), "{tier}");
+        }
+    }
+
+    /// erf by its series, good for |x| < 6 in f64.
+    fn erf(x: f64) -> f64 {
+        if x.abs() > 5.5 {
+            return x.signum();
+        }
+        let (mut term, mut sum) = (x, x);
+        for n in 1..200 {
+            term *= -x * x / f64::from(n);
+            sum += term / f64::from(2 * n + 1);
+        }
+        sum * std::f64::consts::FRAC_2_SQRT_PI
+    }
+
+    fn row() -> impl Strategy<Value = Vec<f32>> {
+        prop::collection::vec(-20.0f32..20.0, 1..100)
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+
+        #[test]
+        fn gelu_is_exact_gelu(x in prop::collection::vec(-7.0f32..7.0, 1..70)) {
+            check(&x, gelu,
+                |x| x.iter().map(|x| x / 2.0 * (1.0 + erf(x / 2f64.sqrt()))).collect(), 2e-6);
+        }
+
+        #[test]
+        fn softmax_sums_to_one(x in row()) {
+            check(&x, softmax, |x| {
+                let max = x.iter().copied().fold(f64::MIN, f64::max);
+                let sum: f64 = x.iter().map(|x| (x - max).exp()).sum();
+                x.iter().map(|x| (x - max).exp() / sum).collect()
+            }, 2e-6);
+        }
+
+        #[test]
+        fn layer_norm_is_layer_norm(x in row(), seed in 0.5f32..2.0) {
+            let weight: Vec<f32> = (0..x.len()).map(|i| seed + i as f32 * 0.01).collect();
+            let bias: Vec<f32> = (0..x.len()).map(|i| seed - i as f32 * 0.02).collect();
+            check(&x, |isa, x| layer_norm(isa, x, &weight, &bias, 1e-5), |x| {
+                let n = x.len() as f64;
+                let mean = x.iter().sum::<f64>() / n;
+                let var = x.iter().map(|x| (x - mean).powi(2)).sum::<f64>() / n;
+                x.iter().enumerate().map(|(i, x)|
+                    (x - mean) / (var + 1e-5).sqrt() * f64::from(weight[i]) + f64::from(bias[i])).collect()
+            }, 2e-3);
+        }
+
+        #[test]
+        fn rms_norm_is_rms_norm(x in row()) {
+            let weight: Vec<f32> = (0..x.len()).map(|i| 1.0 + i as f32 * 0.01).collect();
+            check(&x, |isa, x| { let y = x.to_vec(); rms_norm(isa, &y, &weight, 1e-5, x) }, |x| {
+                let mean = x.iter().map(|x| x * x).sum::<f64>() / x.len() as f64;
+                x.iter().enumerate().map(|(i, x)| x / (mean + 1e-5).sqrt() * f64::from(weight[i])).collect()
+            }, 1e-5);
+        }
+
+        #[test]
+        fn swiglu_is_silu_times_up(x in prop::collection::vec(-100.0f32..100.0, 1..70)) {
+            let up: Vec<f32> = (0..x.len()).map(|i| i as f32 * 0.3 - 4.0).collect();
+            check(&x, |isa, x| swiglu(isa, x, &up),
+                |x| x.iter().enumerate().map(|(i, x)| x / (1.0 + (-x).exp()) * f64::from(up[i])).collect(), 1e-5);
+        }
+
+        #[test]
+        fn log_sum_exp_is_right(x in row()) {
+            check(&x, |isa, x| { let mut y = 0.0; log_sum_exp(isa, x, &mut y); x.fill(y); },
+                |x| vec![x.iter().map(|x| x.exp()).sum::<f64>().ln(); x.len()], 1e-6);
+        }
+    }
+
+    #[test]
+    fn rope_turns_adjacent_pairs() {
+        let mut x = [1.0, 0.0, 0.0, 2.0, 3.0, 4.0, 5.0, 6.0];
+        rope_adjacent(&mut x, 4, &[(0.0, 1.0), (1.0, 0.0)]);
+        assert_eq!(x, [0.0, 1.0, 0.0, 2.0, -4.0, 3.0, 5.0, 6.0]);
+    }
+}

@@ -1,0 +1,153 @@
+//! Lanes as two 256-bit registers: lanes 0..8 and 8..16.
+
+use std::arch::x86_64::*;
+
+use super::Lanes;
+
+#[derive(Clone, Copy)]
+pub(crate) struct Avx2;
+
+// SAFETY of every block below: the trait's contract gives the CPU features and the elements behind pointers; loads and
+// stores are the unaligned kind.
+#[allow(clippy::undocumented_unsafe_blocks, reason = "one reason for all, stated above")]
+impl Lanes for Avx2 {
+    const TILE_ROWS: usize = 4;
+    type F = [__m256; 2];
+    type I = [__m256i; 2];
+    type B = [__m256i; 2];
+
+    #[inline(always)]
+    unsafe fn splat(x: f32) -> Self::F {
+        unsafe { [_mm256_set1_ps(x); 2] }
+    }
+    #[inline(always)]
+    unsafe fn load(p: *const f32) -> Self::F {
+        unsafe { [_mm256_loadu_ps(p), _mm256_loadu_ps(p.add(8))] }
+    }
+    #[inline(always)]
+    unsafe fn store(p: *mut f32, x: Self::F) {
+        unsafe {
+            _mm256_storeu_ps(p, x[0]);
+            _mm256_storeu_ps(p.add(8), x[1]);
+        }
+    }
+    #[inline(always)]
+    unsafe fn load_f16(p: *const u16) -> Self::F {
+        unsafe { [_mm256_cvtph_ps(_mm_loadu_si128(p.cast())), _mm256_cvtph_ps(_mm_loadu_si128(p.add(8).cast()))] }
+    }
+    #[inline(always)]
+    unsafe fn add(a: Self::F, b: Self::F) -> Self::F {
+        unsafe { [_mm256_add_ps(a[0], b[0]), _mm256_add_ps(a[1], b[1])] }
+    }
+    #[inline(always)]
+    unsafe fn sub(a: Self::F, b: Self::F) -> Self::F {
+        unsafe { [_mm256_sub_ps(a[0], b[0]), _mm256_sub_ps(a[1], b[1])] }
+    }
+    #[inline(always)]
+    unsafe fn mul(a: Self::F, b: Self::F) -> Self::F {
+        unsafe { [_mm256_mul_ps(a[0], b[0]), _mm256_mul_ps(a[1], b[1])] }
+    }
+    #[inline(always)]
+    unsafe fn div(a: Self::F, b: Self::F) -> Self::F {
+        unsafe { [_mm256_div_ps(a[0], b[0]), _mm256_div_ps(a[1], b[1])] }
+    }
+    #[inline(always)]
+    unsafe fn fma(a: Self::F, b: Self::F, c: Self::F) -> Self::F {
+        unsafe { [_mm256_fmadd_ps(a[0], b[0], c[0]), _mm256_fmadd_ps(a[1], b[1], c[1])] }
+    }
+    #[inline(always)]
+    unsafe fn max(a: Self::F, b: Self::F) -> Self::F {
+        unsafe { [_mm256_max_ps(a[0], b[0]), _mm256_max_ps(a[1], b[1])] }
+    }
+    #[inline(always)]
+    unsafe fn min(a: Self::F, b: Self::F) -> Self::F {
+        unsafe { [_mm256_min_ps(a[0], b[0]), _mm256_min_ps(a[1], b[1])] }
+    }
+    #[inline(always)]
+    unsafe fn abs(a: Self::F) -> Self::F {
+        unsafe {
+            let sign = _mm256_set1_ps(-0.0);
+            a.map(|a| _mm256_andnot_ps(sign, a))
+        }
+    }
+    #[inline(always)]
+    unsafe fn copysign(a: Self::F, b: Self::F) -> Self::F {
+        unsafe {
+            let sign = _mm256_set1_ps(-0.0);
+            let half = |a, b| _mm256_or_ps(_mm256_andnot_ps(sign, a), _mm256_and_ps(sign, b));
+            [half(a[0], b[0]), half(a[1], b[1])]
+        }
+    }
+    #[inline(always)]
+    unsafe fn round_to_int(a: Self::F) -> Self::I {
+        unsafe {
+            a.map(|a| _mm256_cvtps_epi32(_mm256_round_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(a)))
+        }
+    }
+    #[inline(always)]
+    unsafe fn to_float(a: Self::I) -> Self::F {
+        unsafe { [_mm256_cvtepi32_ps(a[0]), _mm256_cvtepi32_ps(a[1])] }
+    }
+    #[inline(always)]
+    unsafe fn exp2_int(n: Self::I) -> Self::F {
+        unsafe {
+            let bias = _mm256_set1_epi32(127);
+            n.map(|n| _mm256_castsi256_ps(_mm256_slli_epi32::<23>(_mm256_add_epi32(n, bias))))
+        }
+    }
+    #[inline(always)]
+    unsafe fn store_i8(p: *mut i8, x: Self::I) {
+        unsafe {
+            // Pack 32 → 16 → 8 bits works inside 128-bit halves: lanes come out as 0-3, 8-11, 4-7, 12-15; then put in order.
+            let words = _mm256_packs_epi32(x[0], x[1]);
+            let words = _mm256_permute4x64_epi64::<0b11_01_10_00>(words);
+            let bytes = _mm_packs_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256::<1>(words));
+            _mm_storeu_si128(p.cast(), bytes);
+        }
+    }
+    #[inline(always)]
+    unsafe fn splat_i32(x: i32) -> Self::I {
+        unsafe { [_mm256_set1_epi32(x); 2] }
+    }
+    #[inline(always)]
+    unsafe fn load_bytes(p: *const u8) -> Self::B {
+        unsafe { [_mm256_loadu_si256(p.cast()), _mm256_loadu_si256(p.add(32).cast())] }
+    }
+    #[inline(always)]
+    unsafe fn low_nibbles(x: Self::B) -> Self::B {
+        unsafe {
+            let mask = _mm256_set1_epi8(15);
+            [_mm256_and_si256(x[0], mask), _mm256_and_si256(x[1], mask)]
+        }
+    }
+    #[inline(always)]
+    unsafe fn high_nibbles(x: Self::B) -> Self::B {
+        unsafe {
+            let mask = _mm256_set1_epi8(15);
+            x.map(|x| _mm256_and_si256(_mm256_srli_epi16::<4>(x), mask))
+        }
+    }
+    #[inline(always)]
+    unsafe fn store_bytes(p: *mut u8, x: Self::B) {
+        unsafe {
+            _mm256_storeu_si256(p.cast(), x[0]);
+            _mm256_storeu_si256(p.add(32).cast(), x[1]);
+        }
+    }
+    /// `vpmaddubsw` would saturate (255 · 127 · 2 > 32,767), so even and odd bytes are widened to 16 bits first.
+    #[inline(always)]
+    unsafe fn dot4(acc: Self::I, w: Self::B, a: *const i8) -> Self::I {
+        unsafe {
+            let a = _mm256_set1_epi32(a.cast::<i32>().read_unaligned());
+            let a_even = _mm256_srai_epi16::<8>(_mm256_slli_epi16::<8>(a));
+            let a_odd = _mm256_srai_epi16::<8>(a);
+            let low = _mm256_set1_epi16(255);
+            let half = |acc, w| {
+                let even = _mm256_madd_epi16(_mm256_and_si256(w, low), a_even);
+                let odd = _mm256_madd_epi16(_mm256_srli_epi16::<8>(w), a_odd);
+                _mm256_add_epi32(acc, _mm256_add_epi32(even, odd))
+            };
+            [half(acc[0], w[0]), half(acc[1], w[1])]
+        }
+    }
+}

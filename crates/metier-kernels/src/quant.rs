@@ -1,0 +1,574 @@
+//! 4-bit and 8-bit weights with a scale for each block of 32, times activations quantised to 8 bits on the fly.
+//!
+//! ```text
+//! y[n] = Σ_blocks  scale_w · scale_a · (Σ_32 q · a − zero · Σ_32 a)  +  min_w · scale_a · Σ_32 a
+//!                                       └ exact in i32 ┘
+//! ```
+//!
+//! `q` is unsigned (nibbles as the file has them; 8-bit weights plus 128), `a` is signed: the operands of `vpdpbusd`. Block
+//! sums are exact; their scaled f32 sum runs over the blocks in order, fused, so that all tiers and all batches agree.
+//!
+//! One block of a panel (16 outputs × 32 inputs):
+//!
+//! ```text
+//! 8 bits: 8 lines of 64 bytes; line g, lane n = q[n][4g..4g+4]                         512 bytes
+//! 4 bits: 4 lines; low nibbles of line g = q[n][4g..4g+4], high = q[n][16+4g..]        256 bytes
+//!         (the file's own byte j holds q[j] and q[j+16]: packing moves dwords and changes none)
+//! scales, mins: 16 × f16 each, as in the file
+//! ```
+
+use half::f16;
+
+use crate::{
+    BLOCK, PANEL,
+    dense::{FEW_ROWS, run_panels, store},
+    lanes::Lanes,
+    memory::{AlignedBytes, Shared},
+    pool::Pool,
+};
+
+/// Bytes of a register of weights.
+const LINE: usize = 64;
+
+/// A block format of GGUF that is kept bit for bit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BlockFormat {
+    /// 18 bytes: f16 scale, 32 nibbles; `w = scale · (q − 8)`.
+    Q4_0,
+    /// 20 bytes: f16 scale, f16 min, 32 nibbles; `w = scale · q + min`.
+    Q4_1,
+    /// 34 bytes: f16 scale, 32 × i8; `w = scale · q`.
+    Q8_0,
+}
+
+impl BlockFormat {
+    /// Bytes of one block of 32 weights.
+    pub const fn block_bytes(self) -> usize {
+        match self {
+            Self::Q4_0 => 18,
+            Self::Q4_1 => 20,
+            Self::Q8_0 => 34,
+        }
+    }
+
+    /// Where the quants start in a block.
+    const fn quants_at(self) -> usize {
+        match self {
+            Self::Q4_0 | Self::Q8_0 => 2,
+            Self::Q4_1 => 4,
+        }
+    }
+
+    const fn lines(self) -> usize {
+        match self {
+            Self::Q4_0 | Self::Q4_1 => 4,
+            Self::Q8_0 => 8,
+        }
+    }
+
+    /// What is taken off the unsigned quant.
+    const fn zero(self) -> i32 {
+        match self {
+            Self::Q4_0 => 8,
+            Self::Q4_1 => 0,
+            Self::Q8_0 => 128,
+        }
+    }
+}
+
+/// Weights `(n, k)` in quantised panels.
+pub struct QuantMatrix {
+    format: BlockFormat,
+    n: usize,
+    k: usize,
+    blocks: usize,
+    quants: AlignedBytes, // (n / 16, blocks, lines, 64)
+    scales: Vec<u16>,     // (n / 16, blocks, 16)
+    mins: Vec<u16>,       // likewise, for Q4_1; else empty
+}
+
+impl QuantMatrix {
+    /// Packs `n` rows of `k` weights (a multiple of 32); `row(i)` gives the blocks of row i as the file has them.
+    ///
+    /// # Panics
+    ///
+    /// Where `k` is no multiple of 32, or a row has another length.
+    pub fn pack<'a>(format: BlockFormat, n: usize, k: usize, row: impl Fn(usize) -> &'a [u8]) -> Self {
+        assert!(k.is_multiple_of(BLOCK), "whole blocks of 32");
+        let blocks = k / BLOCK;
+        let n_panels = n.div_ceil(PANEL);
+        let lines = format.lines();
+        let mut quants = AlignedBytes::zeroed(n_panels * blocks * lines * LINE);
+        let mut scales = vec![0; n_panels * blocks * PANEL];
+        let mut mins = vec![0; if format == BlockFormat::Q4_1 { scales.len() } else { 0 }];
+        let flip = if format == BlockFormat::Q8_0 { 0x80 } else { 0 };
+        for i in 0..n {
+            let (panel, lane) = (i / PANEL, i % PANEL);
+            let row = row(i);
+            assert_eq!(row.len(), blocks * format.block_bytes(), "one row of blocks");
+            for (b, block) in row.chunks_exact(format.block_bytes()).enumerate() {
+                let at = (panel * blocks + b) * PANEL + lane;
+                scales[at] = u16::from_le_bytes([block[0], block[1]]);
+                if format == BlockFormat::Q4_1 {
+                    mins[at] = u16::from_le_bytes([block[2], block[3]]);
+                }
+                let lines_at = (panel * blocks + b) * lines * LINE;
+                for (g, dword) in block[format.quants_at()..].chunks_exact(4).enumerate() {
+                    let to = &mut quants[lines_at + g * LINE + lane * 4..][..4];
+                    for (to, from) in to.iter_mut().zip(dword) {
+                        *to = from ^ flip;
+                    }
+                }
+            }
+        }
+        Self { format, n, k, blocks, quants, scales, mins }
+    }
+
+    /// Quantises `n` rows of `k` f32 weights to 8 bits; `row(i, buffer)` writes row i. Inputs are filled up to a multiple of
+    /// 32 with zeros.
+    pub fn quantise(n: usize, k: usize, mut row: impl FnMut(usize, &mut [f32])) -> Self {
+        let padded = k.next_multiple_of(BLOCK);
+        let mut weights = vec![0.0; padded];
+        let row_bytes = padded / BLOCK * BlockFormat::Q8_0.block_bytes();
+        let mut bytes = Vec::with_capacity(n * row_bytes);
+        for i in 0..n {
+            row(i, &mut weights[..k]);
+            for block in weights.chunks_exact(BLOCK) {
+                quantise_weights(block, &mut bytes);
+            }
+        }
+        let mut packed = Self::pack(BlockFormat::Q8_0, n, padded, |i| &bytes[i * row_bytes..(i + 1) * row_bytes]);
+        packed.k = k;
+        packed
+    }
+
+    /// Outputs.
+    pub fn n(&self) -> usize {
+        self.n
+    }
+
+    /// Inputs.
+    pub fn k(&self) -> usize {
+        self.k
+    }
+}
+
+/// One block of Q8_0: scale = max|w| / 127 rounded to f16, quants to nearest.
+fn quantise_weights(block: &[f32], bytes: &mut Vec<u8>) {
+    let max = block.iter().fold(0.0f32, |max, w| max.max(w.abs()));
+    let scale = f16::from_f32(max / 127.0);
+    bytes.extend(scale.to_bits().to_le_bytes());
+    let scale = scale.to_f32();
+    let inverse = if scale > 0.0 { 1.0 / scale } else { 0.0 };
+    bytes.extend(block.iter().map(|w| ((w * inverse).round_ties_even().clamp(-127.0, 127.0) as i8).cast_unsigned()));
+}
+
+/// Activations, quantised to 8 bits with one scale for each block of 32. Reused from call to call.
+#[derive(Default)]
+pub struct QuantRows {
+    rows: usize,
+    blocks: usize,
+    values: Vec<i8>,  // (rows, blocks, 32)
+    scales: Vec<f32>, // (rows, blocks)
+    sums: Vec<i32>,   // Σ values of a block
+    scaled: Vec<f32>, // scale · sum
+}
+
+/// Rows that one part quantises.
+const QUANTISE_GRAIN: usize = 16;
+
+impl QuantRows {
+    /// Quantises `x`: (m, k).
+    ///
+    /// # Panics
+    ///
+    /// Where `x` is no whole number of rows.
+    pub fn quantise(&mut self, pool: &Pool, x: &[f32], k: usize) {
+        assert!(k > 0 && x.len().is_multiple_of(k), "whole rows");
+        self.rows = x.len() / k;
+        self.blocks = k.div_ceil(BLOCK);
+        let n_blocks = self.rows * self.blocks;
+        self.values.resize(n_blocks * BLOCK, 0);
+        self.scales.resize(n_blocks, 0.0);
+        self.sums.resize(n_blocks, 0);
+        self.scaled.resize(n_blocks, 0.0);
+        let blocks = self.blocks;
+        let (values, scales) = (Shared::new(&mut self.values), Shared::new(&mut self.scales));
+        let (sums, scaled) = (Shared::new(&mut self.sums), Shared::new(&mut self.scaled));
+        let isa = pool.isa();
+        pool.run_ranges(self.rows, QUANTISE_GRAIN, &|rows| {
+            let (from, len) = (rows.start * blocks, rows.len() * blocks);
+            // SAFETY: ranges of rows do not overlap.
+            let (values, scales, sums, scaled) = unsafe {
+                (
+                    values.part(from * BLOCK, len * BLOCK),
+                    scales.part(from, len),
+                    sums.part(from, len),
+                    scaled.part(from, len),
+                )
+            };
+            quantise_rows(isa, &x[rows.start * k..rows.end * k], k, values, scales, sums, scaled);
+        });
+    }
+}
+
+per_tier! {
+    fn quantise_rows(x: &[f32], k: usize, values: &mut [i8], scales: &mut [f32], sums: &mut [i32], scaled: &mut [f32])
+        = quantise_rows_body
+}
+
+#[inline(always)]
+unsafe fn quantise_rows_body<L: Lanes>(
+    x: &[f32],
+    k: usize,
+    values: &mut [i8],
+    scales: &mut [f32],
+    sums: &mut [i32],
+    scaled: &mut [f32],
+) {
+    let blocks = k.div_ceil(BLOCK);
+    for (row_idx, row) in x.chunks_exact(k).enumerate() {
+        for b in 0..blocks {
+            let from = &row[b * BLOCK..k.min((b + 1) * BLOCK)];
+            let mut padded = [0.0; BLOCK];
+            let block = if from.len() == BLOCK {
+                from
+            } else {
+                padded[..from.len()].copy_from_slice(from);
+                &padded
+            };
+            let at = row_idx * blocks + b;
+            let values = &mut values[at * BLOCK..(at + 1) * BLOCK];
+            // SAFETY: 32 elements in and out; features as the trait demands.
+            unsafe {
+                let (low, high) = (L::load(block.as_ptr()), L::load(block.as_ptr().add(PANEL)));
+                let max = L::max_lane(L::max(L::abs(low), L::abs(high)));
+                let inverse = L::splat(if max > 0.0 { 127.0 / max } else { 0.0 });
+                // The quotient may pass 127 by a rounding error, never by a half: rounding brings it back.
+                L::store_i8(values.as_mut_ptr(), L::round_to_int(L::mul(low, inverse)));
+                L::store_i8(values.as_mut_ptr().add(PANEL), L::round_to_int(L::mul(high, inverse)));
+                scales[at] = max / 127.0;
+            }
+            sums[at] = values.iter().map(|&v| i32::from(v)).sum();
+            scaled[at] = scales[at] * sums[at] as f32;
+        }
+    }
+}
+
+/// `out[m][n] = Σ_k x[m][k] · w[n][k]` for quantised activations `x` (m rows). `out`: (m, n).
+///
+/// # Panics
+///
+/// Where sizes disagree.
+pub fn matmul(pool: &Pool, x: &QuantRows, weights: &QuantMatrix, out: &mut [f32]) {
+    let (m, n) = (x.rows, weights.n);
+    assert_eq!(x.blocks, weights.blocks, "as many inputs on both sides");
+    assert_eq!(out.len(), m * n, "out is (m, n)");
+    let out = Shared::new(out);
+    let isa = pool.isa();
+    run_panels(pool, n.div_ceil(PANEL), m, m * n * weights.k, &|first, count| {
+        quant_panels(isa, x, weights, first, count, out);
+    });
+}
+
+per_tier! {
+    fn quant_panels(x: &QuantRows, weights: &QuantMatrix, first: usize, count: usize, out: Shared<'_, f32>)
+        = quant_panels_body
+}
+
+#[inline(always)]
+unsafe fn quant_panels_body<L: Lanes>(
+    x: &QuantRows,
+    weights: &QuantMatrix,
+    first: usize,
+    count: usize,
+    out: Shared<'_, f32>,
+) {
+    let panel_bytes = weights.blocks * weights.format.lines() * LINE;
+    // With many rows, nibbles are unpacked once into bytes and read from there by every row tile.
+    let unpack = weights.format.lines() == 4 && x.rows > L::TILE_ROWS;
+    let mut unpacked = AlignedBytes::zeroed(if unpack { 2 * panel_bytes * 2 } else { 0 });
+    let wide = L::TILE_ROWS >= 12;
+    let mut done = 0;
+    while done < count {
+        let left = count - done;
+        let panels = if wide && x.rows <= FEW_ROWS && left >= 4 {
+            4
+        } else if wide && left >= 2 {
+            2
+        } else {
+            1
+        };
+        let from = first + done;
+        let mut quants = &weights.quants[from * panel_bytes..(from + panels) * panel_bytes];
+        // SAFETY: features as the trait demands; `unpacked` has room for two panels of bytes, and `panels` is at most 2 here
+        // because more than TILE_ROWS rows are more than FEW_ROWS.
+        unsafe {
+            if unpack {
+                for (from, to) in quants.chunks_exact(4 * LINE).zip(unpacked.chunks_exact_mut(8 * LINE)) {
+                    for g in 0..4 {
+                        let line = L::load_bytes(from.as_ptr().add(g * LINE));
+                        L::store_bytes(to.as_mut_ptr().add(g * LINE), L::low_nibbles(line));
+                        L::store_bytes(to.as_mut_ptr().add((g + 4) * LINE), L::high_nibbles(line));
+                    }
+                }
+                quants = &unpacked[..panels * panel_bytes * 2];
+            }
+            let tile = Tile { x, weights, quants, first: from, out };
+            let nibbles = weights.format.lines() == 4 && !unpack;
+            let mins = weights.format == BlockFormat::Q4_1;
+            match (panels, nibbles, mins) {
+                (4, false, false) => tile.rows::<L, 4, false, false>(),
+                (4, true, false) => tile.rows::<L, 4, true, false>(),
+                (4, true, true) => tile.rows::<L, 4, true, true>(),
+                (2, false, false) => tile.rows::<L, 2, false, false>(),
+                (2, false, true) => tile.rows::<L, 2, false, true>(),
+                (2, true, false) => tile.rows::<L, 2, true, false>(),
+                (2, true, true) => tile.rows::<L, 2, true, true>(),
+                (_, false, false) => tile.rows::<L, 1, false, false>(),
+                (_, false, true) => tile.rows::<L, 1, false, true>(),
+                (_, true, false) => tile.rows::<L, 1, true, false>(),
+                (_, true, true) => tile.rows::<L, 1, true, true>(),
+            }
+        }
+        done += panels;
+    }
+}
+
+#[derive(Clone, Copy)]
+struct Tile<'a> {
+    x: &'a QuantRows,
+    weights: &'a QuantMatrix,
+    quants: &'a [u8],
+    first: usize,
+    out: Shared<'a, f32>,
+}
+
+impl Tile<'_> {
+    /// All rows against `P` panels, in row tiles as tall as the registers allow.
+    #[inline(always)]
+    unsafe fn rows<L: Lanes, const P: usize, const NIBBLES: bool, const MINS: bool>(self) {
+        let m = self.x.rows;
+        let mut row = 0;
+        while row < m {
+            let left = m - row;
+            // SAFETY: features as the trait demands; `row + R <= m` by the comparison.
+            unsafe {
+                if P < 4 && L::TILE_ROWS >= 12 && left >= 6 {
+                    self.tile::<L, 6, P, NIBBLES, MINS>(row);
+                    row += 6;
+                } else if P < 4 && left >= 4 {
+                    self.tile::<L, 4, P, NIBBLES, MINS>(row);
+                    row += 4;
+                } else if left >= 2 {
+                    self.tile::<L, 2, P, NIBBLES, MINS>(row);
+                    row += 2;
+                } else {
+                    self.tile::<L, 1, P, NIBBLES, MINS>(row);
+                    row += 1;
+                }
+            }
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn tile<L: Lanes, const R: usize, const P: usize, const NIBBLES: bool, const MINS: bool>(self, row: usize) {
+        let Self { x, weights, quants, first, out } = self;
+        let blocks = weights.blocks;
+        let lines = if NIBBLES { 4 } else { 8 };
+        let zero = weights.format.zero();
+        let values = &x.values[row * blocks * BLOCK..(row + R) * blocks * BLOCK];
+        let range = row * blocks..(row + R) * blocks;
+        let (scales, sums, scaled) = (&x.scales[range.clone()], &x.sums[range.clone()], &x.scaled[range]);
+        let w_range = first * blocks * PANEL..(first + P) * blocks * PANEL;
+        let w_scales = &weights.scales[w_range.clone()];
+        let w_mins = if MINS { &weights.mins[w_range] } else { w_scales };
+        assert!(quants.len() >= P * blocks * lines * LINE, "the tile's panels are there");
+        // SAFETY: every pointer below stays inside a slice whose length was just cut or checked: block b < blocks, row r < R,
+        // panel p < P, line < lines; features as the trait demands.
+        unsafe {
+            let mut total = [[L::splat(0.0); P]; R];
+            for b in 0..blocks {
+                let mut dots = [[L::splat_i32(0); P]; R];
+                for r in 0..R {
+                    dots[r] = [L::splat_i32(-zero * *sums.as_ptr().add(r * blocks + b)); P];
+                }
+                for g in 0..lines {
+                    let mut w = [L::load_bytes(quants.as_ptr()); P];
+                    for p in 0..P {
+                        w[p] = L::load_bytes(quants.as_ptr().add(((p * blocks + b) * lines + g) * LINE));
+                    }
+                    for r in 0..R {
+                        let a = values.as_ptr().add((r * blocks + b) * BLOCK + g * 4);
+                        for p in 0..P {
+                            if NIBBLES {
+                                dots[r][p] = L::dot4(dots[r][p], L::low_nibbles(w[p]), a);
+                                dots[r][p] = L::dot4(dots[r][p], L::high_nibbles(w[p]), a.add(16));
+                            } else {
+                                dots[r][p] = L::dot4(dots[r][p], w[p], a);
+                            }
+                        }
+                    }
+                }
+                for p in 0..P {
+                    let at = (p * blocks + b) * PANEL;
+                    let w_scale = L::load_f16(w_scales.as_ptr().add(at));
+                    for r in 0..R {
+                        let scale = L::mul(w_scale, L::splat(*scales.as_ptr().add(r * blocks + b)));
+                        total[r][p] = L::fma(L::to_float(dots[r][p]), scale, total[r][p]);
+                    }
+                    if MINS {
+                        let w_min = L::load_f16(w_mins.as_ptr().add(at));
+                        for r in 0..R {
+                            let scaled = L::splat(*scaled.as_ptr().add(r * blocks + b));
+                            total[r][p] = L::fma(w_min, scaled, total[r][p]);
+                        }
+                    }
+                }
+            }
+            for (r, total) in total.into_iter().enumerate() {
+                for (p, total) in total.into_iter().enumerate() {
+                    store::<L>(out, row + r, first + p, weights.n, total);
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests")]
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::tier::Tier;
+
+    struct Random(u64);
+
+    impl Random {
+        fn next(&mut self) -> u32 {
+            self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            (self.0 >> 33) as u32
+        }
+        fn unit(&mut self) -> f32 {
+            self.next() as f32 / (1u32 << 30) as f32 - 1.0
+        }
+    }
+
+    fn blocks_of(format: BlockFormat, count: usize, random: &mut Random) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        for _ in 0..count {
+            bytes.extend(f16::from_f32(random.unit() * 0.1).to_bits().to_le_bytes());
+            if format == BlockFormat::Q4_1 {
+                bytes.extend(f16::from_f32(random.unit()).to_bits().to_le_bytes());
+            }
+            let rest = format.block_bytes() - format.quants_at();
+            bytes.extend((0..rest).map(|_| random.next() as u8));
+        }
+        bytes
+    }
+
+    /// The weights of one block, by the formula of the format.
+    fn dequantise(format: BlockFormat, block: &[u8]) -> Vec<f64> {
+        let half = |at: usize| f64::from(f16::from_bits(u16::from_le_bytes([block[at], block[at + 1]])).to_f32());
+        let nibble = |i: usize| {
+            let byte = block[format.quants_at() + i % 16];
+            f64::from(if i < 16 { byte & 15 } else { byte >> 4 })
+        };
+        (0..BLOCK)
+            .map(|i| match format {
+                BlockFormat::Q4_0 => half(0) * (nibble(i) - 8.0),
+                BlockFormat::Q4_1 => half(0) * nibble(i) + half(2),
+                BlockFormat::Q8_0 => half(0) * f64::from(block[2 + i].cast_signed()),
+            })
+            .collect()
+    }
+
+    fn check(format: BlockFormat, m: usize, n: usize, blocks: usize, seed: u64) {
+        let mut random = Random(seed);
+        let k = blocks * BLOCK;
+        let row_bytes = blocks * format.block_bytes();
+        let bytes = blocks_of(format, n * blocks, &mut random);
+        let packed = QuantMatrix::pack(format, n, k, |i| &bytes[i * row_bytes..(i + 1) * row_bytes]);
+        let x: Vec<f32> = (0..m * k).map(|_| random.unit()).collect();
+        let mut expected: Option<Vec<u32>> = None;
+        for tier in Tier::available() {
+            let pool = Pool::new(2, tier);
+            let mut rows = QuantRows::default();
+            rows.quantise(&pool, &x, k);
+            let mut out = vec![f32::NAN; m * n];
+            matmul(&pool, &rows, &packed, &mut out);
+            for i in 0..m {
+                for j in 0..n {
+                    let w: Vec<f64> = bytes[j * row_bytes..(j + 1) * row_bytes]
+                        .chunks(format.block_bytes())
+                        .flat_map(|block| dequantise(format, block))
+                        .collect();
+                    let (mut exact, mut magnitude) = (0.0, 0.0);
+                    for (l, w) in w.iter().enumerate() {
+                        let at = i * blocks + l / BLOCK;
+                        let a = f64::from(rows.values[at * BLOCK + l % BLOCK]) * f64::from(rows.scales[at]);
+                        assert!((a - f64::from(x[i * k + l])).abs() <= f64::from(rows.scales[at]) * 0.501);
+                        exact += a * w;
+                        magnitude += (a * w).abs();
+                    }
+                    // f32 sums of scaled blocks against f64; nibbles of 15 with a negative min cancel, hence the factor.
+                    let tolerance = 1e-5 * (magnitude + 1.0);
+                    assert!((f64::from(out[i * n + j]) - exact).abs() <= tolerance, "{tier} {format:?} [{i}][{j}]");
+                }
+            }
+            let bits: Vec<u32> = out.iter().map(|x| x.to_bits()).collect();
+            assert_eq!(*expected.get_or_insert_with(|| bits.clone()), bits, "{tier} is not scalar");
+
+            rows.quantise(&pool, &x[(m - 1) * k..], k);
+            let mut alone = vec![f32::NAN; n];
+            matmul(&pool, &rows, &packed, &mut alone);
+            let alone: Vec<u32> = alone.iter().map(|x| x.to_bits()).collect();
+            assert_eq!(alone, bits[(m - 1) * n..], "{tier}: a row alone is not the row in its batch");
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(40))]
+        #[test]
+        fn tiers_agree_with_each_other_and_the_formula(
+            format in prop::sample::select(vec![BlockFormat::Q4_0, BlockFormat::Q4_1, BlockFormat::Q8_0]),
+            m in 1usize..28, n in 1usize..90, blocks in 1usize..5, seed: u64,
+        ) {
+            check(format, m, n, blocks, seed);
+        }
+    }
+
+    #[test]
+    fn the_widest_values_do_not_overflow() {
+        let mut block = f16::from_f32(1.0).to_bits().to_le_bytes().to_vec();
+        block.extend([0x80u8; 32]);
+        let packed = QuantMatrix::pack(BlockFormat::Q8_0, 1, 32, |_| &block);
+        for tier in Tier::available() {
+            let pool = Pool::new(1, tier);
+            let mut rows = QuantRows::default();
+            rows.quantise(&pool, &[-127.0; 32], 32);
+            let mut out = [0.0];
+            matmul(&pool, &rows, &packed, &mut out);
+            assert_eq!(out, [32.0 * 127.0 * 128.0], "{tier}");
+        }
+    }
+
+    #[test]
+    fn eight_bit_weights_stay_close() {
+        let mut random = Random(7);
+        let (n, k) = (20, 40);
+        let w: Vec<f32> = (0..n * k).map(|_| random.unit()).collect();
+        let packed = QuantMatrix::quantise(n, k, |i, row| row.copy_from_slice(&w[i * k..(i + 1) * k]));
+        let x: Vec<f32> = (0..k).map(|_| random.unit()).collect();
+        let pool = Pool::new(1, Tier::detect());
+        let mut rows = QuantRows::default();
+        rows.quantise(&pool, &x, k);
+        let mut out = vec![0.0; n];
+        matmul(&pool, &rows, &packed, &mut out);
+        for j in 0..n {
+            let exact: f32 = (0..k).map(|l| x[l] * w[j * k + l]).sum();
+            assert!((out[j] - exact).abs() < 0.1, "{} is not {exact}", out[j]);
+        }
+    }
+}
