@@ -1,0 +1,12 @@
+#!/usr/bin/env bash
+# Prints the figures of docs/accuracy.md: one JSON line a task. Needs METIER_DATA, a folder that holds `banking77` and `clinc150`.
+set -euo pipefail
+cd "$(git -C "$(dirname "$0")" rev-parse --show-toplevel)"
+export METIER_DATA=${METIER_DATA:-../shared/data}
+METIER_DATA=$(realpath "$METIER_DATA") || { echo "METIER_DATA names no folder: nothing to measure" >&2; exit 3; }
+store=$(mktemp -d)
+trap 'rm -rf "$store"' EXIT
+cargo build --release --locked --quiet
+for task in banking77 clinc150; do
+    target/release/metier build "bench/accuracy/$task.toml" --store "$store" --json | tail -n 1
+done
