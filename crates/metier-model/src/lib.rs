@@ -4,8 +4,10 @@
 //! Deliberately absent: threads of its own, clocks, randomness, sockets, the environment and the user's folders. Seeds and
 //! verified paths are arguments.
 
+pub mod chat;
 pub mod digest;
 pub mod progress;
+pub mod sample;
 
 pub use digest::Digest;
 pub use progress::{Progress, Unit};
