@@ -24,7 +24,10 @@ use std::{
     thread::{self, JoinHandle},
 };
 
-use crate::tier::{Isa, Tier};
+use crate::{
+    memory::Shared,
+    tier::{Isa, Tier},
+};
 
 /// Checks of the gate before a follower starts to yield its CPU.
 const SPINS: u32 = 4_000;
@@ -227,6 +230,45 @@ impl Pool {
         let grain = grain.max(1);
         self.run(rows.div_ceil(grain), &|i| part(i * grain..rows.min((i + 1) * grain)));
     }
+
+    /// Runs `part(i, piece)` for pieces of `lens[i]` elements, cut from `data` one after the other.
+    ///
+    /// # Panics
+    ///
+    /// Where the lengths do not add up to `data`'s.
+    pub fn run_pieces<T: Send>(&self, data: &mut [T], lens: &[usize], part: &(dyn Fn(usize, &mut [T]) + Sync)) {
+        let mut starts = Vec::with_capacity(lens.len());
+        let mut end = 0usize;
+        for len in lens {
+            starts.push(end);
+            end = end.checked_add(*len).expect("pieces of a slice");
+        }
+        assert_eq!(end, data.len(), "pieces cover the slice");
+        let data = Shared::new(data);
+        // SAFETY: pieces follow each other without overlap, and each part index runs once.
+        self.run(lens.len(), &|i| part(i, unsafe { data.part(starts[i], lens[i]) }));
+    }
+
+    /// Runs `part(first_row, rows)` for pieces of at most `grain` rows of `width` elements.
+    ///
+    /// # Panics
+    ///
+    /// Where `data` is no whole number of rows.
+    pub fn run_rows<T: Send>(
+        &self,
+        data: &mut [T],
+        width: usize,
+        grain: usize,
+        part: &(dyn Fn(usize, &mut [T]) + Sync),
+    ) {
+        assert!(width > 0 && data.len().is_multiple_of(width), "whole rows");
+        let rows = data.len() / width;
+        let data = Shared::new(data);
+        self.run_ranges(rows, grain, &|range| {
+            // SAFETY: ranges of rows do not overlap.
+            part(range.start, unsafe { data.part(range.start * width, range.len() * width) });
+        });
+    }
 }
 
 impl Drop for Pool {
@@ -417,6 +459,20 @@ mod tests {
             done.fetch_add(1, Ordering::Relaxed);
         });
         assert_eq!(done.load(Ordering::Relaxed), 19);
+    }
+
+    #[test]
+    fn pieces_and_rows_are_disjoint_and_complete() {
+        let pool = Pool::new(2, Tier::Scalar);
+        let mut data = vec![0usize; 60];
+        pool.run_pieces(&mut data, &[10, 0, 30, 20], &|i, piece| piece.fill(i + 1));
+        assert!(data[..10].iter().all(|&x| x == 1) && data[10..40].iter().all(|&x| x == 3));
+        pool.run_rows(&mut data, 6, 3, &|first, rows| {
+            for (i, row) in rows.chunks_mut(6).enumerate() {
+                row.fill(first + i);
+            }
+        });
+        assert!(data.iter().enumerate().all(|(i, &x)| x == i / 6));
     }
 
     #[test]

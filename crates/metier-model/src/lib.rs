@@ -4,10 +4,19 @@
 //! Deliberately absent: threads of its own, clocks, randomness, sockets, the environment and the user's folders. Seeds and
 //! verified paths are arguments.
 
+pub mod arch;
+mod base;
 pub mod chat;
 pub mod digest;
+pub mod encoder;
+pub mod format;
 pub mod progress;
 pub mod sample;
+pub mod tiny;
+pub mod tokenizer;
 
+pub use base::BaseId;
 pub use digest::Digest;
+pub use encoder::{Encoder, EncoderError};
 pub use progress::{Progress, Unit};
+pub use tokenizer::{TokenId, Tokenizer};

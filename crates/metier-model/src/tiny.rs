@@ -1,0 +1,129 @@
+//! Models small enough to be made in code: random weights, a real tokenizer, a real chat template.
+//!
+//! They answer nonsense, but every path of the engine can be tried on them in milliseconds: batches, stops, limits, tiers.
+
+use half::f16;
+
+use crate::{
+    format::{TensorType, gguf::Value, gguf_write::GgufWriter},
+    tokenizer::byte_of_char,
+};
+
+/// Elements of a hidden row.
+pub const WIDTH: usize = 64;
+/// Tokens of a context.
+pub const CONTEXT: usize = 256;
+const LAYERS: usize = 2;
+const HEADS: usize = 4;
+const KV_HEADS: usize = 2;
+const INNER: usize = 96;
+
+const CHAT_TEMPLATE: &str = "{% for message in messages %}{{'<|im_start|>' + message['role'] + '\n' + message['content'] \
+    + '<|im_end|>' + '\n'}}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}";
+
+/// A Llama-type decoder as a GGUF file: 2 layers, 64 wide, 262 tokens, 256 positions; Q4_1 weights.
+pub fn gguf(seed: u64) -> Vec<u8> {
+    gguf_with(seed, TensorType::Q4_1)
+}
+
+/// The same with weights of another type.
+///
+/// # Panics
+///
+/// For types other than F32, F16, Q4_0, Q4_1 and Q8_0.
+pub fn gguf_with(seed: u64, dtype: TensorType) -> Vec<u8> {
+    let mut random = Random(seed);
+    let mut words: Vec<String> = byte_of_char().into_keys().map(String::from).collect();
+    let merges = ["h e", "l l", "Ġ t"];
+    words.extend(merges.iter().map(|merge| merge.replace(' ', "")));
+    let mut kinds = vec![1; words.len()];
+    words.extend(["<|endoftext|>", "<|im_start|>", "<|im_end|>"].map(String::from));
+    kinds.resize(words.len(), 3);
+    let vocabulary = words.len();
+    let int = |n: usize| Value::Int(n as i64);
+    let text = |text: &str| Value::Text(text.to_owned());
+    let mut writer = GgufWriter::new()
+        .metadata("general.architecture", text("llama"))
+        .metadata("llama.block_count", int(LAYERS))
+        .metadata("llama.context_length", int(CONTEXT))
+        .metadata("llama.embedding_length", int(WIDTH))
+        .metadata("llama.feed_forward_length", int(INNER))
+        .metadata("llama.attention.head_count", int(HEADS))
+        .metadata("llama.attention.head_count_kv", int(KV_HEADS))
+        .metadata("llama.attention.layer_norm_rms_epsilon", Value::Float(1e-5))
+        .metadata("llama.rope.freq_base", Value::Float(10_000.0))
+        .metadata("llama.rope.dimension_count", int(WIDTH / HEADS))
+        .metadata("tokenizer.ggml.model", text("gpt2"))
+        .metadata("tokenizer.ggml.pre", text("smollm"))
+        .metadata("tokenizer.ggml.bos_token_id", int(vocabulary - 2))
+        .metadata("tokenizer.ggml.eos_token_id", int(vocabulary - 1))
+        .metadata("tokenizer.ggml.tokens", Value::Texts(words))
+        .metadata("tokenizer.ggml.token_type", Value::Ints(kinds))
+        .metadata("tokenizer.ggml.merges", Value::Texts(merges.map(String::from).to_vec()))
+        .metadata("tokenizer.chat_template", text(CHAT_TEMPLATE));
+    let mut add = |name: &str, shape: &[usize], dtype: TensorType, scale: f32| {
+        let bytes = random.weights(shape.iter().product(), dtype, scale);
+        let shape: Vec<u64> = shape.iter().map(|d| *d as u64).collect();
+        writer = std::mem::take(&mut writer).tensor(name, &shape, dtype, bytes);
+    };
+    let head_dim = WIDTH / HEADS;
+    add(
+        "token_embd.weight",
+        &[vocabulary, WIDTH],
+        if dtype == TensorType::Q4_1 { TensorType::Q8_0 } else { dtype },
+        1.0,
+    );
+    add("output_norm.weight", &[WIDTH], TensorType::F32, 1.0);
+    for i in 0..LAYERS {
+        let name = |part: &str| format!("blk.{i}.{part}.weight");
+        add(&name("attn_norm"), &[WIDTH], TensorType::F32, 1.0);
+        add(&name("ffn_norm"), &[WIDTH], TensorType::F32, 1.0);
+        add(&name("attn_q"), &[HEADS * head_dim, WIDTH], dtype, 0.3);
+        add(&name("attn_k"), &[KV_HEADS * head_dim, WIDTH], dtype, 0.3);
+        add(&name("attn_v"), &[KV_HEADS * head_dim, WIDTH], dtype, 0.3);
+        add(&name("attn_output"), &[WIDTH, HEADS * head_dim], dtype, 0.3);
+        add(&name("ffn_gate"), &[INNER, WIDTH], dtype, 0.3);
+        add(&name("ffn_up"), &[INNER, WIDTH], dtype, 0.3);
+        add(&name("ffn_down"), &[WIDTH, INNER], dtype, 0.3);
+    }
+    writer.finish()
+}
+
+/// SplitMix64.
+struct Random(u64);
+
+impl Random {
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let x = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        x ^ (x >> 31)
+    }
+
+    /// −1 … 1.
+    fn unit(&mut self) -> f32 {
+        (self.next() >> 40) as f32 / (1u64 << 23) as f32 - 1.0
+    }
+
+    fn weights(&mut self, n: usize, dtype: TensorType, scale: f32) -> Vec<u8> {
+        let mut out = Vec::new();
+        let half = |x: f32| f16::from_f32(x).to_le_bytes();
+        match dtype {
+            TensorType::F32 => (0..n).for_each(|_| out.extend((self.unit() * scale).to_le_bytes())),
+            TensorType::F16 => (0..n).for_each(|_| out.extend(half(self.unit() * scale))),
+            TensorType::Q4_0 | TensorType::Q4_1 | TensorType::Q8_0 => {
+                for _ in 0..n / 32 {
+                    let quants = if dtype == TensorType::Q8_0 { 32 } else { 16 };
+                    let step = if dtype == TensorType::Q8_0 { 127.0 } else { 8.0 };
+                    out.extend(half(scale / step));
+                    if dtype == TensorType::Q4_1 {
+                        out.extend(half(-scale));
+                    }
+                    out.extend((0..quants).map(|_| self.next() as u8));
+                }
+            }
+            other => panic!("tiny models have no {other} weights"),
+        }
+        out
+    }
+}

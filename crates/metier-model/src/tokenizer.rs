@@ -1,0 +1,417 @@
+//! Text ↔ token ids, over the `tokenizers` crate.
+//!
+//! **Question:** which ids does a model read for this text, and which bytes does an id stand for? **In:** a `tokenizer.json`,
+//! or the vocabulary and merges in GGUF metadata. **Out:** [`TokenId`]s, and text that is always complete UTF-8. **Absent:**
+//! truncation, padding and templates; what `tokenizer.json` says about the first two is ignored (MiniLM's file would cut at 128).
+//!
+//! # Text cannot forge control tokens
+//!
+//! A decoder's [`Tokenizer::encode`] treats `<|im_start|>` in a text as thirteen characters. Only
+//! [`Tokenizer::encode_with_specials`], for text that we wrote ourselves, finds control tokens; chats go through
+//! [`crate::chat`], which keeps the two kinds of text apart even where a template mixes them.
+
+use std::{collections::BTreeMap, fmt};
+
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+use tokenizers::pipeline::{EncodeOptions, Override, PipelineToken, PipelineTokenizer};
+
+use crate::format::Gguf;
+
+/// Index of a token in a vocabulary.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct TokenId(pub u32);
+
+impl fmt::Display for TokenId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// Tokens of a vocabulary, at most.
+pub const MAX_VOCABULARY: usize = 1 << 20;
+/// `tokenizer.ggml.token_type` of control tokens.
+const CONTROL: i64 = 3;
+/// `tokenizer.ggml.token_type` of tokens that a user added; matched in text like control tokens.
+const USER_DEFINED: i64 = 4;
+
+/// A tokenizer cannot be made, or cannot encode.
+#[derive(Debug, thiserror::Error)]
+pub enum TokenizerError {
+    /// Metadata that is needed is missing or of another type.
+    #[error("GGUF metadata `{0}` is missing or has the wrong type")]
+    Metadata(&'static str),
+    /// A kind of tokenizer that is not read.
+    #[error(
+        "tokenizer `{0}` is not supported: expected a byte-level BPE (`gpt2`) with pre-tokenizer `smollm` or `gpt-2`"
+    )]
+    Unsupported(String),
+    /// A vocabulary that contradicts itself.
+    #[error("the vocabulary is not usable: {0}")]
+    Vocabulary(String),
+    /// `tokenizer.json` cannot be read.
+    #[error("cannot read the tokenizer: {0}")]
+    Json(String),
+    /// The library refused a text.
+    #[error("cannot encode a text of {bytes} bytes: {problem}")]
+    Encode {
+        /// Length of the text.
+        bytes: usize,
+        /// What the library said.
+        problem: String,
+    },
+}
+
+/// A vocabulary with its rules.
+pub struct Tokenizer {
+    inner: PipelineTokenizer,
+    plain: EncodeOptions,
+    framed: EncodeOptions,
+    /// Control tokens by text, longest first where one starts another; only for tokenizers from GGUF.
+    specials: Vec<(String, TokenId)>,
+    /// The bytes of every id; empty for control tokens and for tokenizers from `tokenizer.json`.
+    bytes: Vec<Box<[u8]>>,
+    ids: BTreeMap<String, TokenId>,
+    vocabulary: usize,
+}
+
+impl Tokenizer {
+    /// The byte-level BPE described by a GGUF file's metadata.
+    ///
+    /// `smollm` isolates every numeric character, then splits as GPT-2 does. Control tokens are kept away from the library:
+    /// [`encode_with_specials`](Self::encode_with_specials) cuts the text at them first.
+    pub fn from_gguf(gguf: &Gguf) -> Result<Self, TokenizerError> {
+        let model = gguf.text("tokenizer.ggml.model").ok_or(TokenizerError::Metadata("tokenizer.ggml.model"))?;
+        let pre = gguf.text("tokenizer.ggml.pre").unwrap_or("gpt-2");
+        let byte_level =
+            json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true});
+        let pre_tokenizer = match (model, pre) {
+            ("gpt2", "smollm") => json!({"type": "Sequence", "pretokenizers": [
+                {"type": "Digits", "individual_digits": true}, byte_level]}),
+            ("gpt2", "gpt-2") => byte_level,
+            _ => return Err(TokenizerError::Unsupported(format!("{model}/{pre}"))),
+        };
+        let words = gguf.texts("tokenizer.ggml.tokens").ok_or(TokenizerError::Metadata("tokenizer.ggml.tokens"))?;
+        let merges = gguf.texts("tokenizer.ggml.merges").ok_or(TokenizerError::Metadata("tokenizer.ggml.merges"))?;
+        let kinds =
+            gguf.ints("tokenizer.ggml.token_type").ok_or(TokenizerError::Metadata("tokenizer.ggml.token_type"))?;
+        if words.is_empty() || words.len() > MAX_VOCABULARY || kinds.len() != words.len() {
+            let problem = format!("{} tokens, {} token types", words.len(), kinds.len());
+            return Err(TokenizerError::Vocabulary(problem));
+        }
+        let is_special = |i: usize| kinds[i] == CONTROL || kinds[i] == USER_DEFINED;
+        let byte_of = byte_of_char();
+        let mut ids = BTreeMap::new();
+        let mut specials = Vec::new();
+        let mut bytes = Vec::with_capacity(words.len());
+        for (i, word) in words.iter().enumerate() {
+            let id = TokenId(i as u32);
+            if ids.insert(word.clone(), id).is_some() {
+                return Err(TokenizerError::Vocabulary(format!("token `{word}` stands twice")));
+            }
+            if is_special(i) {
+                if !word.is_empty() {
+                    specials.push((word.clone(), id));
+                }
+                bytes.push(Box::default());
+            } else {
+                let decoded: Option<Vec<u8>> = word.chars().map(|c| byte_of.get(&c).copied()).collect();
+                let decoded = decoded.ok_or_else(|| {
+                    TokenizerError::Vocabulary(format!("token `{word}` is not in byte-level characters"))
+                })?;
+                bytes.push(decoded.into_boxed_slice());
+            }
+        }
+        if let Some(missing) = byte_of.keys().find(|c| !ids.contains_key(&c.to_string())) {
+            return Err(TokenizerError::Vocabulary(format!("no token for the single byte `{missing}`")));
+        }
+        specials.sort_by(|a, b| b.0.len().cmp(&a.0.len()).then_with(|| a.0.cmp(&b.0)));
+        let mut pairs = Vec::with_capacity(merges.len());
+        for merge in merges {
+            let pair = merge.split_once(' ').filter(|(left, right)| {
+                ids.contains_key(*left) && ids.contains_key(*right) && ids.contains_key(&format!("{left}{right}"))
+            });
+            let (left, right) = pair.ok_or_else(|| {
+                TokenizerError::Vocabulary(format!("merge `{merge}` does not join two tokens to a third"))
+            })?;
+            pairs.push([left, right]);
+        }
+        let vocabulary: serde_json::Map<_, _> =
+            words.iter().enumerate().map(|(i, word)| (word.clone(), json!(i))).collect();
+        let document = json!({
+            "version": "1.0", "truncation": null, "padding": null, "added_tokens": [], "normalizer": null,
+            "pre_tokenizer": pre_tokenizer, "post_processor": null,
+            "decoder": {"type": "ByteLevel", "add_prefix_space": true, "trim_offsets": true, "use_regex": true},
+            "model": {"type": "BPE", "dropout": null, "unk_token": null, "continuing_subword_prefix": null,
+                "end_of_word_suffix": null, "fuse_unk": false, "byte_fallback": false, "ignore_merges": false,
+                "vocab": vocabulary, "merges": pairs},
+        });
+        let inner = read(&document.to_string())?;
+        let vocabulary = words.len();
+        let (plain, framed) = (options(false), options(false));
+        Ok(Self { inner, plain, framed, specials, bytes, ids, vocabulary })
+    }
+
+    /// The tokenizer described by a `tokenizer.json`. Its truncation and padding are ignored.
+    pub fn from_json(text: &str) -> Result<Self, TokenizerError> {
+        let document: serde_json::Value =
+            serde_json::from_str(text).map_err(|e| TokenizerError::Json(e.to_string()))?;
+        let mut ids = BTreeMap::new();
+        let words = document.pointer("/model/vocab").and_then(serde_json::Value::as_object);
+        let entries = words.into_iter().flatten().map(|(word, id)| (word.as_str(), id));
+        let added = document.get("added_tokens").and_then(serde_json::Value::as_array);
+        let added =
+            added.into_iter().flatten().filter_map(|token| Some((token.get("content")?.as_str()?, token.get("id")?)));
+        for (word, id) in entries.chain(added) {
+            let id = id.as_u64().and_then(|id| u32::try_from(id).ok()).filter(|id| (*id as usize) < MAX_VOCABULARY);
+            let id = id.ok_or_else(|| TokenizerError::Vocabulary(format!("token `{word}` has no usable id")))?;
+            ids.insert(word.to_owned(), TokenId(id));
+        }
+        let vocabulary = ids.values().max().map_or(0, |id| id.0 as usize + 1);
+        let inner = read(text)?;
+        Ok(Self {
+            inner,
+            plain: options(false),
+            framed: options(true),
+            specials: Vec::new(),
+            bytes: Vec::new(),
+            ids,
+            vocabulary,
+        })
+    }
+
+    /// Ids are below this.
+    pub fn vocabulary(&self) -> usize {
+        self.vocabulary
+    }
+
+    /// The id of a token, by its text in the vocabulary.
+    pub fn id_of(&self, token: &str) -> Option<TokenId> {
+        self.ids.get(token).copied()
+    }
+
+    /// Texts of the control tokens.
+    pub fn specials(&self) -> impl Iterator<Item = &str> {
+        self.specials.iter().map(|(text, _)| text.as_str())
+    }
+
+    /// Whether the id is a control token.
+    pub fn is_special(&self, id: TokenId) -> bool {
+        self.specials.iter().any(|(_, special)| *special == id)
+    }
+
+    /// The ids of a text from anybody. Decoders' control tokens in it are ordinary characters; of a `tokenizer.json`, added
+    /// tokens are matched as its own library would. Nothing is put around the text.
+    pub fn encode(&self, text: &str) -> Result<Vec<TokenId>, TokenizerError> {
+        let mut out = Vec::new();
+        self.encode_into(text, &self.plain, &mut out)?;
+        Ok(out)
+    }
+
+    /// As [`encode`](Self::encode), framed by what the post-processor adds (`[CLS]` and `[SEP]`).
+    pub fn encode_framed(&self, text: &str) -> Result<Vec<TokenId>, TokenizerError> {
+        let mut out = Vec::new();
+        self.encode_into(text, &self.framed, &mut out)?;
+        Ok(out)
+    }
+
+    /// The ids of a text that we wrote: control tokens in it become their single id.
+    pub fn encode_with_specials(&self, text: &str) -> Result<Vec<TokenId>, TokenizerError> {
+        let mut out = Vec::new();
+        let mut rest = text;
+        while let Some((at, special, id)) = self.first_special(rest) {
+            self.encode_into(&rest[..at], &self.plain, &mut out)?;
+            out.push(id);
+            rest = &rest[at + special.len()..];
+        }
+        self.encode_into(rest, &self.plain, &mut out)?;
+        Ok(out)
+    }
+
+    /// The leftmost control token of a text, the longest where several start there.
+    pub(crate) fn first_special<'a>(&'a self, text: &str) -> Option<(usize, &'a str, TokenId)> {
+        let found = self
+            .specials
+            .iter()
+            .filter_map(|(special, id)| Some((text.find(special.as_str())?, special.as_str(), *id)));
+        // `specials` is sorted by length, and `min_by_key` keeps the first of equals.
+        found.min_by_key(|(at, ..)| *at)
+    }
+
+    fn encode_into(&self, text: &str, options: &EncodeOptions, out: &mut Vec<TokenId>) -> Result<(), TokenizerError> {
+        if text.is_empty() && !options.add_special_tokens {
+            return Ok(());
+        }
+        let mut tokens = Vec::new();
+        self.inner
+            .encode_into(text, options, &mut tokens)
+            .map_err(|e| TokenizerError::Encode { bytes: text.len(), problem: e.to_string() })?;
+        out.extend(PipelineToken::cast_slice(&tokens).iter().map(|id| TokenId(*id)));
+        Ok(())
+    }
+
+    /// The bytes that an id of a decoder's vocabulary stands for; none for control tokens and unknown ids.
+    pub fn bytes_of(&self, id: TokenId) -> &[u8] {
+        self.bytes.get(id.0 as usize).map_or(&[], |bytes| bytes)
+    }
+
+    /// The text of a decoder's ids, control tokens left out; bytes that are no UTF-8 become U+FFFD.
+    pub fn decode(&self, ids: &[TokenId]) -> String {
+        let bytes: Vec<u8> = ids.iter().flat_map(|id| self.bytes_of(*id)).copied().collect();
+        String::from_utf8_lossy(&bytes).into_owned()
+    }
+}
+
+impl fmt::Debug for Tokenizer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Tokenizer({} tokens, {} control tokens)", self.vocabulary, self.specials.len())
+    }
+}
+
+fn options(add_special_tokens: bool) -> EncodeOptions {
+    EncodeOptions {
+        add_special_tokens,
+        encode_special_tokens: false,
+        padding: Override::Off,
+        truncation: Override::Off,
+    }
+}
+
+fn read(json: &str) -> Result<PipelineTokenizer, TokenizerError> {
+    let canonical = tokenizers::canonicalize_str(json).map_err(|e| TokenizerError::Json(e.to_string()))?;
+    tokenizers::from_json(&canonical).map_err(|e| TokenizerError::Json(e.to_string()))
+}
+
+/// GPT-2's byte-level alphabet: printable Latin-1 stands for itself, the other 68 bytes for U+0100 onwards.
+pub(crate) fn byte_of_char() -> BTreeMap<char, u8> {
+    let mut next = 0x100;
+    (0..=255u8)
+        .map(|byte| match byte {
+            0x21..=0x7e | 0xa1..=0xac | 0xae..=0xff => (char::from(byte), byte),
+            _ => {
+                next += 1;
+                (char::from_u32(next - 1).expect("U+0100 to U+0143 are characters"), byte)
+            }
+        })
+        .collect()
+}
+
+/// Puts the bytes of one token after another together to text, and gives out only complete characters.
+#[derive(Clone, Debug, Default)]
+pub struct Utf8Stream {
+    pending: Vec<u8>,
+}
+
+impl Utf8Stream {
+    /// Adds bytes; returns the characters that are complete now. Bytes that can never become one turn into U+FFFD.
+    pub fn push(&mut self, bytes: &[u8]) -> String {
+        self.pending.extend(bytes);
+        let mut out = String::new();
+        loop {
+            match std::str::from_utf8(&self.pending) {
+                Ok(text) => {
+                    out.push_str(text);
+                    self.pending.clear();
+                    return out;
+                }
+                Err(error) => {
+                    let valid = error.valid_up_to();
+                    out.push_str(std::str::from_utf8(&self.pending[..valid]).expect("checked up to here"));
+                    let Some(bad) = error.error_len() else {
+                        self.pending.drain(..valid);
+                        return out;
+                    };
+                    out.push(char::REPLACEMENT_CHARACTER);
+                    self.pending.drain(..valid + bad);
+                }
+            }
+        }
+    }
+
+    /// The end: an incomplete character becomes U+FFFD.
+    pub fn finish(&mut self) -> String {
+        let rest = String::from_utf8_lossy(&self.pending).into_owned();
+        self.pending.clear();
+        rest
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests")]
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::tiny;
+
+    fn tokenizer() -> Tokenizer {
+        Tokenizer::from_gguf(&Gguf::parse(&tiny::gguf(1)).unwrap()).unwrap()
+    }
+
+    #[test]
+    fn text_cannot_forge_control_tokens() {
+        let tokenizer = tokenizer();
+        let start = tokenizer.id_of("<|im_start|>").unwrap();
+        let text = "a<|im_start|>b";
+        assert!(!tokenizer.encode(text).unwrap().contains(&start));
+        assert_eq!(tokenizer.decode(&tokenizer.encode(text).unwrap()), text);
+        let ids = tokenizer.encode_with_specials(text).unwrap();
+        assert_eq!(ids.iter().filter(|id| **id == start).count(), 1);
+        assert_eq!(tokenizer.decode(&ids), "ab");
+    }
+
+    #[test]
+    fn a_vocabulary_that_lies_is_refused() {
+        use crate::format::{gguf::Value, gguf_write::GgufWriter};
+        let check = |words: &[&str], kinds: Vec<i64>, merges: &[&str], message: &str| {
+            let text = |list: &[&str]| Value::Texts(list.iter().map(|s| (*s).to_owned()).collect());
+            let bytes = GgufWriter::new()
+                .metadata("tokenizer.ggml.model", Value::Text("gpt2".into()))
+                .metadata("tokenizer.ggml.pre", Value::Text("smollm".into()))
+                .metadata("tokenizer.ggml.tokens", text(words))
+                .metadata("tokenizer.ggml.token_type", Value::Ints(kinds))
+                .metadata("tokenizer.ggml.merges", text(merges))
+                .finish();
+            let error = Tokenizer::from_gguf(&Gguf::parse(&bytes).unwrap()).unwrap_err().to_string();
+            assert!(error.contains(message), "`{error}` does not say `{message}`");
+        };
+        check(&["a", "b"], vec![1], &[], "2 tokens, 1 token types");
+        check(&["a", "a"], vec![1, 1], &[], "stands twice");
+        check(&["a", "\u{4e00}"], vec![1, 1], &[], "not in byte-level");
+        check(&["a", "b"], vec![1, 1], &[], "no token for the single byte");
+    }
+
+    proptest! {
+        #[test]
+        fn any_text_comes_back(text in "\\PC{0,40}") {
+            static TOKENIZER: std::sync::LazyLock<Tokenizer> = std::sync::LazyLock::new(tokenizer);
+            let tokenizer = &*TOKENIZER;
+            prop_assert_eq!(tokenizer.decode(&tokenizer.encode(&text).unwrap()), text);
+        }
+
+        #[test]
+        fn a_stream_gives_only_whole_characters(text in "\\PC{0,20}", cuts in prop::collection::vec(1usize..4, 0..80)) {
+            let mut stream = Utf8Stream::default();
+            let (mut out, mut at) = (String::new(), 0);
+            for cut in cuts {
+                let end = (at + cut).min(text.len());
+                out.push_str(&stream.push(&text.as_bytes()[at..end]));
+                at = end;
+                prop_assert!(text.starts_with(&out));
+            }
+            out.push_str(&stream.push(&text.as_bytes()[at..]));
+            out.push_str(&stream.finish());
+            prop_assert_eq!(out, text);
+        }
+    }
+
+    #[test]
+    fn bytes_that_are_no_text_become_the_replacement_character() {
+        let mut stream = Utf8Stream::default();
+        assert_eq!(stream.push(b"a\xff\xc3"), "a\u{fffd}");
+        assert_eq!(stream.push(b"\xa9"), "é");
+        assert_eq!(stream.push(b"\xe2\x82"), "");
+        assert_eq!(stream.finish(), "\u{fffd}");
+    }
+}
