@@ -27,7 +27,7 @@ bless:
 
 # ten minutes of fuzzing on each target (about 30 minutes in all)
 fuzz SECONDS="600":
-    for target in gguf safetensors request; do (cd fuzz && RUSTC_BOOTSTRAP=1 cargo fuzz run $target -- -max_total_time={{SECONDS}} -rss_limit_mb=2048) || exit 1; done
+    for target in gguf safetensors request; do (cd fuzz && mkdir -p corpus/$target && RUSTC_BOOTSTRAP=1 cargo fuzz run $target corpus/$target seeds/$target -- -max_total_time={{SECONDS}} -rss_limit_mb=2048) || exit 1; done
 
 # the accuracy figures of docs/accuracy.md
 accuracy:
