@@ -183,6 +183,22 @@ pub struct BackendSettings {
     pub price: Option<String>,
 }
 
+impl BackendSettings {
+    /// A backend with the defaults for all that a command line does not say.
+    pub fn new(name: impl Into<String>, url: impl Into<String>, model: impl Into<String>, boundary: Boundary) -> Self {
+        Self {
+            name: name.into(),
+            url: url.into(),
+            model: model.into(),
+            boundary,
+            direct: false,
+            api_key_env: None,
+            deadline_ms: default_backend_deadline_ms(),
+            price: None,
+        }
+    }
+}
+
 fn default_backend_deadline_ms() -> u64 {
     30_000
 }

@@ -6,8 +6,11 @@
 // This room is the one place that prints.
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "the command line is where output belongs")]
 
+pub mod ask;
+pub mod child;
 pub mod models;
 pub mod progress;
+pub mod serve;
 
 use std::process::ExitCode;
 
@@ -24,6 +27,7 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Verb {
     Models(models::ModelsArgs),
+    Serve(serve::ServeArgs),
 }
 
 /// Why a verb ends without success, and with which exit code.
@@ -68,6 +72,8 @@ pub fn main() -> ExitCode {
             return ExitCode::from(code);
         }
     };
+    // Whoever speaks TLS here, as client, does so through ring; a second installation would be an error of ours and changes nothing.
+    let _ = rustls::crypto::ring::default_provider().install_default();
     match run(cli.verb) {
         Ok(()) => ExitCode::SUCCESS,
         Err(Failure::Found) => ExitCode::from(1),
@@ -79,6 +85,7 @@ pub fn main() -> ExitCode {
 fn run(verb: Verb) -> Outcome {
     match verb {
         Verb::Models(args) => models::run(args),
+        Verb::Serve(args) => serve::run(&args),
     }
 }
 

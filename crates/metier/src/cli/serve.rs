@@ -1,0 +1,179 @@
+//! `metier serve`: the server, from arguments to the last byte.
+//!
+//! ```text
+//! settings ─► port bound ─► models here ─► log verified, orphans closed ─► gateway ─► "ready on …" ─► … ─► stop ─► grace ─► log closed
+//! ```
+
+use std::{
+    io::IsTerminal as _,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+use anyhow::Context as _;
+use clap::Args;
+
+use super::{Failure, Outcome, child::READY};
+use crate::{
+    config::{BackendSettings, Boundary, Environment, Settings},
+    server,
+};
+
+/// Threads that speak HTTP; arithmetic has threads of its own.
+const HTTP_THREADS: usize = 2;
+/// Threads that may block on files beside them.
+const BLOCKING_THREADS: usize = 8;
+
+/// Serves specialists, base models and `auto` behind the OpenAI API.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  metier serve                                        every specialist of the store on http://127.0.0.1:8080/v1
+  metier serve --bind 127.0.0.1:0 --ready-file ready  a free port, written to a file once it answers
+  metier serve --backend llm=https://api.example/v1,big-model,outside
+  metier serve --base-only                            the decoder alone, as an OpenAI-compatible model")]
+pub struct ServeArgs {
+    /// Settings; default: `metier.toml` in the working folder, if there
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Address and port; only loopback while there are no API keys
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    bind: Option<SocketAddr>,
+    /// Folder of the audit log and its keys, and of the specialists unless `--specialists` says otherwise
+    #[arg(long, value_name = "DIR")]
+    state: Option<PathBuf>,
+    /// Folder of the specialists
+    #[arg(long, value_name = "DIR")]
+    specialists: Option<PathBuf>,
+    /// A place that answers when a specialist defers: NAME=URL,MODEL,inside|outside
+    #[arg(long = "backend", value_name = "SPEC", value_parser = backend)]
+    backends: Vec<BackendSettings>,
+    /// Serve the decoder alone: no specialists, no encoder, no `auto`
+    #[arg(long)]
+    base_only: bool,
+    /// Written, with the URL, once requests are answered
+    #[arg(long, value_name = "FILE")]
+    ready_file: Option<PathBuf>,
+    /// What is logged on stderr: error, warn, info, debug, or a filter such as `metier=debug,info`
+    #[arg(long, value_name = "FILTER", default_value = "info")]
+    log: String,
+    /// Stop when standard input ends: for a server that must not outlive its starter
+    #[arg(long, hide = true)]
+    until_stdin_closes: bool,
+}
+
+/// `name=URL,model,inside|outside`; the rest of a backend's settings stands in `metier.toml`.
+fn backend(text: &str) -> Result<BackendSettings, String> {
+    let parts = text.split_once('=').map(|(name, rest)| (name, rest.split(',').collect::<Vec<_>>()));
+    let Some((name, [url, model, boundary])) = parts.as_ref().map(|(name, parts)| (*name, parts.as_slice())) else {
+        return Err("must be NAME=URL,MODEL,inside|outside".to_owned());
+    };
+    let boundary = match *boundary {
+        "inside" => Boundary::Inside,
+        "outside" => Boundary::Outside,
+        other => return Err(format!("`{other}` is neither `inside` nor `outside`")),
+    };
+    Ok(BackendSettings::new(name, *url, *model, boundary))
+}
+
+/// Runs the server until it is asked to stop.
+pub fn run(args: &ServeArgs) -> Outcome {
+    log_to_stderr(&args.log)?;
+    let environment = Environment::read();
+    let settings = settings(args, &environment)?;
+    // Before anything that takes time: a port in use is told at once.
+    let listener = server::bind(settings.server.bind).map_err(Failure::environment)?;
+    let port =
+        listener.local_addr().context("cannot ask the system for the port").map_err(Failure::Environment)?.port();
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(HTTP_THREADS)
+        .max_blocking_threads(BLOCKING_THREADS)
+        .enable_all()
+        .build()
+        .context("cannot start the threads that speak HTTP")
+        .map_err(Failure::Environment)?;
+    let app = Arc::new(server::App::new(port));
+    let router = server::router(Arc::clone(&app));
+    let grace = Duration::from_millis(settings.server.grace_ms);
+    runtime.block_on(async {
+        announce(&listener, args.ready_file.as_deref())?;
+        let finished = server::serve(listener, router, server::stop(args.until_stdin_closes), grace)
+            .await
+            .context("cannot serve on the socket")
+            .map_err(Failure::Environment)?;
+        if !finished {
+            tracing::warn!(grace_ms = settings.server.grace_ms, "requests that were still running have been cut");
+        }
+        Ok(())
+    })
+}
+
+/// The file and the environment, with the command line on top.
+fn settings(args: &ServeArgs, environment: &Environment) -> Result<Settings, Failure> {
+    let mut settings = Settings::read(args.config.as_deref()).map_err(Failure::usage)?;
+    if let Some(bind) = args.bind {
+        settings.server.bind = bind;
+    }
+    settings.state.dir = match &args.state {
+        Some(dir) => Some(dir.clone()),
+        None => Some(settings.state_dir(environment).map_err(Failure::usage)?),
+    };
+    if let Some(dir) = &args.specialists {
+        settings.state.specialists = Some(dir.clone());
+    }
+    for backend in &args.backends {
+        settings.backend.retain(|known| known.name != backend.name);
+        settings.backend.push(backend.clone());
+    }
+    Ok(settings)
+}
+
+fn log_to_stderr(filter: &str) -> Outcome {
+    let filter = tracing_subscriber::EnvFilter::try_new(filter)
+        .with_context(|| format!("`--log {filter}` is no filter"))
+        .map_err(Failure::Usage)?;
+    let terminal = std::io::stderr().is_terminal();
+    // Fails only where a test has one already.
+    let _ =
+        tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(terminal).try_init();
+    Ok(())
+}
+
+/// Tells whoever waits: the line for programs, the file for scripts.
+fn announce(listener: &std::net::TcpListener, ready_file: Option<&Path>) -> Outcome {
+    let address = listener.local_addr().context("cannot ask the system for the port").map_err(Failure::Environment)?;
+    let url = format!("http://{address}");
+    if let Some(path) = ready_file {
+        let mut staged = path.as_os_str().to_owned();
+        staged.push(".new");
+        std::fs::write(&staged, format!("{url}\n"))
+            .and_then(|()| std::fs::rename(&staged, path))
+            .with_context(|| format!("cannot write the ready file `{}`", path.display()))
+            .map_err(Failure::Environment)?;
+    }
+    println!("{READY}{url}");
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests")]
+
+    use super::*;
+
+    #[test]
+    fn backends_are_read_from_the_command_line() {
+        let read = backend("llm=https://api.example/v1,big,outside").unwrap();
+        assert_eq!(
+            (read.name.as_str(), read.url.as_str(), read.model.as_str()),
+            ("llm", "https://api.example/v1", "big")
+        );
+        assert!(read.boundary == Boundary::Outside && !read.direct, "only a configuration file allows asking by name");
+        for wrong in
+            ["llm", "llm=https://x", "llm=https://x,big", "llm=https://x,big,abroad", "llm=https://x,big,outside,more"]
+        {
+            assert!(backend(wrong).is_err(), "{wrong}");
+        }
+    }
+}
