@@ -126,11 +126,11 @@ fn rounded(score: f32) -> f64 {
     (f64::from(score) * 1e4).round() / 1e4
 }
 
-/// A score or threshold in basis points, as entries hold it. Rounded down, so that a score that failed its threshold never
-/// reads as if it had passed.
+/// A score or threshold in basis points, as entries hold it. Rounded down, so that a score that failed its threshold does not
+/// read as if it had passed; the margin is what f32 loses, so that 0.78 is 7,800.
 pub fn basis_points(score: f32) -> u32 {
     // Out-of-range and NaN become 0 or 10,000 by the saturating cast and the clamp.
-    (f64::from(score) * 1e4).clamp(0.0, 1e4) as u32
+    (f64::from(score) * 1e4 + 1e-3).clamp(0.0, 1e4) as u32
 }
 
 #[cfg(test)]

@@ -91,9 +91,11 @@ impl GatewayError {
             Self::UnknownModel { .. } | Self::Invalid { .. } | Self::ContextLength { .. } | Self::Denied { .. } => {
                 Fault::Caller
             }
-            Self::Overloaded { .. } | Self::Deadline | Self::Unrecorded(_) | Self::Backend { .. } | Self::ShuttingDown => {
-                Fault::Operator
-            }
+            Self::Overloaded { .. }
+            | Self::Deadline
+            | Self::Unrecorded(_)
+            | Self::Backend { .. }
+            | Self::ShuttingDown => Fault::Operator,
             Self::Internal(_) => Fault::Bug,
         }
     }

@@ -5,8 +5,26 @@
 //! servers, files other than the state directory it is given, the environment, and training.
 
 pub mod audit;
+pub mod backend;
 pub mod decision;
+mod deferral;
+pub mod error;
+mod expert;
+pub mod gateway;
 pub mod meter;
+mod passage;
 pub mod policy;
+mod record;
+pub mod reply;
 pub mod route;
+pub mod setup;
 mod store;
+
+pub use backend::{BackendError, remote::BackendConfig, remote::Secret};
+pub use decision::{Decision, Escalated, Outcome};
+pub use error::{Fault, GatewayError};
+pub use gateway::{Caller, Gateway, Limits, RequestContext};
+pub use meter::Meter;
+pub use policy::Boundary;
+pub use reply::{EmbeddingReply, Reply, ReplyStream};
+pub use setup::{GatewayConfig, LocalModels, OpenError};

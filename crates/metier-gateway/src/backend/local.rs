@@ -1,0 +1,322 @@
+//! The base decoder: one thread that drives the engine, and the backend in front of it.
+//!
+//! ```text
+//! answer / stream ──bounded queue──▶ thread: submit, step, step, … ──events──▶ receiver
+//!        └── dropped (client left, deadline) ──▶ thread sees a closed receiver ──▶ engine.cancel
+//! ```
+//!
+//! The engine itself has no thread, clock or randomness: seeds are drawn here. If the thread panics, its sequences and all later
+//! requests get [`BackendError::Stopped`].
+
+use std::{collections::BTreeMap, panic::AssertUnwindSafe, sync::Arc};
+
+use futures_util::stream;
+use metier_traffic::wire::{
+    ChatChoice, ChatChunk, ChatRequest, ChatResponse, ChoiceLogprobs, ChunkChoice, Delta, FinishReason, Message,
+    ResponseFormat, ResponseMessage, TokenLogprob, Usage,
+};
+use tokio::{
+    sync::mpsc,
+    time::{Instant, timeout_at},
+};
+
+use super::{Backend, BackendError, Chunks, Later};
+use crate::policy::Permit;
+
+/// The backend of everything that runs in this process: base and specialists.
+pub(crate) const LOCAL: &str = "local";
+/// Most requests that wait for the engine's thread; the engine has a queue of its own behind it.
+const MAX_QUEUE: usize = 64;
+/// Tokens that are generated where the request names no limit.
+pub const DEFAULT_MAX_TOKENS: usize = 512;
+
+/// One sequence to generate.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Sequence {
+    pub(crate) prompt: Vec<u32>,
+    pub(crate) max_tokens: usize,
+    pub(crate) temperature: f32,
+    pub(crate) top_p: f32,
+    pub(crate) seed: u64,
+    pub(crate) stop: Vec<String>,
+    pub(crate) top_logprobs: Option<u8>,
+}
+
+/// What one step says of a sequence.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) enum Happened {
+    /// A token; its text may be empty until its bytes are complete.
+    Token { text: String, logprob: Option<TokenLogprob> },
+    /// The end.
+    Done { finish: FinishReason, completion_tokens: u64 },
+}
+
+/// What the thread drives: the engine, behind the few calls that are made of it.
+pub(crate) trait Drive: Send + 'static {
+    /// Takes a sequence and names it.
+    fn submit(&mut self, sequence: Sequence) -> Result<u64, BackendError>;
+    /// One step of all sequences.
+    fn step(&mut self) -> Vec<(u64, Happened)>;
+    /// Forgets a sequence.
+    fn cancel(&mut self, id: u64);
+    /// Whether there is nothing to step.
+    fn is_idle(&self) -> bool;
+}
+
+/// Conversation → tokens.
+pub(crate) trait Prompting: Send + Sync + 'static {
+    /// The rendered conversation, with the model's turn begun.
+    fn prompt(&self, messages: &[Message]) -> Result<Vec<u32>, BackendError>;
+    /// Tokens that prompt and answer may have together.
+    fn context_len(&self) -> usize;
+}
+
+struct Job {
+    sequences: Vec<Sequence>,
+    /// Unbounded, but a sequence sends at most one event a token, and the context bounds those.
+    events: mpsc::UnboundedSender<(u32, Result<Happened, BackendError>)>,
+}
+
+/// The base decoder as a backend.
+pub(crate) struct LocalBase {
+    model: String,
+    prompting: Arc<dyn Prompting>,
+    jobs: mpsc::Sender<Job>,
+}
+
+impl LocalBase {
+    /// Starts the thread.
+    pub(crate) fn start(model: String, prompting: Arc<dyn Prompting>, engine: impl Drive) -> std::io::Result<Self> {
+        let (jobs, waiting) = mpsc::channel(MAX_QUEUE);
+        std::thread::Builder::new().name("decoder".into()).spawn(move || {
+            // A panic drops the queue and every sequence's sender: everyone who waits is told by that.
+            if std::panic::catch_unwind(AssertUnwindSafe(|| drive(engine, waiting))).is_err() {
+                tracing::error!("the decoder's thread panicked and has ended");
+            }
+        })?;
+        Ok(Self { model, prompting, jobs })
+    }
+
+    fn begin(&self, permit: &Permit, request: &ChatRequest) -> Result<Generating, BackendError> {
+        if !permit.lists(LOCAL) {
+            return Err(BackendError::NotPermitted);
+        }
+        if request.response_format != ResponseFormat::Text {
+            return Err(BackendError::Invalid {
+                message: "`response_format` must be `text` for a base model in this version".into(),
+                param: "response_format",
+                code: "unsupported_parameter",
+            });
+        }
+        let prompt = self.prompting.prompt(&request.messages)?;
+        let (prompt_tokens, context_len) = (prompt.len(), self.prompting.context_len());
+        if prompt_tokens >= context_len {
+            return Err(BackendError::ContextLength { prompt_tokens, context_len });
+        }
+        let wanted = request.max_tokens.map_or(DEFAULT_MAX_TOKENS, |n| n as usize);
+        let seed = match request.seed {
+            Some(seed) => seed as u64,
+            None => getrandom::u64().map_err(|error| BackendError::Failed(error.to_string()))?,
+        };
+        let sequences = (0..u64::from(request.n))
+            .map(|idx| Sequence {
+                prompt: prompt.clone(),
+                max_tokens: wanted.min(context_len - prompt_tokens),
+                temperature: request.temperature.unwrap_or(1.0),
+                top_p: request.top_p.unwrap_or(1.0),
+                seed: seed.wrapping_add(idx),
+                stop: request.stop.clone(),
+                top_logprobs: request.logprobs.then(|| request.top_logprobs.unwrap_or(0)),
+            })
+            .collect();
+        let (events, receiver) = mpsc::unbounded_channel();
+        self.jobs.try_send(Job { sequences, events }).map_err(|error| match error {
+            mpsc::error::TrySendError::Full(_) => BackendError::QueueFull,
+            mpsc::error::TrySendError::Closed(_) => BackendError::Stopped,
+        })?;
+        Ok(Generating {
+            model: self.model.clone(),
+            events: receiver,
+            prompt_tokens: prompt_tokens as u64,
+            completion_tokens: 0,
+            n_open: request.n,
+        })
+    }
+}
+
+/// Sequences of one request that are being generated. Dropping it cancels them.
+struct Generating {
+    model: String,
+    events: mpsc::UnboundedReceiver<(u32, Result<Happened, BackendError>)>,
+    prompt_tokens: u64,
+    completion_tokens: u64,
+    n_open: u32,
+}
+
+impl Generating {
+    /// The next event of any sequence; `None` once all are done.
+    async fn next(&mut self, deadline: Instant) -> Result<Option<(u32, Happened)>, BackendError> {
+        if self.n_open == 0 {
+            return Ok(None);
+        }
+        let event = timeout_at(deadline, self.events.recv()).await.map_err(|_| BackendError::Deadline)?;
+        let (index, happened) = event.ok_or(BackendError::Stopped)?;
+        let happened = happened?;
+        if let Happened::Done { completion_tokens, .. } = &happened {
+            self.n_open -= 1;
+            self.completion_tokens += completion_tokens;
+        }
+        Ok(Some((index, happened)))
+    }
+
+    fn usage(&self) -> Usage {
+        Usage::of(self.prompt_tokens, self.completion_tokens)
+    }
+
+    fn chunk(&self, choices: Vec<ChunkChoice>, usage: Option<Usage>) -> ChatChunk {
+        ChatChunk {
+            id: String::new(),
+            object: "chat.completion.chunk".into(),
+            created: 0,
+            model: self.model.clone(),
+            choices,
+            usage,
+            metier: None,
+        }
+    }
+}
+
+impl Backend for LocalBase {
+    fn id(&self) -> &str {
+        LOCAL
+    }
+
+    fn answer<'a>(
+        &'a self,
+        permit: &'a Permit,
+        request: &'a ChatRequest,
+        deadline: Instant,
+    ) -> Later<'a, Result<ChatResponse, BackendError>> {
+        Box::pin(async move {
+            let mut generating = self.begin(permit, request)?;
+            let mut choices: Vec<ChatChoice> =
+                (0..request.n).map(|index| empty_choice(index, request.logprobs)).collect();
+            while let Some((index, happened)) = generating.next(deadline).await? {
+                let choice = choices.get_mut(index as usize).expect("the thread numbers them as they were sent");
+                match happened {
+                    Happened::Token { text, logprob } => {
+                        choice.message.content.get_or_insert_default().push_str(&text);
+                        if let Some(logprobs) = &mut choice.logprobs {
+                            logprobs.content.get_or_insert_default().extend(logprob);
+                        }
+                    }
+                    Happened::Done { finish, .. } => choice.finish_reason = Some(finish),
+                }
+            }
+            Ok(ChatResponse {
+                id: String::new(),
+                object: "chat.completion".into(),
+                created: 0,
+                model: self.model.clone(),
+                choices,
+                usage: Some(generating.usage()),
+                metier: None,
+            })
+        })
+    }
+
+    fn stream<'a>(
+        &'a self,
+        permit: &'a Permit,
+        request: &'a ChatRequest,
+        deadline: Instant,
+    ) -> Later<'a, Result<Chunks, BackendError>> {
+        Box::pin(async move {
+            let generating = self.begin(permit, request)?;
+            let chunks: Chunks = Box::pin(stream::unfold(Some(generating), move |generating| async move {
+                let mut generating = generating?;
+                match generating.next(deadline).await {
+                    Ok(Some((index, happened))) => {
+                        let chunk = generating.chunk(vec![chunk_choice(index, happened)], None);
+                        Some((Ok(chunk), Some(generating)))
+                    }
+                    Ok(None) => {
+                        let usage = generating.chunk(Vec::new(), Some(generating.usage()));
+                        Some((Ok(usage), None))
+                    }
+                    Err(error) => Some((Err(error), None)),
+                }
+            }));
+            Ok(chunks)
+        })
+    }
+}
+
+fn empty_choice(index: u32, logprobs: bool) -> ChatChoice {
+    let message = ResponseMessage { role: "assistant".into(), content: Some(String::new()), refusal: None };
+    let logprobs = logprobs.then(|| ChoiceLogprobs { content: Some(Vec::new()) });
+    ChatChoice { index, message, logprobs, finish_reason: None }
+}
+
+fn chunk_choice(index: u32, happened: Happened) -> ChunkChoice {
+    match happened {
+        Happened::Token { text, logprob } => ChunkChoice {
+            index,
+            delta: Delta { content: Some(text), ..Delta::default() },
+            logprobs: logprob.map(|logprob| ChoiceLogprobs { content: Some(vec![logprob]) }),
+            finish_reason: None,
+        },
+        Happened::Done { finish, .. } => {
+            ChunkChoice { index, delta: Delta::default(), logprobs: None, finish_reason: Some(finish) }
+        }
+    }
+}
+
+type Sink = (u32, mpsc::UnboundedSender<(u32, Result<Happened, BackendError>)>);
+
+/// The thread: until the last handle is dropped and the last sequence is done.
+fn drive(mut engine: impl Drive, mut waiting: mpsc::Receiver<Job>) {
+    let mut sinks: BTreeMap<u64, Sink> = BTreeMap::new();
+    loop {
+        if engine.is_idle() {
+            match waiting.blocking_recv() {
+                Some(job) => admit(&mut engine, &mut sinks, job),
+                None => return,
+            }
+        }
+        while let Ok(job) = waiting.try_recv() {
+            admit(&mut engine, &mut sinks, job);
+        }
+        let gone: Vec<u64> = sinks.iter().filter(|(_, (_, sink))| sink.is_closed()).map(|(id, _)| *id).collect();
+        for id in gone {
+            sinks.remove(&id);
+            engine.cancel(id);
+        }
+        for (id, happened) in engine.step() {
+            let done = matches!(happened, Happened::Done { .. });
+            if let Some((index, sink)) = sinks.get(&id) {
+                // A receiver that is gone is noticed above, before the next step.
+                let _ = sink.send((*index, Ok(happened)));
+            }
+            if done {
+                sinks.remove(&id);
+            }
+        }
+    }
+}
+
+/// All sequences of a job, or none.
+fn admit(engine: &mut impl Drive, sinks: &mut BTreeMap<u64, Sink>, job: Job) {
+    let mut ids = Vec::with_capacity(job.sequences.len());
+    for (index, sequence) in (0..).zip(job.sequences) {
+        match engine.submit(sequence) {
+            Ok(id) => ids.push((id, index)),
+            Err(error) => {
+                ids.into_iter().for_each(|(id, _)| engine.cancel(id));
+                let _ = job.events.send((index, Err(error)));
+                return;
+            }
+        }
+    }
+    sinks.extend(ids.into_iter().map(|(id, index)| (id, (index, job.events.clone()))));
+}

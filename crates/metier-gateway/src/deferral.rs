@@ -1,0 +1,105 @@
+//! What a specialist says when it is asked, and how a language model is asked in its place.
+//!
+//! Pure text: the deferred request's messages, the label in a model's answer, and the shape that the caller asked for.
+
+use metier_traffic::wire::{ChatRequest, Message, ResponseFormat, Role};
+use serde_json::json;
+
+use crate::expert::Expert;
+
+/// Most tokens that a language model may spend on a label.
+const MAX_LABEL_TOKENS: u32 = 64;
+
+/// The request that a deferred text becomes: the task's instruction, its labels, and the text.
+pub(crate) fn request_for(expert: &dyn Expert, text: String, model: &str) -> ChatRequest {
+    let mut system = expert.instruction().trim().to_owned();
+    system.push_str("\n\nAnswer with exactly one of these labels, as it is written here, and nothing else:\n");
+    for label in expert.labels() {
+        system.push_str("- ");
+        system.push_str(label);
+        system.push('\n');
+    }
+    let messages = vec![Message { role: Role::System, content: system }, Message { role: Role::User, content: text }];
+    ChatRequest { temperature: Some(0.0), max_tokens: Some(MAX_LABEL_TOKENS), ..ChatRequest::new(model, messages) }
+}
+
+/// The label that a model's answer names: the one it equals, else the only one it contains, letter case aside. A label inside a
+/// longer one that is there too does not count.
+pub(crate) fn label_of<'a>(answer: &str, labels: &'a [String]) -> Option<&'a str> {
+    let answer =
+        answer.trim().trim_matches(|c: char| matches!(c, '"' | '\'' | '`' | '.' | '*' | '-') || c.is_whitespace());
+    let answer = answer.to_lowercase();
+    let lower: Vec<String> = labels.iter().map(|label| label.to_lowercase()).collect();
+    if let Some(idx) = lower.iter().position(|label| *label == answer) {
+        return Some(&labels[idx]);
+    }
+    let found: Vec<usize> = (0..labels.len()).filter(|idx| contains(&answer, &lower[*idx])).collect();
+    let mut outermost =
+        found.iter().filter(|idx| !found.iter().any(|other| other != *idx && lower[*other].contains(&lower[**idx])));
+    match (outermost.next(), outermost.next()) {
+        (Some(idx), None) => Some(&labels[*idx]),
+        _ => None,
+    }
+}
+
+/// Whether a text contains a label as a word of its own.
+fn contains(text: &str, label: &str) -> bool {
+    let is_part = |c: char| c.is_alphanumeric() || c == '_';
+    !label.is_empty()
+        && text.match_indices(label).any(|(at, _)| {
+            !text[..at].chars().next_back().is_some_and(is_part)
+                && !text[at + label.len()..].chars().next().is_some_and(is_part)
+        })
+}
+
+/// A label in the shape that the caller asked for: bare, or as a JSON object. `confidence` is `None` when a language model
+/// answered: its own is no calibrated score.
+pub(crate) fn in_format(label: &str, confidence: Option<f32>, format: &ResponseFormat) -> String {
+    match format {
+        ResponseFormat::Text => label.to_owned(),
+        ResponseFormat::JsonObject | ResponseFormat::JsonSchema(_) => {
+            let confidence = confidence.map(|score| (f64::from(score) * 1e4).round() / 1e4);
+            json!({"label": label, "confidence": confidence}).to_string()
+        }
+    }
+}
+
+/// A language model's answer that names no label: as it is, or as JSON that cannot be taken for one.
+pub(crate) fn without_label(answer: &str, format: &ResponseFormat) -> String {
+    match format {
+        ResponseFormat::Text => answer.to_owned(),
+        ResponseFormat::JsonObject | ResponseFormat::JsonSchema(_) => {
+            json!({"label": null, "confidence": null, "text": answer}).to_string()
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn labels_in_answers() {
+        let labels: Vec<String> = ["card", "card_lost", "Refund", "top up"].map(str::to_owned).to_vec();
+        let check = |answer: &str, expected: Option<&str>| assert_eq!(label_of(answer, &labels), expected, "{answer}");
+        check("card", Some("card"));
+        check(" \"REFUND\".\n", Some("Refund"));
+        check("The label is card_lost.", Some("card_lost"));
+        check("I would say: top up", Some("top up"));
+        check("card or refund", None);
+        check("a refunded discard", None);
+        check("", None);
+        check("no idea", None);
+    }
+
+    #[test]
+    fn formats() {
+        assert_eq!(in_format("card", Some(0.5), &ResponseFormat::Text), "card");
+        assert_eq!(
+            in_format("a\"b", Some(0.93126), &ResponseFormat::JsonObject),
+            r#"{"label":"a\"b","confidence":0.9313}"#
+        );
+        assert_eq!(without_label("x", &ResponseFormat::JsonObject), r#"{"label":null,"confidence":null,"text":"x"}"#);
+        assert_eq!(without_label("x", &ResponseFormat::Text), "x");
+    }
+}

@@ -1,0 +1,32 @@
+//! A specialist as the gateway sees it: the few things it asks of [`Specialist`], so that a simulation can script them.
+
+use metier_model::Digest;
+
+/// What a specialist says of a text.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Judged {
+    pub(crate) label: String,
+    /// Calibrated, 0 to 1.
+    pub(crate) score: f32,
+    pub(crate) threshold: Option<f32>,
+    pub(crate) accepted: bool,
+    /// `linear`, `head`, `both`.
+    pub(crate) stage: String,
+}
+
+/// See above.
+pub(crate) trait Expert: Send + Sync {
+    fn name(&self) -> &str;
+    fn id(&self) -> Digest;
+    /// Weights of the encoder that it was made with.
+    fn base(&self) -> Option<Digest>;
+    fn instruction(&self) -> &str;
+    fn labels(&self) -> &[String];
+    fn may_leave(&self) -> bool;
+    fn needs_embedding(&self) -> bool;
+    fn centroids(&self) -> &[Vec<f32>];
+    fn match_threshold(&self) -> Option<f32>;
+    /// The text that it reads out of the last user message; else why not.
+    fn read(&self, message: &str) -> Result<String, String>;
+    fn judge(&self, text: &str, embedding: Option<&[f32]>) -> Result<Judged, String>;
+}

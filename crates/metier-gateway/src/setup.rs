@@ -1,0 +1,117 @@
+//! Configuration and models → a [`Gateway`]. Plain data in; the only files touched are those of the state directory.
+
+use std::{path::PathBuf, sync::Arc};
+
+use metier_kernels::Pool;
+use metier_model::encoder::Encoder;
+
+use crate::{
+    audit::{AuditError, AuditLog, Clock},
+    backend::{
+        Backend,
+        embedder::{Embed, Embedder},
+        remote::{BackendConfig, RETRY_BACKOFF, Remote, SetupError},
+    },
+    gateway::{EncoderSlot, Gateway, Limits, Parts, RemoteSlot},
+    meter::Meter,
+};
+
+/// What the operator decides.
+#[derive(Clone, Debug)]
+pub struct GatewayConfig {
+    /// Where the record is kept.
+    pub state_dir: PathBuf,
+    /// Remote backends, in the order in which a deferred request tries them.
+    pub backends: Vec<BackendConfig>,
+    /// Prices.
+    pub meter: Meter,
+    /// How much is done at once.
+    pub limits: Limits,
+    /// Jitters the retries.
+    pub retry_seed: u64,
+}
+
+/// The models of this process, given by the roof. Each runs on a thread of its own and takes turns on the pool.
+pub struct LocalModels {
+    /// For specialists that read an embedding, for `auto`, and for `/v1/embeddings`.
+    pub encoder: Option<Arc<Encoder>>,
+    /// The compute threads.
+    pub pool: Arc<Pool>,
+}
+
+/// Why a gateway cannot be set up: always the operator's fault.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// The record cannot be kept.
+    #[error("cannot open the audit log in `{dir}`")]
+    Audit {
+        /// The state directory.
+        dir: PathBuf,
+        /// The cause.
+        #[source]
+        source: AuditError,
+    },
+    /// A backend cannot be set up.
+    #[error(transparent)]
+    Backend(#[from] SetupError),
+    /// Two backends have one name, or one the name of ours.
+    #[error("there are two backends named `{0}`")]
+    BackendTwice(String),
+    /// A thread cannot be started.
+    #[error("cannot start the {0}'s thread")]
+    Thread(&'static str, #[source] std::io::Error),
+}
+
+impl Gateway {
+    /// Opens the record and sets up the backends; nothing is sent. `clock` tells milliseconds since 1970.
+    /// Specialists come afterwards, by `Gateway::reload_specialists`.
+    pub fn open(config: GatewayConfig, models: LocalModels, clock: Clock) -> Result<Self, OpenError> {
+        let pool = models.pool;
+        let mut remotes = Vec::with_capacity(config.backends.len());
+        let mut names = vec![crate::backend::local::LOCAL.to_owned()];
+        for (backend, seed) in config.backends.into_iter().zip(config.retry_seed..) {
+            if names.contains(&backend.id) {
+                return Err(OpenError::BackendTwice(backend.id));
+            }
+            names.push(backend.id.clone());
+            let (facts, model, price) = (backend.facts(), backend.model.clone(), backend.price.clone());
+            let backend: Arc<dyn Backend> = Arc::new(Remote::new(backend, seed, RETRY_BACKOFF)?);
+            remotes.push(RemoteSlot { backend, facts, model, price });
+        }
+        let encoder = models.encoder.map(|encoder| start_encoder(encoder, Arc::clone(&pool))).transpose()?;
+        let audit = AuditLog::open(&config.state_dir, clock)
+            .map_err(|source| OpenError::Audit { dir: config.state_dir.clone(), source })?;
+        Ok(Self::assemble(Parts {
+            audit,
+            meter: config.meter,
+            limits: config.limits,
+            base: None,
+            encoder,
+            remotes,
+            experts: Vec::new(),
+        }))
+    }
+}
+
+/// An encoder with the threads it runs on.
+struct PooledEncoder {
+    encoder: Arc<Encoder>,
+    pool: Arc<Pool>,
+}
+
+impl Embed for PooledEncoder {
+    fn embed(&self, texts: &[&str]) -> Result<Vec<Vec<f32>>, String> {
+        self.encoder.embed(&self.pool, texts).map_err(|error| error.to_string())
+    }
+
+    fn count_tokens(&self, text: &str) -> usize {
+        self.encoder.count_tokens(text)
+    }
+}
+
+fn start_encoder(encoder: Arc<Encoder>, pool: Arc<Pool>) -> Result<EncoderSlot, OpenError> {
+    let (name, digest, dim) = (encoder.base().name.clone(), encoder.base().digest, encoder.dim());
+    let embedder = Embedder::start(Arc::new(PooledEncoder { encoder, pool }))
+        .map_err(|error| OpenError::Thread("encoder", error))?;
+    Ok(EncoderSlot { embedder, name, digest, dim })
+}
