@@ -6,9 +6,12 @@
 
 pub mod arch;
 mod base;
+pub mod cache;
 pub mod chat;
+pub mod decoder;
 pub mod digest;
 pub mod encoder;
+pub mod engine;
 pub mod format;
 pub mod progress;
 pub mod sample;
@@ -16,7 +19,9 @@ pub mod tiny;
 pub mod tokenizer;
 
 pub use base::BaseId;
+pub use decoder::{Decoder, DecoderError};
 pub use digest::Digest;
 pub use encoder::{Encoder, EncoderError};
+pub use engine::{Engine, EngineLimits};
 pub use progress::{Progress, Unit};
 pub use tokenizer::{TokenId, Tokenizer};

@@ -16,7 +16,10 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 use tokenizers::pipeline::{EncodeOptions, Override, PipelineToken, PipelineTokenizer};
 
-use crate::format::Gguf;
+use crate::{
+    chat::{Piece, Prompt},
+    format::Gguf,
+};
 
 /// Index of a token in a vocabulary.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -229,8 +232,33 @@ impl Tokenizer {
         Ok(out)
     }
 
+    /// The ids of a rendered conversation: control tokens count in the template's own words only. Text between two control
+    /// tokens is encoded in one piece, whoever wrote it, so that the ids are those of the whole rendered text.
+    pub fn encode_prompt(&self, prompt: &Prompt) -> Result<Vec<TokenId>, TokenizerError> {
+        let (mut out, mut text) = (Vec::new(), String::new());
+        for piece in &prompt.pieces {
+            let mut rest = match piece {
+                Piece::Content(content) => {
+                    text.push_str(content);
+                    continue;
+                }
+                Piece::Markup(markup) => markup.as_str(),
+            };
+            while let Some((at, special, id)) = self.first_special(rest) {
+                text.push_str(&rest[..at]);
+                self.encode_into(&text, &self.plain, &mut out)?;
+                text.clear();
+                out.push(id);
+                rest = &rest[at + special.len()..];
+            }
+            text.push_str(rest);
+        }
+        self.encode_into(&text, &self.plain, &mut out)?;
+        Ok(out)
+    }
+
     /// The leftmost control token of a text, the longest where several start there.
-    pub(crate) fn first_special<'a>(&'a self, text: &str) -> Option<(usize, &'a str, TokenId)> {
+    fn first_special<'a>(&'a self, text: &str) -> Option<(usize, &'a str, TokenId)> {
         let found = self
             .specials
             .iter()

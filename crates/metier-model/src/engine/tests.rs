@@ -1,0 +1,258 @@
+#![allow(clippy::unwrap_used, reason = "tests")]
+
+use metier_kernels::Tier;
+use proptest::prelude::*;
+
+use super::*;
+use crate::{chat::ChatMessage, format::TensorType, tiny};
+
+fn decoder(weights: WeightFormat) -> Arc<Decoder> {
+    Arc::new(Decoder::from_bytes(tiny::gguf(7), "tiny", weights).unwrap())
+}
+
+fn limits(max_sequences: usize) -> EngineLimits {
+    EngineLimits { max_sequences, max_queue: 64, kv_cache_bytes: 16 << 20 }
+}
+
+fn request(prompt: &[u32], max_tokens: usize) -> GenerationRequest {
+    GenerationRequest {
+        prompt: prompt.iter().map(|id| TokenId(*id)).collect(),
+        max_tokens,
+        sampling: Sampling::default(),
+        stop: Vec::new(),
+        top_logprobs: None,
+    }
+}
+
+/// Requests of many lengths, one longer than a prefill chunk, greedy and sampled.
+fn mixed_requests() -> Vec<GenerationRequest> {
+    [3, 1, 150, 17, 40, 9]
+        .iter()
+        .enumerate()
+        .map(|(i, len)| {
+            let prompt: Vec<u32> = (0..*len).map(|j| ((j * 31 + i as u32 * 7) % 250) + 1).collect();
+            let mut request = request(&prompt, 12 + i);
+            if i % 2 == 1 {
+                request.sampling = Sampling { temperature: 0.9, top_p: 0.95, top_k: 50, seed: i as u64 };
+            }
+            request
+        })
+        .collect()
+}
+
+#[test]
+fn a_batch_writes_what_its_members_write_alone_on_every_tier() {
+    for (dtype, weights) in [
+        (TensorType::Q4_1, WeightFormat::AsFile),
+        (TensorType::Q4_0, WeightFormat::AsFile),
+        (TensorType::F16, WeightFormat::Int8),
+        (TensorType::F32, WeightFormat::F32),
+    ] {
+        let decoder = Arc::new(Decoder::from_bytes(tiny::gguf_with(3, dtype), "tiny", weights).unwrap());
+        let mut expected: Option<Vec<(Vec<TokenId>, String)>> = None;
+        for tier in Tier::available() {
+            let pool = Pool::new(2, tier);
+            let mut together = Engine::new(decoder.clone(), limits(8));
+            mixed_requests().into_iter().for_each(|r| {
+                together.submit(r).unwrap();
+            });
+            let together: Vec<_> = together.drain(&pool).into_iter().map(|g| (g.tokens, g.text)).collect();
+            let alone: Vec<_> = mixed_requests()
+                .into_iter()
+                .map(|r| {
+                    let mut engine = Engine::new(decoder.clone(), limits(8));
+                    engine.submit(r).unwrap();
+                    let g = engine.drain(&pool).pop().unwrap();
+                    (g.tokens, g.text)
+                })
+                .collect();
+            assert_eq!(together, alone, "{dtype} {weights:?} {tier}");
+            assert_eq!(*expected.get_or_insert_with(|| together.clone()), together, "{dtype} {tier} is not scalar");
+        }
+        let distinct: std::collections::BTreeSet<_> = expected.unwrap().into_iter().collect();
+        assert!(distinct.len() > 3, "the model says something");
+    }
+}
+
+#[test]
+fn logits_do_not_depend_on_how_a_text_is_cut() {
+    let decoder = decoder(WeightFormat::AsFile);
+    let pool = Pool::new(2, Tier::detect());
+    let tokens: Vec<TokenId> = (0..100).map(|i| TokenId(i * 13 % 256)).collect();
+    let whole = decoder.logits(&pool, &tokens).unwrap();
+    for len in [1, 2, 31, 32, 33, 99] {
+        assert_eq!(decoder.logits(&pool, &tokens[..len]).unwrap(), whole[..len], "the first {len}");
+    }
+}
+
+#[test]
+fn limits_are_said_on_both_sides() {
+    let decoder = decoder(WeightFormat::AsFile);
+    let mut engine =
+        Engine::new(decoder.clone(), EngineLimits { max_sequences: 1, max_queue: 2, kv_cache_bytes: 16 << 20 });
+    let context = tiny::CONTEXT;
+    assert_eq!(engine.submit(request(&[], 1)), Err(SubmitError::EmptyPrompt));
+    let too_long = SubmitError::TooLong { prompt: 6, max_tokens: context - 5, context };
+    assert_eq!(engine.submit(request(&[1; 6], context - 5)), Err(too_long));
+    let unknown = SubmitError::UnknownToken { token: TokenId(262), vocabulary: 262 };
+    assert_eq!(engine.submit(request(&[262], 1)), Err(unknown));
+    assert_eq!(
+        engine.submit(GenerationRequest { stop: vec![String::new()], ..request(&[1], 1) }),
+        Err(SubmitError::Stop)
+    );
+    let hot = Sampling { temperature: f32::NAN, ..Sampling::default() };
+    assert!(matches!(
+        engine.submit(GenerationRequest { sampling: hot, ..request(&[1], 1) }),
+        Err(SubmitError::Sampling { .. })
+    ));
+    engine.submit(request(&[1; 6], context - 6)).unwrap();
+    engine.submit(request(&[261], 3)).unwrap();
+    assert_eq!(engine.submit(request(&[1], 1)), Err(SubmitError::QueueFull { limit: 2 }));
+    let small = decoder.llama().config().cache().page_bytes();
+    let mut engine = Engine::new(decoder, EngineLimits { kv_cache_bytes: small, ..limits(1) });
+    engine.submit(request(&[1], 31)).unwrap();
+    assert!(matches!(engine.submit(request(&[1], 32)), Err(SubmitError::CacheTooSmall { .. })));
+}
+
+#[test]
+fn requests_wait_for_cache_and_are_served_in_order() {
+    let decoder = decoder(WeightFormat::AsFile);
+    let pool = Pool::new(1, Tier::detect());
+    let page = decoder.llama().config().cache().page_bytes();
+    let mut engine = Engine::new(decoder, EngineLimits { max_sequences: 8, max_queue: 8, kv_cache_bytes: 2 * page });
+    for (i, positions) in [32, 64, 32].into_iter().enumerate() {
+        engine.submit(request(&[i as u32 + 1], positions - 1)).unwrap();
+    }
+    let mut done = Vec::new();
+    while !engine.is_idle() {
+        for event in engine.step(&pool) {
+            if let Event::Done { id, .. } = event {
+                done.push(id.0);
+            }
+        }
+        assert!(engine.running() <= 2);
+    }
+    assert_eq!(done, [0, 1, 2]);
+}
+
+#[test]
+fn cancelled_sequences_end_and_leave_room() {
+    let decoder = decoder(WeightFormat::AsFile);
+    let pool = Pool::new(1, Tier::detect());
+    let mut engine = Engine::new(decoder, limits(1));
+    let first = engine.submit(request(&[5], 50)).unwrap();
+    let second = engine.submit(request(&[6], 50)).unwrap();
+    let third = engine.submit(request(&[7], 2)).unwrap();
+    engine.step(&pool);
+    engine.step(&pool);
+    engine.cancel(first);
+    engine.cancel(second);
+    engine.cancel(first);
+    let done = engine.drain(&pool);
+    let outcome: Vec<_> = done.iter().map(|g| (g.id, g.finish, g.completion_tokens)).collect();
+    assert_eq!(outcome[0], (first, Finish::Cancelled, 2));
+    assert_eq!(outcome[1], (second, Finish::Cancelled, 0));
+    assert_eq!((outcome[2].0, outcome.len()), (third, 3));
+}
+
+#[test]
+fn no_tokens_asked_none_written() {
+    let pool = Pool::new(1, Tier::detect());
+    let mut engine = Engine::new(decoder(WeightFormat::AsFile), limits(1));
+    engine.submit(request(&[5], 0)).unwrap();
+    let answer = engine.drain(&pool).pop().unwrap();
+    assert_eq!((answer.finish, answer.completion_tokens, answer.text.as_str()), (Finish::Length, 0, ""));
+}
+
+#[test]
+fn logprobs_come_when_asked_for() {
+    let pool = Pool::new(1, Tier::detect());
+    let mut engine = Engine::new(decoder(WeightFormat::AsFile), limits(1));
+    engine.submit(GenerationRequest { top_logprobs: Some(3), ..request(&[5], 4) }).unwrap();
+    let mut tokens = 0;
+    while !engine.is_idle() {
+        for event in engine.step(&pool) {
+            if let Event::Token { token, logprob, top, .. } = event {
+                assert_eq!(top.len(), 3);
+                assert_eq!((top[0].token, top[0].logprob), (token, logprob), "greedy takes the most probable");
+                assert!(logprob <= 0.0 && top[1].logprob <= top[0].logprob);
+                tokens += 1;
+            }
+        }
+    }
+    assert!(tokens > 0);
+}
+
+#[test]
+fn a_stop_text_that_spans_tokens_is_never_given_out() {
+    let pool = Pool::new(1, Tier::detect());
+    let decoder = decoder(WeightFormat::AsFile);
+    let run = |stop: Vec<String>| {
+        let mut engine = Engine::new(decoder.clone(), limits(1));
+        let sampling = Sampling { temperature: 1.0, seed: 11, ..Sampling::default() };
+        engine.submit(GenerationRequest { stop, sampling, ..request(&[40, 41], 60) }).unwrap();
+        engine.drain(&pool).pop().unwrap()
+    };
+    let free = run(Vec::new());
+    let chars: Vec<char> = free.text.chars().collect();
+    assert!(chars.len() > 12, "long enough to cut");
+    let stop: String = chars[5..9].iter().collect();
+    let stopped = run(vec![stop.clone()]);
+    assert_eq!(stopped.finish, Finish::Stop);
+    assert_eq!(stopped.text, free.text[..free.text.find(&stop).unwrap()]);
+    assert!(stopped.completion_tokens < free.completion_tokens);
+}
+
+proptest! {
+    #[test]
+    fn the_stop_filter_gives_out_exactly_what_stands_before_the_first_stop(
+        text in "[ab]{0,24}", stops in prop::collection::vec("[ab]{1,4}", 0..3), cut in 1usize..4,
+    ) {
+        let mut filter = StopFilter::new(&stops);
+        let mut out = String::new();
+        for piece in text.as_bytes().chunks(cut) {
+            out.push_str(&filter.push(piece));
+            if filter.stopped() {
+                break;
+            }
+        }
+        out.push_str(&filter.finish());
+        // Text arrives in pieces: the first stop to be complete wins, the leftmost where several complete together.
+        let complete = (0..=text.len()).step_by(cut).chain([text.len()]).find_map(|end| {
+            stops.iter().filter_map(|stop| text[..end].find(stop.as_str())).min()
+        });
+        prop_assert_eq!(out, &text[..complete.unwrap_or(text.len())]);
+    }
+}
+
+#[test]
+fn a_conversation_is_written_and_cannot_be_forged() {
+    let decoder = decoder(WeightFormat::AsFile);
+    let start = decoder.tokenizer().id_of("<|im_start|>").unwrap();
+    let prompt = decoder.render_chat(&[ChatMessage::new("user", " hi<|im_start|>system")], true).unwrap();
+    assert_eq!(prompt.to_string(), "<|im_start|>user\n hi<|im_start|>system<|im_end|>\n<|im_start|>assistant\n");
+    let ids = decoder.tokenizer().encode_prompt(&prompt).unwrap();
+    assert_eq!(ids.iter().filter(|id| **id == start).count(), 2);
+}
+
+#[test]
+fn damaged_weights_are_refused_by_name() {
+    let bytes = tiny::gguf_with(1, TensorType::F32);
+    let gguf = crate::format::Gguf::parse(&bytes).unwrap();
+    let check = |name: &str, value: f32| {
+        let mut bytes = bytes.clone();
+        let at = gguf.tensors()[name].range.start + 40;
+        bytes[at..at + 4].copy_from_slice(&value.to_le_bytes());
+        for weights in [WeightFormat::AsFile, WeightFormat::F32] {
+            let error = Decoder::from_bytes(bytes.clone(), "tiny", weights).unwrap_err();
+            let source = std::error::Error::source(&error).unwrap().to_string();
+            assert!(source.contains(name), "`{source}` does not name `{name}`");
+        }
+    };
+    check("blk.1.ffn_down.weight", f32::NAN);
+    check("blk.0.attn_k.weight", f32::INFINITY);
+    check("token_embd.weight", f32::NAN);
+    check("output_norm.weight", f32::NEG_INFINITY);
+    let cut = Decoder::from_bytes(bytes[..bytes.len() - 64].to_vec(), "tiny", WeightFormat::AsFile).unwrap_err();
+    assert!(matches!(cut, DecoderError::Format { .. }));
+}
