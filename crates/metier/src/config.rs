@@ -371,16 +371,7 @@ fn nearest(message: &str) -> Option<String> {
 /// `docs/config.md`: every key with its default, from the documentation in this file.
 pub fn reference() -> String {
     let defaults = serde_json::to_value(Settings::default()).expect("settings are plain data");
-    let example = BackendSettings {
-        name: String::new(),
-        url: String::new(),
-        model: String::new(),
-        boundary: Boundary::Inside,
-        direct: false,
-        api_key_env: None,
-        deadline_ms: default_backend_deadline_ms(),
-        price: None,
-    };
+    let example = BackendSettings::new("", "", "", Boundary::Inside);
     let backend = serde_json::to_value(example).expect("settings are plain data");
     let table = |keys: &[Key], values: &serde_json::Value| -> String {
         let row = |key: &Key| {
