@@ -7,6 +7,7 @@
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "the command line is where output belongs")]
 
 pub mod ask;
+pub mod bases;
 pub mod child;
 pub mod models;
 pub mod progress;

@@ -14,15 +14,18 @@ use std::{
 
 use anyhow::Context as _;
 use clap::Args;
+use metier_gateway::{BackendConfig, Gateway, GatewayConfig, Limits, LocalModels, Meter, OpenError, Secret};
 
-use super::{Failure, Outcome, child::READY};
+use super::{Failure, Outcome, bases, child::READY};
 use crate::{
-    config::{BackendSettings, Boundary, Environment, Settings},
+    config::{BackendSettings, Boundary, Environment, Settings, variable},
     server,
 };
 
 /// Threads that speak HTTP; arithmetic has threads of its own.
 const HTTP_THREADS: usize = 2;
+/// How long requests that were cut may take to be closed on record.
+const LAST_ENTRIES: Duration = Duration::from_secs(2);
 /// Threads that may block on files beside them.
 const BLOCKING_THREADS: usize = 8;
 
@@ -80,8 +83,10 @@ fn backend(text: &str) -> Result<BackendSettings, String> {
 /// Runs the server until it is asked to stop.
 pub fn run(args: &ServeArgs) -> Outcome {
     log_to_stderr(&args.log)?;
-    let environment = Environment::read();
-    let settings = settings(args, &environment)?;
+    let mut environment = Environment::read();
+    // The command line stands above the environment, which stands above the file.
+    environment.state = args.state.clone().or(environment.state);
+    let settings = settings(args)?;
     // Before anything that takes time: a port in use is told at once.
     let listener = server::bind(settings.server.bind).map_err(Failure::environment)?;
     let port =
@@ -93,8 +98,8 @@ pub fn run(args: &ServeArgs) -> Outcome {
         .build()
         .context("cannot start the threads that speak HTTP")
         .map_err(Failure::Environment)?;
-    let app = Arc::new(server::App::new(port));
-    let router = server::router(Arc::clone(&app));
+    let gateway = Arc::new(open_gateway(args, &settings, &environment)?);
+    let router = server::router(Arc::new(server::App::new(Arc::clone(&gateway), port, &settings.server)));
     let grace = Duration::from_millis(settings.server.grace_ms);
     runtime.block_on(async {
         announce(&listener, args.ready_file.as_deref())?;
@@ -105,20 +110,61 @@ pub fn run(args: &ServeArgs) -> Outcome {
         if !finished {
             tracing::warn!(grace_ms = settings.server.grace_ms, "requests that were still running have been cut");
         }
+        gateway.shutdown(LAST_ENTRIES).await;
         Ok(())
     })
 }
 
-/// The file and the environment, with the command line on top.
-fn settings(args: &ServeArgs, environment: &Environment) -> Result<Settings, Failure> {
+/// Models, record and backends.
+fn open_gateway(args: &ServeArgs, settings: &Settings, environment: &Environment) -> Result<Gateway, Failure> {
+    let pool = bases::pool(settings, environment)?;
+    let encoder = if args.base_only { None } else { Some(Arc::new(bases::encoder(settings, environment)?)) };
+    let backends = if args.base_only { Vec::new() } else { backends(settings)? };
+    let mut seed = [0; 8];
+    getrandom::fill(&mut seed).context("cannot get random bytes").map_err(Failure::Environment)?;
+    let config = GatewayConfig {
+        state_dir: settings.state_dir(environment).map_err(Failure::usage)?,
+        backends,
+        meter: Meter::default(),
+        limits: Limits { max_concurrency: settings.server.max_concurrency, max_queue: settings.server.max_queue },
+        retry_seed: u64::from_le_bytes(seed),
+    };
+    Gateway::open(config, LocalModels { encoder, pool }, Box::new(server::now_ms)).map_err(|error| match error {
+        OpenError::Backend(_) | OpenError::BackendTwice(_) => Failure::usage(error),
+        OpenError::Audit { .. } | OpenError::Thread(..) => Failure::environment(error),
+    })
+}
+
+/// The backends of the settings, with their keys out of the environment.
+fn backends(settings: &Settings) -> Result<Vec<BackendConfig>, Failure> {
+    let read = |backend: &BackendSettings| {
+        let key = |name: &String| {
+            let unset = || anyhow::anyhow!("backend `{}` takes its key from `{name}`, which is not set", backend.name);
+            variable(name).map(Secret).ok_or_else(|| Failure::usage(unset()))
+        };
+        Ok(BackendConfig {
+            id: backend.name.clone(),
+            url: backend.url.clone(),
+            model: backend.model.clone(),
+            boundary: match backend.boundary {
+                Boundary::Inside => metier_gateway::Boundary::Inside,
+                Boundary::Outside => metier_gateway::Boundary::Outside,
+            },
+            direct: backend.direct,
+            api_key: backend.api_key_env.as_ref().map(key).transpose()?,
+            deadline: Duration::from_millis(backend.deadline_ms),
+            price: backend.price.clone(),
+        })
+    };
+    settings.backend.iter().map(read).collect()
+}
+
+/// The file, with the command line on top.
+fn settings(args: &ServeArgs) -> Result<Settings, Failure> {
     let mut settings = Settings::read(args.config.as_deref()).map_err(Failure::usage)?;
     if let Some(bind) = args.bind {
         settings.server.bind = bind;
     }
-    settings.state.dir = match &args.state {
-        Some(dir) => Some(dir.clone()),
-        None => Some(settings.state_dir(environment).map_err(Failure::usage)?),
-    };
     if let Some(dir) = &args.specialists {
         settings.state.specialists = Some(dir.clone());
     }

@@ -8,6 +8,7 @@ use axum::{
     http::{HeaderName, HeaderValue, StatusCode, header},
     response::{IntoResponse, Response},
 };
+use metier_gateway::{Fault, GatewayError, audit::AuditError};
 use metier_traffic::wire::{ErrorBody, ErrorObject, WireError};
 
 /// Tells the official clients whether to try again, whatever they would make of the status alone.
@@ -56,12 +57,18 @@ pub enum ServerError {
     /// The connection broke while the body was read; nobody will read this.
     #[error("the body broke off")]
     BodyCut,
-    /// No model has this name.
-    #[error("there is no model `{0}` here; `GET /v1/models` lists those there are")]
-    UnknownModel(String),
+    /// The gateway has no answer.
+    #[error(transparent)]
+    Gateway(#[from] GatewayError),
     /// No entry of the log belongs to this id.
     #[error("the audit log has no request `{0}`")]
     UnknownReceipt(String),
+    /// The log cannot be read, or a proof of it does not verify.
+    #[error("the receipt cannot be made")]
+    Receipt(#[source] AuditError),
+    /// The log takes no entries, or the server is shutting down.
+    #[error("requests are not answered now")]
+    NotReady,
     /// A handler panicked.
     #[error("an error of ours: the request was not answered")]
     Panicked,
@@ -103,9 +110,31 @@ impl Shape {
             should_retry: Some(should_retry),
         }
     }
+}
 
-    fn param(self, param: impl Into<String>) -> Self {
-        Self { param: Some(param.into()), ..self }
+/// What the gateway's errors look like; its words for `code` and `param` are the protocol's.
+fn gateway_shape(error: &GatewayError) -> Shape {
+    let (status, should_retry) = match error {
+        GatewayError::UnknownModel { .. } => (StatusCode::NOT_FOUND, Some(false)),
+        GatewayError::Invalid { .. } | GatewayError::ContextLength { .. } => (StatusCode::BAD_REQUEST, Some(false)),
+        GatewayError::Denied { .. } => (StatusCode::FORBIDDEN, Some(false)),
+        GatewayError::Overloaded { .. } | GatewayError::ShuttingDown => (StatusCode::SERVICE_UNAVAILABLE, Some(true)),
+        // What cannot be recorded now will not be in half a second: the operator has to act.
+        GatewayError::Unrecorded(_) => (StatusCode::SERVICE_UNAVAILABLE, Some(false)),
+        // The same work would take the same time.
+        GatewayError::Deadline => (StatusCode::GATEWAY_TIMEOUT, Some(false)),
+        GatewayError::Backend { source, .. } => {
+            (StatusCode::from_u16(source.status()).unwrap_or(StatusCode::BAD_GATEWAY), None)
+        }
+        GatewayError::Internal(_) => (StatusCode::INTERNAL_SERVER_ERROR, Some(false)),
+    };
+    Shape {
+        status,
+        kind: if error.fault() == Fault::Caller { "invalid_request_error" } else { "server_error" },
+        code: Some(error.code()),
+        param: error.param().map(str::to_owned),
+        retry_after: error.retry_after_ms().map(Duration::from_millis),
+        should_retry,
     }
 }
 
@@ -126,8 +155,10 @@ impl ServerError {
             Self::BodyTooLarge { .. } => Shape::caller(StatusCode::PAYLOAD_TOO_LARGE, "body_too_large"),
             Self::BodyTooSlow { .. } => Shape::caller(StatusCode::REQUEST_TIMEOUT, "body_too_slow"),
             Self::BodyCut => Shape::caller(StatusCode::BAD_REQUEST, "body_cut"),
-            Self::UnknownModel(_) => Shape::caller(StatusCode::NOT_FOUND, "model_not_found").param("model"),
+            Self::Gateway(error) => gateway_shape(error),
             Self::UnknownReceipt(_) => Shape::caller(StatusCode::NOT_FOUND, "receipt_not_found"),
+            Self::Receipt(_) => Shape::server(StatusCode::SERVICE_UNAVAILABLE, "receipt_unavailable", false),
+            Self::NotReady => Shape::server(StatusCode::SERVICE_UNAVAILABLE, "not_ready", true),
             Self::Panicked => Shape::server(StatusCode::INTERNAL_SERVER_ERROR, "internal_error", false),
         }
     }
@@ -145,18 +176,19 @@ impl ServerError {
         }
     }
 
-    /// What the client will see.
-    pub fn status(&self) -> StatusCode {
-        self.shape().status
+    /// Tells the operator what is theirs or ours to mend, with its causes, which the client does not see.
+    pub(super) fn log(&self) {
+        let status = self.shape().status;
+        if status.is_server_error() {
+            tracing::warn!(status = status.as_u16(), error = %chain(self), "request failed");
+        }
     }
 }
 
 impl IntoResponse for ServerError {
     fn into_response(self) -> Response {
+        self.log();
         let shape = self.shape();
-        if shape.status.is_server_error() {
-            tracing::warn!(status = shape.status.as_u16(), error = %chain(&self), "request failed");
-        }
         let body = serde_json::to_vec(&self.body()).expect("an error body has string keys only");
         let mut response = Response::new(Body::from(body));
         *response.status_mut() = shape.status;

@@ -21,8 +21,16 @@ const MAX_REQUEST_ID_BYTES: usize = 64;
 /// Most of a path, host or name that an error repeats, in characters.
 const MAX_ECHO_CHARS: usize = 100;
 
+/// A request's name: what the client sent in `x-request-id`, else a new one.
+#[derive(Clone, Debug)]
+pub(super) struct RequestId(pub(super) String);
+
+/// When the request's head was read.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Arrived(pub(super) Instant);
+
 /// The layer around all routes.
-pub(super) async fn guard(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
+pub(super) async fn guard(State(app): State<Arc<App>>, mut request: Request, next: Next) -> Response {
     let arrived = Instant::now();
     let in_flight = app.metrics.enter();
     let id = request_id(request.headers());
@@ -32,6 +40,8 @@ pub(super) async fn guard(State(app): State<Arc<App>>, request: Request, next: N
     let mut response = match checked {
         Err(error) => error.into_response(),
         Ok(()) => {
+            request.extensions_mut().insert(RequestId(id.clone()));
+            request.extensions_mut().insert(Arrived(arrived));
             // A panic must cost one request, not the connection with the requests behind it. Nothing of the handler is used after.
             match AssertUnwindSafe(next.run(request)).catch_unwind().await {
                 Ok(response) => response,

@@ -12,7 +12,7 @@ use hyper_util::{
     server::graceful::GracefulShutdown,
     service::TowerToHyperService,
 };
-use tokio::{net::TcpListener, sync::Semaphore};
+use tokio::{net::TcpListener, sync::Semaphore, task::JoinSet};
 
 /// Connections that are open at once; further ones wait in the system's backlog.
 const MAX_CONNECTIONS: usize = 1024;
@@ -80,6 +80,7 @@ pub async fn serve(
     let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     let graceful = GracefulShutdown::new();
     let service = TowerToHyperService::new(router);
+    let mut connections = JoinSet::new();
     let mut stop = std::pin::pin!(stop);
     loop {
         let accepted = async {
@@ -107,7 +108,8 @@ pub async fn serve(
             .max_buf_size(MAX_HEADER_BYTES)
             .serve_connection(TokioIo::new(stream), service.clone());
         let connection = graceful.watch(connection);
-        tokio::spawn(async move {
+        while connections.try_join_next().is_some() {}
+        connections.spawn(async move {
             if let Err(error) = connection.await {
                 tracing::debug!(%error, "connection ended");
             }
@@ -116,7 +118,10 @@ pub async fn serve(
     }
     // From here a client that connects is refused by the system, not left waiting.
     drop(listener);
-    Ok(tokio::time::timeout(grace, graceful.shutdown()).await.is_ok())
+    let finished = tokio::time::timeout(grace, graceful.shutdown()).await.is_ok();
+    // Cut requests end here, while the log can still close them.
+    connections.shutdown().await;
+    Ok(finished)
 }
 
 #[cfg(test)]

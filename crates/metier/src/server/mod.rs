@@ -4,72 +4,76 @@
 //! Deliberately absent: any opinion on who answers or what may leave (the gateway's), and any status code outside `error.rs`.
 //!
 //! ```text
-//! listen ─► guard (host, request id, time, panics) ─► chat │ embeddings │ models │ receipts ─► Gateway
+//! listen ─► guard (host, request id, time, panics) ─► body (limit, deadline) ─► chat │ embeddings │ models │ receipts ─► Gateway
 //! ```
 
+mod body;
 mod error;
 mod guard;
 mod listen;
 mod metrics;
+mod routes;
 mod signal;
+mod sse;
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use axum::{
-    Json, Router,
-    extract::{Request, State},
-    http::{HeaderValue, header},
-    response::{IntoResponse as _, Response},
-    routing::get,
+    Router,
+    routing::{get, post},
 };
-use serde_json::json;
+use metier_gateway::{Caller, Gateway};
 
+use crate::config::ServerSettings;
+use body::BodyLimits;
 pub use error::ServerError;
 pub use listen::{ListenError, bind, serve};
 pub use metrics::{Answered, Metrics, resident_bytes};
 pub use signal::stop;
 
 /// What all requests share.
-#[derive(Debug)]
 pub struct App {
+    /// Answers and records.
+    gateway: Arc<Gateway>,
+    /// Who asks: without API keys, whoever is on this machine.
+    caller: Caller,
     /// Counters of `/metrics`.
-    pub metrics: Metrics,
+    metrics: Metrics,
     /// Port that is served: the `Host` header must name it.
     port: u16,
+    /// Longest body, and the time that a request may take in all.
+    limits: BodyLimits,
 }
 
 impl App {
     /// Nothing answered yet.
-    pub fn new(port: u16) -> Self {
-        Self { metrics: Metrics::default(), port }
+    pub fn new(gateway: Arc<Gateway>, port: u16, settings: &ServerSettings) -> Self {
+        let limits =
+            BodyLimits { max_bytes: settings.max_body_bytes, deadline: Duration::from_millis(settings.deadline_ms) };
+        Self { gateway, caller: Caller::loopback(), metrics: Metrics::default(), port, limits }
     }
 }
 
 /// All routes with what stands around them.
 pub fn router(app: Arc<App>) -> Router {
     Router::new()
-        .route("/healthz", get(healthz))
-        .route("/metrics", get(metrics_page))
-        .fallback(unknown_route)
-        .method_not_allowed_fallback(wrong_method)
+        .route("/v1/chat/completions", post(routes::chat))
+        .route("/v1/embeddings", post(routes::embeddings))
+        .route("/v1/models", get(routes::models))
+        .route("/v1/models/{name}", get(routes::model))
+        .route("/admin/v1/receipts/{id}", get(routes::receipt))
+        .route("/healthz", get(routes::healthz))
+        .route("/readyz", get(routes::readyz))
+        .route("/metrics", get(routes::metrics))
+        .fallback(routes::unknown_route)
+        .method_not_allowed_fallback(routes::wrong_method)
         .layer(axum::middleware::from_fn_with_state(Arc::clone(&app), guard::guard))
         .with_state(app)
 }
 
-/// The process runs.
-async fn healthz() -> Json<serde_json::Value> {
-    Json(json!({"status": "ok"}))
-}
-
-async fn metrics_page(State(app): State<Arc<App>>) -> Response {
-    let page = app.metrics.render(0, resident_bytes("self"));
-    ([(header::CONTENT_TYPE, HeaderValue::from_static("text/plain; version=0.0.4"))], page).into_response()
-}
-
-async fn unknown_route(request: Request) -> ServerError {
-    ServerError::UnknownRoute { path: guard::echo(request.uri().path()) }
-}
-
-async fn wrong_method(request: Request) -> ServerError {
-    ServerError::WrongMethod { path: guard::echo(request.uri().path()), method: guard::echo(request.method().as_str()) }
+/// Milliseconds since 1970.
+#[expect(clippy::disallowed_methods, reason = "the roof holds the clock; below it, time is an argument")]
+pub fn now_ms() -> u64 {
+    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }

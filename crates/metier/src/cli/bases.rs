@@ -1,0 +1,76 @@
+//! Base models as every verb gets them: named in the settings, fetched if need be, opened under their catalogue name, and the threads they
+//! run on.
+
+use std::sync::Arc;
+
+use anyhow::Context as _;
+use metier_kernels::{Pool, Tier};
+use metier_model::encoder::Encoder;
+
+use super::{Failure, models, progress::Bars};
+use crate::{
+    config::{Environment, Settings, fetcher},
+    fetch::{Catalogue, LocalModel, ModelKind},
+};
+
+/// What `models.decoder` says when there shall be none.
+const NONE: &str = "none";
+
+/// The compute threads, at the tier that the environment forces or the best that this CPU has.
+///
+/// # Errors
+/// `METIER_TIER` names no tier of this CPU.
+pub fn pool(settings: &Settings, environment: &Environment) -> Result<Arc<Pool>, Failure> {
+    let tier = match environment.tier.as_deref() {
+        None => Tier::detect(),
+        Some(name) => {
+            let tier = Tier::parse(name).context("cannot use METIER_TIER").map_err(Failure::Usage)?;
+            if !Tier::available().contains(&tier) {
+                return Err(Failure::usage(anyhow::anyhow!(
+                    "METIER_TIER asks for `{tier}`, which this CPU does not have"
+                )));
+            }
+            tier
+        }
+    };
+    Ok(Arc::new(Pool::new(settings.threads(), tier)))
+}
+
+/// The encoder of heads and of `auto`.
+///
+/// # Errors
+/// It is not in the catalogue, cannot be fetched, or cannot be opened.
+pub fn encoder(settings: &Settings, environment: &Environment) -> Result<Encoder, Failure> {
+    let model = ensure(settings, environment, &settings.models.encoder, ModelKind::Encoder)?;
+    let encoder = Encoder::open(&model.dir).with_context(|| format!("cannot open the encoder `{}`", model.name));
+    Ok(encoder.map_err(Failure::Environment)?.with_name(&model.name))
+}
+
+/// The files of the decoder; `None` where the settings say `none`.
+///
+/// # Errors
+/// It is not in the catalogue or cannot be fetched.
+pub fn decoder_files(settings: &Settings, environment: &Environment) -> Result<Option<LocalModel>, Failure> {
+    let name = &settings.models.decoder;
+    if name == NONE { Ok(None) } else { ensure(settings, environment, name, ModelKind::Decoder).map(Some) }
+}
+
+fn ensure(
+    settings: &Settings,
+    environment: &Environment,
+    name: &str,
+    wanted: ModelKind,
+) -> Result<LocalModel, Failure> {
+    let catalogue = match settings.models.catalogue.as_deref() {
+        Some(path) => Catalogue::with_file(path).map_err(models::failure)?,
+        None => Catalogue::embedded(),
+    };
+    let kind = catalogue.get(name).map_err(models::failure)?.kind;
+    if kind != wanted {
+        let (is, asked) = (format!("{kind:?}").to_lowercase(), format!("{wanted:?}").to_lowercase());
+        return Err(Failure::usage(anyhow::anyhow!("`{name}` is no {asked} but a model of kind `{is}`")));
+    }
+    let fetcher = fetcher(environment).map_err(Failure::usage)?;
+    let mut bars = Bars::new();
+    fetcher.ensure(&catalogue, name, None, &mut |progress| bars.show(progress)).map_err(models::failure)
+}
