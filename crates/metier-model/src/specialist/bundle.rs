@@ -1,0 +1,346 @@
+//! A specialist on disk: one folder, named by what is in it.
+//!
+//! ```text
+//! specialist.toml         the manifest, with the SHA-256 of every file below
+//! features.safetensors    n-gram ids and weights                      (linear, both)
+//! head.safetensors        the classifier
+//! neighbours.safetensors  class centroids and match threshold         (if an encoder was at hand)
+//! probe.jsonl             up to 64 validation texts with their answers
+//! evidence.json           the evaluation that the report shows
+//! ─────────────────────── hashed above, free below
+//! run.json  report.html  CARD.md
+//! ```
+//!
+//! id = SHA-256 over lines `<sha256> <name>\n` of the files above the line, manifest included, sorted by name.
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    io::{self, Write as _},
+    path::{Path, PathBuf},
+};
+
+use safetensors::SafeTensors;
+use serde::{Deserialize, Serialize};
+
+use super::{
+    manifest::{FORMAT, Manifest, Stage},
+    tensors::{self, Tensor, TensorError},
+};
+use crate::{Digest, features::Features, head::LinearHead};
+
+const MANIFEST: &str = "specialist.toml";
+const FEATURES: &str = "features.safetensors";
+const HEAD: &str = "head.safetensors";
+const NEIGHBOURS: &str = "neighbours.safetensors";
+const PROBE: &str = "probe.jsonl";
+const EVIDENCE: &str = "evidence.json";
+/// Files that may lie beside a bundle: what a run measured and what is rendered. They are neither hashed nor read.
+pub const BESIDE: [&str; 3] = ["run.json", "report.html", "CARD.md"];
+/// Most bytes of one file of a bundle; larger ones are refused unread.
+const MAX_FILE_BYTES: u64 = 64 << 20;
+/// Most probe rows.
+pub const MAX_PROBE_ROWS: usize = 64;
+
+/// A folder is no intact bundle.
+#[derive(Debug, thiserror::Error)]
+pub enum BundleError {
+    /// A file cannot be read or written.
+    #[error("cannot access `{path}` of the bundle")]
+    Io {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// The manifest names a file that is not there.
+    #[error("bundle `{dir}` lacks `{file}`")]
+    Missing {
+        /// The bundle.
+        dir: PathBuf,
+        /// The file.
+        file: String,
+    },
+    /// A file that the manifest does not name.
+    #[error("bundle `{dir}` holds `{file}`, which its manifest does not name")]
+    Unknown {
+        /// The bundle.
+        dir: PathBuf,
+        /// The file.
+        file: String,
+    },
+    /// A file is not what was hashed.
+    #[error("`{file}` of bundle `{dir}` was changed: its SHA-256 is {actual}, the manifest says {expected}")]
+    Changed {
+        /// The bundle.
+        dir: PathBuf,
+        /// The file.
+        file: String,
+        /// Hash in the manifest.
+        expected: Digest,
+        /// Hash of the bytes.
+        actual: Digest,
+    },
+    /// The whole is not what the folder's name says.
+    #[error("bundle `{dir}` was changed: manifest and files hash to {actual}, which is not the folder's name")]
+    WrongId {
+        /// The bundle.
+        dir: PathBuf,
+        /// Hash of what is there.
+        actual: Digest,
+    },
+    /// A file is larger than any this version writes.
+    #[error("`{file}` of bundle `{dir}` has {bytes} bytes; at most {MAX_FILE_BYTES} are read")]
+    TooLarge {
+        /// The bundle.
+        dir: PathBuf,
+        /// The file.
+        file: String,
+        /// Its size.
+        bytes: u64,
+    },
+    /// The manifest is no manifest.
+    #[error("cannot read the manifest of bundle `{dir}`")]
+    Manifest {
+        /// The bundle.
+        dir: PathBuf,
+        /// Why.
+        #[source]
+        source: Box<toml::de::Error>,
+    },
+    /// A tensor file is not what this version writes.
+    #[error("cannot read `{file}` of bundle `{dir}`")]
+    Tensor {
+        /// The bundle.
+        dir: PathBuf,
+        /// The file.
+        file: String,
+        /// Why.
+        #[source]
+        source: TensorError,
+    },
+    /// The parts contradict each other.
+    #[error("bundle `{dir}` contradicts itself: {reason}")]
+    Inconsistent {
+        /// The bundle.
+        dir: PathBuf,
+        /// How.
+        reason: String,
+    },
+}
+
+/// A specialist in memory: what the writer takes and the reader gives.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Contents {
+    /// Its `files` are filled in by the writer.
+    pub manifest: Manifest,
+    /// N-grams, for stages that read them.
+    pub features: Option<Features>,
+    /// The classifier.
+    pub head: LinearHead,
+    /// For `auto`.
+    pub neighbours: Option<Neighbours>,
+    /// At most [`MAX_PROBE_ROWS`].
+    pub probe: Vec<ProbeRow>,
+    /// The evaluation, as JSON text.
+    pub evidence: String,
+}
+
+/// Where the task lies among all texts.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Neighbours {
+    /// One unit vector a class, without the out-of-scope class.
+    pub centroids: Vec<Vec<f32>>,
+    /// Cosine to the nearest centroid below which a text is not of this task.
+    pub match_threshold: f32,
+}
+
+/// A validation text with the answer it had when the bundle was made: rerun where a kernel tier may differ.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ProbeRow {
+    /// The text, in the clear; the model card says so.
+    pub text: String,
+    /// The answer.
+    pub label: String,
+    /// Its score.
+    pub score: f32,
+}
+
+/// The bundle's id and its files, manifest included.
+pub fn files(contents: &Contents) -> (Digest, BTreeMap<String, Vec<u8>>) {
+    let mut files = BTreeMap::from([(HEAD.to_owned(), contents.head.to_bytes())]);
+    if let Some(features) = &contents.features {
+        files.insert(FEATURES.to_owned(), features.to_bytes());
+    }
+    if let Some(neighbours) = &contents.neighbours {
+        let dim = neighbours.centroids.first().map_or(0, Vec::len);
+        let tensor = Tensor::f32(&[neighbours.centroids.len(), dim], &neighbours.centroids.concat());
+        let threshold = Tensor::f32(&[1], &[neighbours.match_threshold]);
+        let all = BTreeMap::from([("centroids", tensor), ("match_threshold", threshold)]);
+        files.insert(NEIGHBOURS.to_owned(), tensors::write(&all));
+    }
+    let probe: String = contents
+        .probe
+        .iter()
+        .map(|row| serde_json::to_string(row).expect("texts and finite numbers are JSON") + "\n")
+        .collect();
+    files.insert(PROBE.to_owned(), probe.into_bytes());
+    files.insert(EVIDENCE.to_owned(), contents.evidence.clone().into_bytes());
+    let hashes = files.iter().map(|(name, bytes)| (name.clone(), Digest::of(bytes))).collect();
+    let manifest = Manifest { files: hashes, ..contents.manifest.clone() };
+    let manifest = toml::to_string_pretty(&manifest).expect("a manifest is a TOML table");
+    files.insert(MANIFEST.to_owned(), manifest.into_bytes());
+    (id(files.iter().map(|(name, bytes)| (name.as_str(), Digest::of(bytes)))), files)
+}
+
+/// Writes a bundle's files into an empty folder, each flushed to disk. The folder is to be added to a store, which names it.
+pub fn write(contents: &Contents, dir: &Path) -> Result<Digest, BundleError> {
+    let (id, files) = files(contents);
+    for (name, bytes) in files {
+        write_durably(&dir.join(name), &bytes)?;
+    }
+    Ok(id)
+}
+
+/// Writes one file and flushes it to disk.
+pub fn write_durably(path: &Path, bytes: &[u8]) -> Result<(), BundleError> {
+    let written = fs::File::create(path).and_then(|mut file| {
+        file.write_all(bytes)?;
+        file.sync_all()
+    });
+    written.map_err(|source| BundleError::Io { path: path.to_owned(), source })
+}
+
+/// Reads a bundle whose folder is named by its id.
+pub fn read(dir: &Path) -> Result<(Digest, Contents), BundleError> {
+    let (id, contents) = read_unnamed(dir)?;
+    let named = dir.file_name().and_then(|name| name.to_str()).is_some_and(|name| name == id.to_string());
+    if named { Ok((id, contents)) } else { Err(BundleError::WrongId { dir: dir.to_owned(), actual: id }) }
+}
+
+/// Reads a bundle in a folder of any name (a staged one) and says which id it has.
+pub fn read_unnamed(dir: &Path) -> Result<(Digest, Contents), BundleError> {
+    let io = |path: &Path| {
+        let path = path.to_owned();
+        |source| BundleError::Io { path, source }
+    };
+    let mut found = BTreeMap::new();
+    for entry in fs::read_dir(dir).map_err(io(dir))? {
+        let entry = entry.map_err(io(dir))?;
+        let name = entry.file_name().to_string_lossy().into_owned();
+        if BESIDE.contains(&name.as_str()) {
+            continue;
+        }
+        let metadata = fs::metadata(entry.path()).map_err(io(&entry.path()))?;
+        if !metadata.is_file() {
+            return Err(BundleError::Unknown { dir: dir.to_owned(), file: name });
+        }
+        if metadata.len() > MAX_FILE_BYTES {
+            return Err(BundleError::TooLarge { dir: dir.to_owned(), file: name, bytes: metadata.len() });
+        }
+        found.insert(name, entry.path());
+    }
+    let missing = |file: &str| BundleError::Missing { dir: dir.to_owned(), file: file.to_owned() };
+    let manifest_path = found.remove(MANIFEST).ok_or_else(|| missing(MANIFEST))?;
+    let manifest_bytes = fs::read(&manifest_path).map_err(io(&manifest_path))?;
+    let manifest: Manifest = toml::from_slice(&manifest_bytes)
+        .map_err(|source| BundleError::Manifest { dir: dir.to_owned(), source: Box::new(source) })?;
+
+    let mut contents_of = BTreeMap::new();
+    for (file, &expected) in &manifest.files {
+        let path = found.remove(file).ok_or_else(|| missing(file))?;
+        let bytes = fs::read(&path).map_err(io(&path))?;
+        let actual = Digest::of(&bytes);
+        if actual != expected {
+            return Err(BundleError::Changed { dir: dir.to_owned(), file: file.clone(), expected, actual });
+        }
+        contents_of.insert(file.as_str(), bytes);
+    }
+    if let Some((file, _)) = found.pop_first() {
+        return Err(BundleError::Unknown { dir: dir.to_owned(), file });
+    }
+    let manifest_hash = (MANIFEST, Digest::of(&manifest_bytes));
+    let id = id(manifest.files.iter().map(|(name, hash)| (name.as_str(), *hash)).chain([manifest_hash]));
+    let contents = parse(dir, &manifest, &contents_of)?;
+    Ok((id, contents))
+}
+
+fn parse(dir: &Path, manifest: &Manifest, files: &BTreeMap<&str, Vec<u8>>) -> Result<Contents, BundleError> {
+    let tensor = |file: &str| {
+        let file = file.to_owned();
+        move |source| BundleError::Tensor { dir: dir.to_owned(), file, source }
+    };
+    let inconsistent = |reason: String| BundleError::Inconsistent { dir: dir.to_owned(), reason };
+    let required =
+        |file: &str| files.get(file).ok_or_else(|| BundleError::Missing { dir: dir.to_owned(), file: file.to_owned() });
+    let head = LinearHead::from_bytes(required(HEAD)?).map_err(tensor(HEAD))?;
+    let features =
+        files.get(FEATURES).map(|bytes| Features::from_bytes(bytes).map_err(tensor(FEATURES))).transpose()?;
+    let neighbours =
+        files.get(NEIGHBOURS).map(|bytes| read_neighbours(bytes).map_err(tensor(NEIGHBOURS))).transpose()?;
+    let probe = read_probe(required(PROBE)?).ok_or_else(|| inconsistent(format!("`{PROBE}` holds no probe rows")))?;
+    let evidence = String::from_utf8(required(EVIDENCE)?.clone())
+        .map_err(|_| inconsistent(format!("`{EVIDENCE}` is not UTF-8")))?;
+    if let Some(file) = files.keys().find(|file| ![HEAD, FEATURES, NEIGHBOURS, PROBE, EVIDENCE].contains(file)) {
+        return Err(BundleError::Unknown { dir: dir.to_owned(), file: (*file).to_owned() });
+    }
+    check(manifest, &head, features.as_ref()).map_err(inconsistent)?;
+    Ok(Contents { manifest: manifest.clone(), features, head, neighbours, probe, evidence })
+}
+
+/// What a hash cannot say: that the parts fit each other, so that answering cannot fail later.
+fn check(manifest: &Manifest, head: &LinearHead, features: Option<&Features>) -> Result<(), String> {
+    let stage: Stage = manifest.stage;
+    if manifest.format != FORMAT {
+        return Err(format!("its format is {}, this version reads {FORMAT}", manifest.format));
+    }
+    if !super::store::is_name(&manifest.name) {
+        return Err(format!("`{}` is no name of a specialist", manifest.name));
+    }
+    if manifest.labels.len() != head.n_classes() {
+        return Err(format!("{} labels, {} classes in the head", manifest.labels.len(), head.n_classes()));
+    }
+    if features.is_some() != stage.reads_ngrams() || features.map_or(0, Features::len) != head.n_features() {
+        return Err("the head does not read the features that are there".to_owned());
+    }
+    if head.embedding_dim().is_some() != stage.reads_embedding() || (stage.reads_embedding() && manifest.base.is_none())
+    {
+        return Err("the head reads an embedding of no known base, or none although its stage does".to_owned());
+    }
+    if manifest.features.as_deref() != features.map(|_| crate::features::FORMAT) {
+        return Err("its n-gram format is not the one of this version".to_owned());
+    }
+    if manifest.inputs.is_empty() || !manifest.calibrator.is_valid() {
+        return Err("it names no input, or its calibrator is not monotone".to_owned());
+    }
+    if manifest.threshold().is_some_and(|threshold| !(0.0..=1.0).contains(&threshold)) {
+        return Err("its threshold is no probability".to_owned());
+    }
+    Ok(())
+}
+
+fn read_neighbours(bytes: &[u8]) -> Result<Neighbours, TensorError> {
+    let file = SafeTensors::deserialize(bytes)?;
+    let (centroids, shape) = tensors::f32s(&file, "centroids", 2)?;
+    let (threshold, _) = tensors::f32s(&file, "match_threshold", 1)?;
+    let &[match_threshold] = threshold.as_slice() else {
+        return Err(TensorError::Shape { name: "match_threshold".to_owned() });
+    };
+    if shape[1] == 0 || !match_threshold.is_finite() || centroids.iter().any(|value| !value.is_finite()) {
+        return Err(TensorError::Inconsistent("centroids must be finite and not empty"));
+    }
+    Ok(Neighbours { centroids: centroids.chunks_exact(shape[1]).map(<[f32]>::to_vec).collect(), match_threshold })
+}
+
+fn read_probe(bytes: &[u8]) -> Option<Vec<ProbeRow>> {
+    let rows: Vec<ProbeRow> =
+        std::str::from_utf8(bytes).ok()?.lines().map(serde_json::from_str).collect::<Result<_, _>>().ok()?;
+    (rows.len() <= MAX_PROBE_ROWS).then_some(rows)
+}
+
+fn id<'a>(files: impl Iterator<Item = (&'a str, Digest)>) -> Digest {
+    let sorted: BTreeMap<&str, Digest> = files.collect();
+    let lines: String = sorted.iter().map(|(name, hash)| format!("{hash} {name}\n")).collect();
+    Digest::of(lines.as_bytes())
+}

@@ -1,0 +1,158 @@
+//! What does a bundle say about itself? Written as `specialist.toml`, hashed with the rest: no time, memory, path or person.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    BaseId, Digest,
+    proof::{Calibrator, Certificate, NonInferiority, Refusal},
+};
+
+/// Version of the bundle's layout.
+pub const FORMAT: u32 = 1;
+
+/// `specialist.toml`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Manifest {
+    /// Layout of the bundle: [`FORMAT`].
+    pub format: u32,
+    /// The task's name, `[a-z0-9][a-z0-9-]{0,62}`; what clients send as `model`.
+    pub name: String,
+    /// What it gives back.
+    pub kind: Kind,
+    /// The task in one sentence, for a model that has never seen it.
+    pub instruction: String,
+    /// Named inputs; one name means that the text itself is the input.
+    pub inputs: Vec<String>,
+    /// The labels, sorted; margins and weights are in this order.
+    pub labels: Vec<String>,
+    /// The label that means "none of these".
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub out_of_scope: Option<String>,
+    /// May a deferred request go to a backend outside the boundary?
+    pub may_leave: bool,
+    /// The rung of the ladder that answers.
+    pub stage: Stage,
+    /// The encoder whose embeddings were used: for the answer, or for `auto` alone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub base: Option<BaseId>,
+    /// Name of the n-gram format, where the stage reads n-grams.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub features: Option<String>,
+    /// Margins → probability of being right.
+    pub calibrator: Calibrator,
+    /// The bound under which it answers alone, with its threshold.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub certificate: Option<Certificate>,
+    /// Why there is no certificate.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub refusal: Option<Refusal>,
+    /// How it was made.
+    pub recipe: Recipe,
+    /// SHA-256 of every other file of the bundle.
+    pub files: BTreeMap<String, Digest>,
+}
+
+impl Manifest {
+    /// The score from which on it answers alone; `None` without a certificate.
+    pub fn threshold(&self) -> Option<f32> {
+        self.certificate.map(|certificate| certificate.threshold)
+    }
+}
+
+/// What a specialist gives back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Kind {
+    /// One label out of a fixed list.
+    Classify,
+}
+
+/// A rung of the ladder, smallest first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Stage {
+    /// A linear model on n-grams; needs no base.
+    Linear,
+    /// A linear model on the embedding of a frozen encoder.
+    Head,
+    /// One linear model on both.
+    Both,
+}
+
+impl Stage {
+    /// All rungs, smallest first.
+    pub const ALL: [Self; 3] = [Self::Linear, Self::Head, Self::Both];
+
+    /// `linear`, `head` or `both`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Linear => "linear",
+            Self::Head => "head",
+            Self::Both => "both",
+        }
+    }
+
+    /// Does it read n-grams?
+    pub fn reads_ngrams(self) -> bool {
+        self != Self::Head
+    }
+
+    /// Does it read an embedding?
+    pub fn reads_embedding(self) -> bool {
+        self != Self::Linear
+    }
+}
+
+/// How a specialist was made: enough to make it again from the same data.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Recipe {
+    /// Seed of split, permutations and resampling.
+    pub seed: u64,
+    /// What rungs are compared by.
+    pub metric: String,
+    /// Non-inferiority margin between rungs.
+    pub margin: f64,
+    /// Risk bound asked for.
+    pub epsilon: f64,
+    /// Probability that the bound may fail.
+    pub delta: f64,
+    /// Rows used for training, validation, calibration and test.
+    pub rows: BTreeMap<String, u64>,
+    /// The data files by role and content.
+    pub data: Vec<DataFile>,
+    /// The rungs that ran, smallest first.
+    pub rungs: Vec<RungRecord>,
+}
+
+/// One file that rows came from.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct DataFile {
+    /// `train`, `validation`, `calibration` or `test`.
+    pub role: String,
+    /// SHA-256 of the file as it lay on disk.
+    pub sha256: Digest,
+    /// Rows in it.
+    pub rows: u64,
+}
+
+/// One rung that ran.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct RungRecord {
+    /// Which.
+    pub rung: Stage,
+    /// Regularisation chosen on validation rows (C of the support vector machine).
+    pub c: f64,
+    /// Scale of the embedding beside n-grams of norm 1; 0 without embedding.
+    pub embedding_scale: f64,
+    /// The metric on validation rows.
+    pub validation: f64,
+    /// Its 95 % interval.
+    pub interval: [f64; 2],
+    /// Paired comparison with the best rung on validation rows; absent for the best itself and for metrics that are
+    /// compared by resampling.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub against_best: Option<NonInferiority>,
+}

@@ -1,0 +1,189 @@
+//! What answers one task? A bundle folder in; labels with a calibrated score and accept-or-defer out.
+//!
+//! - [`manifest`]: what a bundle says about itself.
+//! - [`bundle`]: the folder on disk: written, hashed, and verified at every opening.
+//! - [`store`]: many bundles in one folder, added by rename.
+//! - [`inputs`]: several named inputs → the one text a specialist reads, in training and in serving alike.
+//!
+//! Deliberately absent: the encoder. A specialist that reads embeddings is handed them, so that hundreds share one base.
+
+use std::path::Path;
+
+use crate::{Digest, features::Features, head::LinearHead};
+
+pub mod bundle;
+pub mod inputs;
+pub mod manifest;
+pub mod store;
+pub(crate) mod tensors;
+
+pub use bundle::{BundleError, Contents, Neighbours, ProbeRow};
+pub use inputs::{InputError, render_inputs, render_request};
+pub use manifest::Manifest;
+pub use store::{SpecialistStore, StoreError};
+pub use tensors::TensorError;
+
+/// Runners-up listed in an [`Answer`], the first included.
+const MAX_TOP: usize = 5;
+
+/// A verified bundle, ready to answer.
+#[derive(Debug)]
+pub struct Specialist {
+    id: Digest,
+    contents: Contents,
+}
+
+/// What a specialist says about one text.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Answer {
+    /// The likeliest label.
+    pub label: String,
+    /// Its place in [`Manifest::labels`].
+    pub label_idx: usize,
+    /// Calibrated probability that it is right, 0..1.
+    pub score: f32,
+    /// The score from which on the specialist answers alone; `None` without a certificate.
+    pub threshold: Option<f32>,
+    /// `score ≥ threshold`; always false without a certificate: such a specialist defers everything.
+    pub accepted: bool,
+    /// The stage that answered: `linear`, `head` or `both`.
+    pub stage: String,
+    /// The likeliest labels with their share of the softmax, at most five, best first.
+    pub top: Vec<(String, f32)>,
+}
+
+/// A text cannot be answered by this specialist.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+pub enum AnswerError {
+    /// The caller must embed the text first.
+    #[error("specialist `{0}` reads an embedding and was given none")]
+    NeedsEmbedding(String),
+    /// The embedding comes from another base.
+    #[error("specialist `{name}` reads embeddings of length {expected} and was given one of {given}")]
+    EmbeddingLength {
+        /// The specialist.
+        name: String,
+        /// Length that it was trained on.
+        expected: usize,
+        /// Length that came.
+        given: usize,
+    },
+    /// The embedding holds NaN or infinity.
+    #[error("specialist `{0}` was given an embedding that is not finite")]
+    NotFinite(String),
+}
+
+impl Specialist {
+    /// Opens a bundle folder whose name is its id: every file is hashed against the manifest and the whole against the
+    /// name. Cost: one read of at most a few MB.
+    pub fn open(dir: &Path) -> Result<Self, BundleError> {
+        let (id, contents) = bundle::read(dir)?;
+        Ok(Self { id, contents })
+    }
+
+    /// A specialist that was never on disk; its id is what its bundle would have.
+    pub fn from_contents(contents: Contents) -> Self {
+        Self { id: bundle::files(&contents).0, contents }
+    }
+
+    /// What a writer writes.
+    pub fn contents(&self) -> &Contents {
+        &self.contents
+    }
+
+    /// The same, to be changed and made a specialist again.
+    pub fn into_contents(self) -> Contents {
+        self.contents
+    }
+
+    /// SHA-256 over the sorted names and hashes of the bundle's files.
+    pub fn id(&self) -> Digest {
+        self.id
+    }
+
+    /// What the bundle says about itself.
+    pub fn manifest(&self) -> &Manifest {
+        &self.contents.manifest
+    }
+
+    /// Must [`Specialist::answer`] be handed an embedding?
+    pub fn needs_embedding(&self) -> bool {
+        self.contents.head.embedding_dim().is_some()
+    }
+
+    /// The n-gram features it reads, if any.
+    pub fn features(&self) -> Option<&Features> {
+        self.contents.features.as_ref()
+    }
+
+    /// The classifier.
+    pub fn head(&self) -> &LinearHead {
+        &self.contents.head
+    }
+
+    /// One unit vector a class (embedding length), the mean of its training embeddings; without the out-of-scope class.
+    /// Empty where the bundle was built without an encoder.
+    pub fn centroids(&self) -> &[Vec<f32>] {
+        self.contents.neighbours.as_ref().map_or(&[], |neighbours| &neighbours.centroids)
+    }
+
+    /// For `auto`: the cosine to the nearest centroid below which a text is not of this task.
+    pub fn match_threshold(&self) -> Option<f32> {
+        self.contents.neighbours.as_ref().map(|neighbours| neighbours.match_threshold)
+    }
+
+    /// Up to 64 validation texts with the label and score that they had when the bundle was made.
+    pub fn probe(&self) -> &[ProbeRow] {
+        &self.contents.probe
+    }
+
+    /// Margins of every class for one text, in the order of the labels.
+    pub fn margins(&self, text: &str, embedding: Option<&[f32]>) -> Result<Vec<f32>, AnswerError> {
+        let head = &self.contents.head;
+        let name = || self.contents.manifest.name.clone();
+        let embedding = match (head.embedding_dim(), embedding) {
+            (None, _) => None,
+            (Some(_), None) => return Err(AnswerError::NeedsEmbedding(name())),
+            (Some(expected), Some(e)) if e.len() != expected => {
+                return Err(AnswerError::EmbeddingLength { name: name(), expected, given: e.len() });
+            }
+            (Some(_), Some(e)) if e.iter().any(|value| !value.is_finite()) => {
+                return Err(AnswerError::NotFinite(name()));
+            }
+            (Some(_), given) => given,
+        };
+        let row = self.contents.features.as_ref().map(|features| features.apply(text));
+        Ok(head.margins(row.as_ref(), embedding))
+    }
+
+    /// The label, its score, and whether the specialist stands by it.
+    pub fn answer(&self, text: &str, embedding: Option<&[f32]>) -> Result<Answer, AnswerError> {
+        Ok(self.answer_from(&self.margins(text, embedding)?))
+    }
+
+    /// The same from margins that are already there.
+    pub fn answer_from(&self, margins: &[f32]) -> Answer {
+        let manifest = &self.contents.manifest;
+        let shares = manifest.calibrator.probabilities(margins);
+        let mut order: Vec<usize> = (0..margins.len()).collect();
+        order.sort_by(|&a, &b| margins[b].total_cmp(&margins[a]).then(a.cmp(&b)));
+        let score = manifest.calibrator.score(margins);
+        let threshold = manifest.threshold();
+        Answer {
+            label: manifest.labels[order[0]].clone(),
+            label_idx: order[0],
+            score,
+            threshold,
+            accepted: threshold.is_some_and(|threshold| score >= threshold),
+            stage: manifest.stage.name().to_owned(),
+            top: order.iter().take(MAX_TOP).map(|&k| (manifest.labels[k].clone(), shares[k])).collect(),
+        }
+    }
+}
+
+/// MurmurHash3's 64-bit finaliser: spreads every input bit over the whole word.
+pub fn mix(mut h: u64) -> u64 {
+    h = (h ^ (h >> 33)).wrapping_mul(0xff51_afd7_ed55_8ccd);
+    h = (h ^ (h >> 33)).wrapping_mul(0xc4ce_b9fe_1a85_ec53);
+    h ^ (h >> 33)
+}
