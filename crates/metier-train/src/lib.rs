@@ -1,1 +1,25 @@
-//! Placeholder while the room is being written.
+//! *Make a specialist from our data: is it good enough, and when must it defer?* A task file and its rows in; a bundle in
+//! a store and everything that was measured on the way out.
+//!
+//! - [`data`]: rows, split by hash and group, checked for leaks.
+//! - [`craft`]: the rungs of the ladder and the choice between them.
+//! - [`eval`]: metrics with intervals, calibrator, certificate, report and model card.
+//! - [`build`]: the one function that calls the rooms in order; [`plan`] is its dry run.
+//! - [`init`]: a first task file for a data file.
+//!
+//! Deliberately absent: clocks, the environment and the terminal (handed in by the roof), model downloads, calls to any
+//! backend, and the gateway: the two meet in files.
+
+pub mod build;
+pub mod craft;
+pub mod data;
+pub mod embed;
+pub mod eval;
+pub mod init;
+pub mod plan;
+
+pub use build::{BuildError, BuildOutcome, Workbench, build, evaluate};
+pub use data::{TaskError, TaskFile};
+pub use embed::Embed;
+pub use init::init_task_file;
+pub use plan::{Plan, plan};

@@ -1,0 +1,538 @@
+//! From a task file to a bundle in the store: load, embed, climb, calibrate, certify, measure, write.
+//!
+//! ```text
+//! train ───────► features, weights of every rung
+//! validation ──► settings · rung · calibrator · probe rows · match threshold
+//! calibration ─► certificate, once, for exactly the weights that ship
+//! test ────────► what is reported
+//! ```
+
+use std::{
+    collections::BTreeMap,
+    error::Error,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use metier_kernels::Pool;
+use metier_model::{
+    Digest, Progress, Specialist, SpecialistStore, Unit,
+    features::FORMAT as FEATURE_FORMAT,
+    proof::{Certificate, NonInferiority, learn_then_test},
+    specialist::{
+        AnswerError, BundleError, Contents, Neighbours, ProbeRow, StoreError, bundle,
+        manifest::{FORMAT, Kind, Manifest, Recipe, Stage},
+    },
+};
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    craft::ladder::{self, Embeddings, Held, Ladder, Run},
+    data::{
+        DataError, LeakReport, Part, Splits, TaskError, TaskFile,
+        split::{self, Example},
+        table::{self, Columns},
+        task::Metric,
+    },
+    embed::Embed,
+    eval::{
+        EvalReport, ScoredRow, calibrate, card,
+        evaluation::{self, ClassMix, Yardstick},
+        html, metrics,
+    },
+};
+
+/// Share of validation rows that lie below the match threshold of `auto`: so many of a task's own texts are missed.
+const MATCH_MISSES: f64 = 0.05;
+const BYTES_A_MIB: f64 = 1024.0 * 1024.0;
+
+/// What a build works with.
+pub struct Workbench<'a> {
+    /// The encoder; without one only the n-gram rung runs and `auto` cannot find the specialist.
+    pub encoder: Option<&'a dyn Embed>,
+    /// Threads.
+    pub pool: &'a Pool,
+    /// Where the bundle goes.
+    pub store: &'a SpecialistStore,
+    /// Seed of split, permutations and resamples.
+    pub seed: u64,
+}
+
+/// What a build made and measured; the result line of `metier build --json`.
+#[derive(Clone, Debug, Serialize)]
+pub struct BuildOutcome {
+    /// Name of the specialist.
+    pub name: String,
+    /// The rung that was taken.
+    pub rung: Stage,
+    /// The task's metric.
+    pub metric: String,
+    /// Its value on the test rows (validation rows where there are none).
+    pub value: f64,
+    /// Its 95 % interval.
+    pub interval: [f64; 2],
+    /// Rows that it was measured on.
+    pub n: u64,
+    /// `test`, or `validation` where there are no test rows.
+    pub measured_on: String,
+    /// The risk bound that was asked for.
+    pub epsilon: f64,
+    /// Seconds in all.
+    pub seconds: f64,
+    /// Seconds of that spent on embeddings.
+    pub embed_seconds: f64,
+    /// Peak resident memory of the process, where the system tells.
+    pub peak_rss_mb: Option<f64>,
+    /// The certificate; `null`: everything is deferred.
+    pub certificate: Option<Certificate>,
+    /// Without a certificate: about how many calibration rows it would take; `null` if more would not help.
+    pub rows_needed: Option<u64>,
+    /// Share of test rows accepted and wrong; `null` without a certificate.
+    pub test_loss: Option<f64>,
+    /// Its exact 95 % interval.
+    pub test_loss_interval: Option<[f64; 2]>,
+    /// False only if that interval's lower end exceeds ε.
+    pub held: Option<bool>,
+    /// Share of test rows accepted.
+    pub test_coverage: f64,
+    /// Every rung that ran, smallest first.
+    pub rungs: Vec<RungOutcome>,
+    /// Id of the bundle.
+    pub bundle: Digest,
+    /// Its folder.
+    pub path: PathBuf,
+    /// Rows by part.
+    pub rows: BTreeMap<String, u64>,
+    /// Duplicates and contradictions.
+    pub leak: LeakReport,
+    /// Everything measured on the test rows.
+    pub evaluation: EvalReport,
+    /// Class mix of calibration against test rows.
+    pub class_mix: Option<ClassMix>,
+    /// What a person should know, in sentences.
+    pub notes: Vec<String>,
+}
+
+/// One rung, measured on the same rows as the outcome.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct RungOutcome {
+    /// Which.
+    pub rung: Stage,
+    /// The metric on the test rows.
+    pub value: f64,
+    /// Its 95 % interval.
+    pub interval: [f64; 2],
+    /// Seconds of training all its settings, embeddings not included.
+    pub seconds: f64,
+    /// The metric on validation rows, by which it was compared.
+    pub validation: f64,
+    /// Regularisation.
+    pub c: f64,
+    /// Scale of the embedding.
+    pub embedding_scale: f64,
+    /// Paired comparison with the best rung.
+    pub against_best: Option<NonInferiority>,
+}
+
+/// The evaluation as it stands in the bundle (`evidence.json`).
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Evidence {
+    /// `test`, or `validation` where there are no test rows.
+    pub rows: String,
+    /// Everything measured on them.
+    pub evaluation: EvalReport,
+    /// Class mix of calibration against these rows.
+    pub class_mix: Option<ClassMix>,
+}
+
+/// A build or evaluation failed.
+#[derive(Debug, thiserror::Error)]
+pub enum BuildError {
+    /// The task file.
+    #[error(transparent)]
+    Task(#[from] TaskError),
+    /// The rows.
+    #[error(transparent)]
+    Data(#[from] DataError),
+    /// The encoder.
+    #[error("cannot embed the rows of `{name}`")]
+    Embed {
+        /// The task.
+        name: String,
+        /// Why.
+        #[source]
+        source: Box<dyn Error + Send + Sync>,
+    },
+    /// The bundle cannot be written.
+    #[error("cannot write the bundle of `{name}`")]
+    Bundle {
+        /// The task.
+        name: String,
+        /// Why.
+        #[source]
+        source: BundleError,
+    },
+    /// The bundle cannot be stored.
+    #[error("cannot store the bundle of `{name}`")]
+    Store {
+        /// The task.
+        name: String,
+        /// Why.
+        #[source]
+        source: StoreError,
+    },
+    /// A specialist cannot score rows.
+    #[error("cannot score rows")]
+    Answer(#[from] AnswerError),
+    /// A specialist reads embeddings and there is no encoder, or another one.
+    #[error("specialist `{name}` reads embeddings of `{base}`, which is not at hand")]
+    Encoder {
+        /// The specialist.
+        name: String,
+        /// The base it was trained on.
+        base: String,
+    },
+}
+
+/// Builds a specialist and makes it the current one of its name. `clock` gives the time since any fixed moment.
+pub fn build(
+    task: &TaskFile,
+    bench: &Workbench<'_>,
+    progress: &mut dyn FnMut(Progress<'_>),
+    clock: &dyn Fn() -> Duration,
+) -> Result<BuildOutcome, BuildError> {
+    let start = clock();
+    let elapsed = || clock().saturating_sub(start);
+    progress(Progress { stage: "reading rows", done: 0, total: None, unit: Unit::Rows });
+    let splits = split::load(task, bench.seed)?;
+    let embeddings = bench.encoder.map(|encoder| embed(task, &splits, encoder, bench.pool, progress)).transpose()?;
+    let embed_seconds = elapsed().as_secs_f64();
+    let deadline = Duration::from_secs_f64(task.budget_minutes * 60.0);
+    let run = Run { pool: bench.pool, seed: bench.seed, clock: &elapsed, deadline };
+    let ladder = ladder::climb(&splits, embeddings.as_ref(), &task.target, &run, progress);
+    progress(Progress { stage: "proving", done: 0, total: None, unit: Unit::Steps });
+    let (specialist, measured) = prove(task, &splits, embeddings.as_ref(), &ladder, bench)?;
+    let manifest = specialist.manifest();
+    let contents = specialist.contents();
+    let Measured { evidence, rungs } = measured;
+
+    let staged = bench.store.stage().map_err(|source| BuildError::Store { name: task.name.clone(), source })?;
+    let bundle_error = |source| BuildError::Bundle { name: task.name.clone(), source };
+    let id = bundle::write(contents, staged.dir()).map_err(bundle_error)?;
+    let evaluation = evidence.evaluation;
+    let loss = evaluation.test_loss;
+    let outcome = BuildOutcome {
+        name: task.name.clone(),
+        rung: manifest.stage,
+        metric: task.target.metric.name().to_owned(),
+        value: evaluation.value,
+        interval: evaluation.interval,
+        n: evaluation.n,
+        measured_on: evidence.rows.clone(),
+        epsilon: task.target.epsilon,
+        seconds: elapsed().as_secs_f64(),
+        embed_seconds,
+        peak_rss_mb: peak_rss_bytes().map(|bytes| bytes as f64 / BYTES_A_MIB),
+        certificate: manifest.certificate,
+        rows_needed: manifest.refusal.and_then(|refusal| refusal.rows_needed),
+        test_loss: loss.map(|loss| loss.loss),
+        test_loss_interval: loss.map(|loss| loss.interval),
+        held: loss.map(|loss| loss.held),
+        test_coverage: evaluation.coverage.value,
+        rungs,
+        bundle: id,
+        path: bench.store.root().join(&task.name).join(id.to_string()),
+        rows: splits.counts(),
+        notes: notes(task, &splits, &ladder, manifest, &evidence.rows, evidence.class_mix.as_ref()),
+        leak: splits.leak.clone(),
+        evaluation,
+        class_mix: evidence.class_mix,
+    };
+    let run = serde_json::to_string_pretty(&outcome).expect("an outcome is JSON");
+    let report = html::render(&specialist, &outcome);
+    let card = card::render(&specialist, &outcome);
+    for (file, text) in bundle::BESIDE.into_iter().zip([run, report, card]) {
+        bundle::write_durably(&staged.dir().join(file), text.as_bytes()).map_err(bundle_error)?;
+    }
+    bench.store.add(staged, &task.name).map_err(|source| BuildError::Store { name: task.name.clone(), source })?;
+    Ok(outcome)
+}
+
+/// Scores a file with a specialist; columns as in a task file. The metric is accuracy.
+pub fn evaluate(
+    specialist: &Specialist,
+    encoder: Option<&dyn Embed>,
+    pool: &Pool,
+    file: &Path,
+    columns: &Columns<'_>,
+    seed: u64,
+    progress: &mut dyn FnMut(Progress<'_>),
+) -> Result<EvalReport, BuildError> {
+    let manifest = specialist.manifest();
+    let rows = table::read(file, columns)?;
+    let examples = split::examples(rows, &manifest.labels)?;
+    let texts: Vec<&str> = examples.iter().map(|example| example.row.text.as_str()).collect();
+    let embeddings = match (specialist.needs_embedding(), encoder) {
+        (false, _) => None,
+        (true, Some(encoder)) if manifest.base.as_ref() == Some(&encoder.base()) => {
+            let error = |source| BuildError::Embed { name: manifest.name.clone(), source };
+            Some(encoder.embed_all(pool, &texts, progress).map_err(error)?)
+        }
+        (true, _) => {
+            let base = manifest.base.as_ref().map_or_else(String::new, |base| base.name.clone());
+            return Err(BuildError::Encoder { name: manifest.name.clone(), base });
+        }
+    };
+    let scored = examples
+        .iter()
+        .enumerate()
+        .map(|(at, example)| {
+            let embedding = embeddings.as_ref().map(|all| all[at].as_slice());
+            Ok(ScoredRow::new(example, &specialist.answer(&example.row.text, embedding)?))
+        })
+        .collect::<Result<Vec<_>, AnswerError>>()?;
+    let metric = [Metric::MacroF1, Metric::MicroF1].into_iter().find(|metric| metric.name() == manifest.recipe.metric);
+    let yardstick = Yardstick {
+        metric: metric.unwrap_or(Metric::Accuracy),
+        ..yardstick(manifest, Metric::Accuracy, columns.reference.is_some(), seed)
+    };
+    Ok(evaluation::evaluate(&scored, &yardstick))
+}
+
+fn embed(
+    task: &TaskFile,
+    splits: &Splits,
+    encoder: &dyn Embed,
+    pool: &Pool,
+    progress: &mut dyn FnMut(Progress<'_>),
+) -> Result<Embeddings, BuildError> {
+    let texts: Vec<&str> =
+        Part::ALL.iter().flat_map(|&part| splits.part(part)).map(|example| example.row.text.as_str()).collect();
+    let error = |source| BuildError::Embed { name: task.name.clone(), source };
+    let mut all = encoder.embed_all(pool, &texts, progress).map_err(error)?.into_iter();
+    Ok(Part::ALL.map(|part| all.by_ref().take(splits.part(part).len()).collect()))
+}
+
+struct Measured {
+    evidence: Evidence,
+    rungs: Vec<RungOutcome>,
+}
+
+/// Calibrates and certifies the chosen rung, and measures all of them.
+fn prove(
+    task: &TaskFile,
+    splits: &Splits,
+    embeddings: Option<&Embeddings>,
+    ladder: &Ladder,
+    bench: &Workbench<'_>,
+) -> Result<(Specialist, Measured), BuildError> {
+    let rung = &ladder.rungs[ladder.chosen];
+    let validation = splits.part(Part::Validation);
+    let gold: Vec<usize> = validation.iter().map(|example| example.class).collect();
+    let calibrator = calibrate::fit(&rung.validation, &gold);
+    let mut manifest = Manifest {
+        format: FORMAT,
+        name: task.name.clone(),
+        kind: Kind::Classify,
+        instruction: task.instruction.clone(),
+        inputs: task.data.text.clone(),
+        labels: splits.labels.clone(),
+        out_of_scope: task.data.out_of_scope.clone(),
+        may_leave: task.may_leave,
+        stage: rung.stage,
+        base: bench.encoder.map(Embed::base),
+        features: rung.stage.reads_ngrams().then(|| FEATURE_FORMAT.to_owned()),
+        calibrator,
+        certificate: None,
+        refusal: None,
+        recipe: Recipe {
+            seed: bench.seed,
+            metric: task.target.metric.name().to_owned(),
+            margin: task.target.margin,
+            epsilon: task.target.epsilon,
+            delta: task.target.delta,
+            rows: splits.counts(),
+            data: splits.files.clone(),
+            rungs: ladder.rungs.iter().map(|rung| rung.record.clone()).collect(),
+        },
+        files: BTreeMap::new(),
+    };
+    let mut specialist = Specialist::from_contents(Contents {
+        manifest: manifest.clone(),
+        features: rung.stage.reads_ngrams().then(|| ladder.features.clone()),
+        head: rung.head.clone(),
+        neighbours: embeddings.and_then(|all| neighbours(splits, all, task.data.out_of_scope.as_deref())),
+        probe: Vec::new(),
+        evidence: String::new(),
+    });
+
+    let calibration = score(&specialist, splits, Part::Calibration, ladder, embeddings);
+    let losses: Vec<(f32, bool)> = calibration.iter().map(|row| (row.score, row.loss_if_accepted())).collect();
+    match learn_then_test(&losses, task.target.epsilon, task.target.delta) {
+        Ok(certificate) => manifest.certificate = Some(certificate),
+        Err(refusal) => manifest.refusal = Some(refusal),
+    }
+    let mut contents = specialist.into_contents();
+    contents.manifest = manifest;
+    specialist = Specialist::from_contents(contents);
+
+    let part = if splits.part(Part::Test).is_empty() { Part::Validation } else { Part::Test };
+    let manifest = specialist.manifest();
+    let yardstick = yardstick(manifest, task.target.metric, task.reference.is_some(), bench.seed);
+    let evaluation = evaluation::evaluate(&score(&specialist, splits, part, ladder, embeddings), &yardstick);
+    let classes = |part| splits.part(part).iter().map(|example| example.class).collect::<Vec<_>>();
+    let class_mix = evaluation::class_mix(&classes(Part::Calibration), &classes(part), &splits.labels);
+    let evidence = Evidence { rows: part.name().to_owned(), evaluation, class_mix };
+
+    let held = Held::of(splits, part, &ladder.features, embeddings);
+    let rungs = ladder.rungs.iter().map(|rung| {
+        let calls = ladder::calls(&held.margins(&rung.head));
+        let measured = metrics::measure(task.target.metric, &calls, &held.classes, splits.labels.len(), bench.seed);
+        RungOutcome {
+            rung: rung.stage,
+            value: measured.value,
+            interval: measured.interval,
+            seconds: rung.seconds,
+            validation: rung.record.validation,
+            c: rung.record.c,
+            embedding_scale: rung.record.embedding_scale,
+            against_best: rung.record.against_best,
+        }
+    });
+    let rungs = rungs.collect();
+    let probe = probe(&specialist, validation, &rung.validation);
+    let mut contents = specialist.into_contents();
+    contents.probe = probe;
+    contents.evidence = serde_json::to_string_pretty(&evidence).expect("evidence is JSON");
+    Ok((Specialist::from_contents(contents), Measured { evidence, rungs }))
+}
+
+/// The rows of a part as the specialist answers them.
+fn score(
+    specialist: &Specialist,
+    splits: &Splits,
+    part: Part,
+    ladder: &Ladder,
+    embeddings: Option<&Embeddings>,
+) -> Vec<ScoredRow> {
+    let margins = Held::of(splits, part, &ladder.features, embeddings).margins(specialist.head());
+    let rows = splits.part(part).iter().zip(&margins);
+    rows.map(|(example, margins)| ScoredRow::new(example, &specialist.answer_from(margins))).collect()
+}
+
+fn yardstick(manifest: &Manifest, metric: Metric, has_reference: bool, seed: u64) -> Yardstick<'_> {
+    Yardstick {
+        labels: &manifest.labels,
+        metric,
+        out_of_scope: manifest.out_of_scope.as_deref(),
+        certificate: manifest.certificate,
+        has_reference,
+        seed,
+    }
+}
+
+/// The first validation rows in an order that hangs on their text alone.
+fn probe(specialist: &Specialist, validation: &[Example], margins: &[Vec<f32>]) -> Vec<ProbeRow> {
+    let mut order: Vec<usize> = (0..validation.len()).collect();
+    order.sort_by_key(|&at| (Digest::of(validation[at].row.text.as_bytes()), at));
+    let rows = order.into_iter().take(bundle::MAX_PROBE_ROWS).map(|at| {
+        let answer = specialist.answer_from(&margins[at]);
+        ProbeRow { text: validation[at].row.text.clone(), label: answer.label, score: answer.score }
+    });
+    rows.collect()
+}
+
+/// Unit centroids of the classes in scope, and the cosine that all but [`MATCH_MISSES`] of the validation rows reach.
+fn neighbours(splits: &Splits, embeddings: &Embeddings, out_of_scope: Option<&str>) -> Option<Neighbours> {
+    let dim = embeddings[Part::Train as usize].first()?.len();
+    let in_scope = |example: &Example| out_of_scope != Some(example.row.label.as_str());
+    let mut sums: BTreeMap<usize, Vec<f32>> = BTreeMap::new();
+    for (example, embedding) in splits.part(Part::Train).iter().zip(&embeddings[Part::Train as usize]) {
+        if in_scope(example) {
+            let sum = sums.entry(example.class).or_insert_with(|| vec![0.0; dim]);
+            sum.iter_mut().zip(embedding).for_each(|(sum, value)| *sum += value);
+        }
+    }
+    let mut centroids: Vec<Vec<f32>> = sums.into_values().collect();
+    for centroid in &mut centroids {
+        let norm = centroid.iter().map(|v| v * v).sum::<f32>().sqrt().max(f32::MIN_POSITIVE);
+        centroid.iter_mut().for_each(|value| *value /= norm);
+    }
+    let cosine = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(x, y)| x * y).sum::<f32>();
+    let rows = splits.part(Part::Validation).iter().zip(&embeddings[Part::Validation as usize]);
+    let mut nearest: Vec<f64> = rows
+        .filter(|(example, _)| in_scope(example))
+        .map(|(_, e)| centroids.iter().map(|centroid| cosine(centroid, e)).fold(-1.0, f32::max).into())
+        .collect();
+    nearest.sort_by(f64::total_cmp);
+    let match_threshold = if nearest.is_empty() { 1.0 } else { metrics::quantile(&nearest, MATCH_MISSES) as f32 };
+    Some(Neighbours { centroids, match_threshold })
+}
+
+fn notes(
+    task: &TaskFile,
+    splits: &Splits,
+    ladder: &Ladder,
+    manifest: &Manifest,
+    measured_on: &str,
+    class_mix: Option<&ClassMix>,
+) -> Vec<String> {
+    let mut notes = Vec::new();
+    let leak = &splits.leak;
+    if leak.removed > 0 {
+        notes.push(format!(
+            "{} training rows were left out: {} equal and {} nearly equal to calibration or test rows, {} of their groups",
+            leak.removed, leak.exact, leak.near, leak.same_group
+        ));
+    }
+    if leak.contradictions > 0 {
+        notes.push(format!("{} rows repeat a text with another label", leak.contradictions));
+    }
+    if splits.moved_to_train > 0 {
+        notes.push(format!("{} rows went to training because their label had none there", splits.moved_to_train));
+    }
+    if let Some(refusal) = &manifest.refusal {
+        let (epsilon, delta) = (task.target.epsilon, task.target.delta);
+        notes.push(match refusal.rows_needed {
+            Some(rows) => format!(
+                "no certificate at ε = {epsilon}, δ = {delta}: {} calibration rows, needs about {rows}; everything is deferred",
+                refusal.n
+            ),
+            None => format!(
+                "no certificate at ε = {epsilon}, δ = {delta}: its surest answers on {} calibration rows err too often, \
+                 more rows would not help; everything is deferred",
+                refusal.n
+            ),
+        });
+    }
+    if measured_on == Part::Validation.name() {
+        notes
+            .push("there are no test rows: figures are those of validation rows, which also chose the rung".to_owned());
+    }
+    const SURPRISING: f64 = 0.01;
+    if let Some(mix) = class_mix.filter(|mix| mix.p_value < SURPRISING) {
+        notes.push(format!(
+            "calibration and {measured_on} rows differ in class mix (`{}`: {:.1} % against {:.1} %): the certificate speaks \
+             of traffic like the calibration rows",
+            mix.label,
+            100.0 * mix.calibration,
+            100.0 * mix.test
+        ));
+    }
+    if ladder.out_of_time {
+        notes.push(format!("the budget of {} minutes ended before every setting was tried", task.budget_minutes));
+    }
+    if ladder.rungs.len() == 1 {
+        notes.push(
+            "no encoder was at hand: only the n-gram rung ran, and `auto` cannot find this specialist".to_owned(),
+        );
+    }
+    notes
+}
+
+/// Peak resident memory of this process; Linux only.
+fn peak_rss_bytes() -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+    Some(line.trim().strip_suffix(" kB")?.trim().parse::<u64>().ok()? * 1024)
+}

@@ -1,0 +1,204 @@
+//! Does training see what it is measured on? Exact and near-duplicates between training rows and calibration or test rows.
+//!
+//! Two texts are near-duplicates if the sets of their 5-character shingles (case, punctuation and white space folded)
+//! have a Jaccard index ≥ 0.8. Candidates come from MinHash (64 permutations in 16 bands of 4: a pair at 0.8 is missed
+//! once in 5,000), each is then compared exactly. Near-duplicates are taken out of *training*, never out of what is
+//! measured on: calibration rows must stay a fair draw of traffic.
+
+use std::collections::BTreeMap;
+
+use metier_model::{features::fold, specialist::mix};
+use serde::Serialize;
+
+use super::split::{Example, Part};
+
+/// Jaccard index from which on two texts count as near-duplicates.
+pub const NEAR: f64 = 0.8;
+/// Pairs listed in a report.
+const MAX_LISTED: usize = 10;
+const SHINGLE_CHARACTERS: usize = 5;
+const BANDS: usize = 16;
+const ROWS_A_BAND: usize = 4;
+
+/// What is suspicious about the rows.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+pub struct LeakReport {
+    /// Training rows equal to a calibration or test row, up to case, punctuation and white space.
+    pub exact: u64,
+    /// Training rows near a calibration or test row, not equal to it.
+    pub near: u64,
+    /// Training rows of a group that calibration or test rows have too.
+    pub same_group: u64,
+    /// Training rows that were left out for these reasons.
+    pub removed: u64,
+    /// The first of them.
+    pub listed: Vec<Leak>,
+    /// Equal texts with different labels.
+    pub contradictions: u64,
+    /// The first of them.
+    pub contradicting: Vec<Contradiction>,
+}
+
+/// A training row that was left out.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Leak {
+    /// `file:line` of the training row.
+    pub train: String,
+    /// `file:line` of the row it is too near to.
+    pub measured: String,
+    /// Part of that row.
+    pub part: Part,
+    /// Jaccard index of the two; 1 also where only the group is equal.
+    pub similarity: f64,
+}
+
+/// Two rows with one text and two labels.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Contradiction {
+    /// `file:line` and label of the first.
+    pub first: (String, String),
+    /// `file:line` and label of the second.
+    pub second: (String, String),
+}
+
+/// Looks for leaks and takes leaking rows out of training.
+pub(crate) fn check(parts: &mut [Vec<Example>; 4]) -> LeakReport {
+    let mut report = LeakReport::default();
+    contradictions(parts, &mut report);
+    let [train, _, calibration, test] = parts;
+    let measured: Vec<(Part, &Example)> =
+        (calibration.iter().map(|e| (Part::Calibration, e))).chain(test.iter().map(|e| (Part::Test, e))).collect();
+    let shingled: Vec<Vec<u64>> = measured.iter().map(|(_, example)| shingles(&example.row.text)).collect();
+    let index = Index::new(&shingled);
+    let groups: BTreeMap<&str, usize> = measured
+        .iter()
+        .enumerate()
+        .filter_map(|(at, (_, example))| Some((example.row.group.as_deref()?, at)))
+        .collect();
+    train.retain(|example| {
+        let group = example.row.group.as_deref().and_then(|group| groups.get(group));
+        let found = group.map(|&at| (at, 1.0)).or_else(|| index.nearest(&shingles(&example.row.text)));
+        let Some((at, similarity)) = found else { return true };
+        if group.is_some() {
+            report.same_group += 1;
+        } else if similarity >= 1.0 {
+            report.exact += 1;
+        } else {
+            report.near += 1;
+        }
+        report.removed += 1;
+        if report.listed.len() < MAX_LISTED {
+            let (part, other) = measured[at];
+            let (train, measured) = (example.row.place.to_string(), other.row.place.to_string());
+            report.listed.push(Leak { train, measured, part, similarity });
+        }
+        false
+    });
+    report
+}
+
+fn contradictions(parts: &[Vec<Example>; 4], report: &mut LeakReport) {
+    let mut first: BTreeMap<String, &Example> = BTreeMap::new();
+    for example in parts.iter().flatten() {
+        let known = first.entry(fold(&example.row.text)).or_insert(example);
+        if known.class != example.class {
+            report.contradictions += 1;
+            if report.contradicting.len() < MAX_LISTED {
+                let side = |e: &Example| (e.row.place.to_string(), e.row.label.clone());
+                report.contradicting.push(Contradiction { first: side(known), second: side(example) });
+            }
+        }
+    }
+}
+
+/// Sorted hashes of the distinct shingles of a text.
+fn shingles(text: &str) -> Vec<u64> {
+    let characters: Vec<char> = fold(text).chars().collect();
+    let hash = |window: &[char]| window.iter().fold(0, |h, &c| mix(h ^ u64::from(u32::from(c))).wrapping_add(1));
+    let mut all: Vec<u64> = if characters.len() <= SHINGLE_CHARACTERS {
+        vec![hash(&characters)]
+    } else {
+        characters.windows(SHINGLE_CHARACTERS).map(hash).collect()
+    };
+    all.sort_unstable();
+    all.dedup();
+    all
+}
+
+/// |a ∩ b| / |a ∪ b| of sorted sets.
+fn jaccard(a: &[u64], b: &[u64]) -> f64 {
+    let (mut i, mut j, mut both) = (0, 0, 0usize);
+    while i < a.len() && j < b.len() {
+        match a[i].cmp(&b[j]) {
+            std::cmp::Ordering::Less => i += 1,
+            std::cmp::Ordering::Greater => j += 1,
+            std::cmp::Ordering::Equal => (i, j, both) = (i + 1, j + 1, both + 1),
+        }
+    }
+    both as f64 / (a.len() + b.len() - both) as f64
+}
+
+struct Index<'a> {
+    shingled: &'a [Vec<u64>],
+    bands: Vec<Vec<(u64, u32)>>, // a band: sorted (key, row)
+}
+
+impl<'a> Index<'a> {
+    fn new(shingled: &'a [Vec<u64>]) -> Self {
+        let mut bands = vec![Vec::with_capacity(shingled.len()); BANDS];
+        for (row, shingles) in shingled.iter().enumerate() {
+            for (band, key) in keys(shingles).into_iter().enumerate() {
+                bands[band].push((key, row as u32));
+            }
+        }
+        bands.iter_mut().for_each(|band| band.sort_unstable());
+        Self { shingled, bands }
+    }
+
+    /// A row with Jaccard index ≥ [`NEAR`], the first found, and the index.
+    fn nearest(&self, shingles: &[u64]) -> Option<(usize, f64)> {
+        for (band, key) in self.bands.iter().zip(keys(shingles)) {
+            let from = band.partition_point(|entry| entry.0 < key);
+            for &(_, row) in band[from..].iter().take_while(|entry| entry.0 == key) {
+                let similarity = jaccard(shingles, &self.shingled[row as usize]);
+                if similarity >= NEAR {
+                    return Some((row as usize, similarity));
+                }
+            }
+        }
+        None
+    }
+}
+
+/// One key a band: the hash of the least values of its permutations.
+fn keys(shingles: &[u64]) -> [u64; BANDS] {
+    std::array::from_fn(|band| {
+        (0..ROWS_A_BAND).fold(band as u64, |key, row| {
+            let salt = mix((band * ROWS_A_BAND + row) as u64 + 1);
+            let least = shingles.iter().map(|shingle| mix(shingle ^ salt)).min().unwrap_or(0);
+            mix(key.wrapping_mul(31) ^ least)
+        })
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[track_caller]
+    fn check(a: &str, b: &str, near: bool) {
+        let known = [shingles(a)];
+        assert_eq!(Index::new(&known).nearest(&shingles(b)).is_some(), near, "{}", jaccard(&known[0], &shingles(b)));
+    }
+
+    #[test]
+    fn finds_near_duplicates_and_nothing_else() {
+        let text = "I ordered a new card over a week ago and it still has not arrived at my house";
+        check(text, &text.to_uppercase().replace(' ', "  "), true);
+        check(text, &text.replace("week", "weak"), true);
+        check(text, "Where is the card that I ordered? It should have come to my house last week", false);
+        check("a", "a", true);
+        check("a", "b", false);
+        check("", "", true);
+    }
+}

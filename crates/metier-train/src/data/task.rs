@@ -1,0 +1,389 @@
+//! The task file: what a domain team writes to say what it wants. Unknown keys are errors that suggest the nearest.
+
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+};
+
+use metier_model::specialist::store::is_name;
+use serde::Deserialize;
+
+use super::nearest;
+
+/// Every key there is, by table; the empty table is the top of the file.
+const KEYS: [(&str, &[&str]); 6] = [
+    ("", &["name", "kind", "instruction", "data", "reference", "target", "policy", "budget"]),
+    (
+        "data",
+        &["train", "validation", "calibration", "test", "text", "label", "output", "schema", "out_of_scope", "group"],
+    ),
+    ("reference", &["column"]),
+    ("target", &["metric", "margin", "epsilon", "delta"]),
+    ("policy", &["may_leave"]),
+    ("budget", &["minutes"]),
+];
+
+/// A task file, read and checked.
+#[derive(Clone, Debug, PartialEq)]
+pub struct TaskFile {
+    /// Name of the specialist to be.
+    pub name: String,
+    /// The task in one sentence.
+    pub instruction: String,
+    /// Where the rows are.
+    pub data: Data,
+    /// Column with the answers of what the specialist is compared with; `None`: the gold label is the reference.
+    pub reference: Option<String>,
+    /// What is to be reached.
+    pub target: Target,
+    /// May a deferred request leave the boundary?
+    pub may_leave: bool,
+    /// Time after which no further setting is tried.
+    pub budget_minutes: f64,
+}
+
+/// Files and columns.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Data {
+    /// Training files; at least one.
+    pub train: Vec<PathBuf>,
+    /// Validation files; none: taken from the training rows.
+    pub validation: Vec<PathBuf>,
+    /// Calibration files; none: taken from the training rows.
+    pub calibration: Vec<PathBuf>,
+    /// Test files; none: taken from the training rows.
+    pub test: Vec<PathBuf>,
+    /// Columns with the inputs.
+    pub text: Vec<String>,
+    /// Column with the label.
+    pub label: String,
+    /// Label that means "none of these".
+    pub out_of_scope: Option<String>,
+    /// Column whose equal values never part.
+    pub group: Option<String>,
+}
+
+/// What is to be reached.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Target {
+    /// What rungs are compared by.
+    pub metric: Metric,
+    /// A smaller rung may be this much worse.
+    pub margin: f64,
+    /// Bound on the share of accepted errors.
+    pub epsilon: f64,
+    /// Probability that the bound may fail.
+    pub delta: f64,
+}
+
+/// Metrics of a classification.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Metric {
+    /// Share of rows that are right.
+    Accuracy,
+    /// Mean of the classes' F1.
+    MacroF1,
+    /// F1 over all rows; with one label a row it equals accuracy.
+    MicroF1,
+}
+
+impl Metric {
+    /// Its name in task files and reports.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Accuracy => "accuracy",
+            Self::MacroF1 => "macro_f1",
+            Self::MicroF1 => "micro_f1",
+        }
+    }
+}
+
+/// A task file cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum TaskError {
+    /// Cannot be read at all.
+    #[error("cannot read task file `{path}`")]
+    Io {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// Not TOML, or a value of the wrong type.
+    #[error("task file `{path}` is not well formed")]
+    Toml {
+        /// Which.
+        path: PathBuf,
+        /// Why, with line and column.
+        #[source]
+        source: Box<toml::de::Error>,
+    },
+    /// A key that does not exist.
+    #[error("task file `{path}`: there is no key `{key}`{}", hint(.nearest))]
+    UnknownKey {
+        /// Which file.
+        path: PathBuf,
+        /// The key, with its table.
+        key: String,
+        /// What may have been meant.
+        nearest: Option<String>,
+    },
+    /// A value that cannot be used.
+    #[error("task file `{path}`: {message}")]
+    Value {
+        /// Which file.
+        path: PathBuf,
+        /// What is wrong.
+        message: String,
+    },
+}
+
+fn hint(nearest: &Option<String>) -> String {
+    nearest.as_ref().map(|key| format!("; did you mean `{key}`?")).unwrap_or_default()
+}
+
+#[derive(Deserialize)]
+struct RawTask {
+    name: String,
+    kind: String,
+    instruction: Option<String>,
+    data: RawData,
+    reference: Option<RawReference>,
+    target: Option<RawTarget>,
+    policy: Option<RawPolicy>,
+    budget: Option<RawBudget>,
+}
+
+#[derive(Deserialize)]
+struct RawData {
+    train: OneOrMany,
+    validation: Option<OneOrMany>,
+    calibration: Option<OneOrMany>,
+    test: Option<OneOrMany>,
+    text: Option<OneOrMany>,
+    label: Option<String>,
+    out_of_scope: Option<String>,
+    group: Option<String>,
+}
+
+#[derive(Deserialize)]
+struct RawReference {
+    column: String,
+}
+
+#[derive(Deserialize, Default)]
+struct RawTarget {
+    metric: Option<String>,
+    margin: Option<f64>,
+    epsilon: Option<f64>,
+    delta: Option<f64>,
+}
+
+#[derive(Deserialize, Default)]
+struct RawPolicy {
+    may_leave: Option<bool>,
+}
+
+#[derive(Deserialize, Default)]
+struct RawBudget {
+    minutes: Option<f64>,
+}
+
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum OneOrMany {
+    One(String),
+    Many(Vec<String>),
+}
+
+impl OneOrMany {
+    fn list(self) -> Vec<String> {
+        match self {
+            Self::One(one) => vec![one],
+            Self::Many(many) => many,
+        }
+    }
+}
+
+impl TaskFile {
+    /// Reads a task file. `environment` looks up `${NAME}` in data paths, which are relative to the file's folder.
+    pub fn read(path: &Path, environment: &dyn Fn(&str) -> Option<String>) -> Result<Self, TaskError> {
+        let text = fs::read_to_string(path).map_err(|source| TaskError::Io { path: path.to_owned(), source })?;
+        Self::parse(&text, path, environment)
+    }
+
+    /// The same from text; `path` stands in messages and its folder is where data paths start.
+    pub fn parse(text: &str, path: &Path, environment: &dyn Fn(&str) -> Option<String>) -> Result<Self, TaskError> {
+        let toml_error = |source| TaskError::Toml { path: path.to_owned(), source: Box::new(source) };
+        let table: toml::Table = toml::from_str(text).map_err(toml_error)?;
+        check_keys(&table, path)?;
+        let raw: RawTask = toml::from_str(text).map_err(toml_error)?;
+        let wrong = |message: String| TaskError::Value { path: path.to_owned(), message };
+        if !is_name(&raw.name) {
+            return Err(wrong(format!(
+                "`{}` is no name of a specialist: lower-case letters, digits and hyphens, at most 63",
+                raw.name
+            )));
+        }
+        match raw.kind.as_str() {
+            "classify" => {}
+            "extract" | "generate" => {
+                return Err(wrong(format!("kind `{}` is not supported by this version, only `classify`", raw.kind)));
+            }
+            other => return Err(wrong(format!("there is no kind `{other}`; this version knows `classify`"))),
+        }
+        let folder = path.parent().unwrap_or(Path::new(""));
+        let paths = |files: Option<OneOrMany>| -> Result<Vec<PathBuf>, TaskError> {
+            files
+                .map_or(Vec::new(), OneOrMany::list)
+                .iter()
+                .map(|file| Ok(folder.join(expand(file, environment).map_err(wrong)?)))
+                .collect()
+        };
+        let data = Data {
+            train: paths(Some(raw.data.train))?,
+            validation: paths(raw.data.validation)?,
+            calibration: paths(raw.data.calibration)?,
+            test: paths(raw.data.test)?,
+            text: raw.data.text.map_or_else(|| vec!["text".to_owned()], OneOrMany::list),
+            label: raw.data.label.unwrap_or_else(|| "label".to_owned()),
+            out_of_scope: raw.data.out_of_scope,
+            group: raw.data.group,
+        };
+        if data.train.is_empty() || data.text.is_empty() {
+            return Err(wrong("`data.train` and `data.text` must not be empty".to_owned()));
+        }
+        let target = raw.target.unwrap_or_default();
+        let metric = match target.metric.as_deref() {
+            None | Some("accuracy") => Metric::Accuracy,
+            Some("macro_f1") => Metric::MacroF1,
+            Some("micro_f1") => Metric::MicroF1,
+            Some(known @ ("f1" | "exact_match" | "field_f1" | "token_f1" | "rouge_l")) => {
+                return Err(wrong(format!("metric `{known}` is not supported by this version for `classify`")));
+            }
+            Some(other) => {
+                let near = nearest(other, ["accuracy", "macro_f1", "micro_f1"]).map(str::to_owned);
+                return Err(wrong(format!("there is no metric `{other}`{}", hint(&near))));
+            }
+        };
+        let share = |value: Option<f64>, default: f64, key: &str, low: bool| {
+            let value = value.unwrap_or(default);
+            let fits = value < 1.0 && (value > 0.0 || (low && value == 0.0));
+            fits.then_some(value).ok_or_else(|| wrong(format!("`target.{key}` = {value} must lie between 0 and 1")))
+        };
+        let budget_minutes = raw.budget.unwrap_or_default().minutes.unwrap_or(10.0);
+        if budget_minutes.is_nan() || budget_minutes <= 0.0 {
+            return Err(wrong(format!("`budget.minutes` = {budget_minutes} must be more than 0")));
+        }
+        Ok(Self {
+            instruction: raw.instruction.unwrap_or_else(|| "Which label fits this text?".to_owned()),
+            name: raw.name,
+            data,
+            reference: raw.reference.map(|reference| reference.column),
+            target: Target {
+                metric,
+                margin: share(target.margin, 0.01, "margin", true)?,
+                epsilon: share(target.epsilon, 0.02, "epsilon", false)?,
+                delta: share(target.delta, 0.05, "delta", false)?,
+            },
+            may_leave: raw.policy.unwrap_or_default().may_leave.unwrap_or(false),
+            budget_minutes,
+        })
+    }
+}
+
+fn check_keys(table: &toml::Table, path: &Path) -> Result<(), TaskError> {
+    for (prefix, known) in KEYS {
+        let table = if prefix.is_empty() { Some(table) } else { table.get(prefix).and_then(toml::Value::as_table) };
+        for key in table.into_iter().flat_map(toml::Table::keys) {
+            if known.contains(&key.as_str()) {
+                continue;
+            }
+            // A key at the wrong place is a frequent slip: then its own table is the suggestion.
+            let elsewhere =
+                KEYS.iter().find(|(_, keys)| keys.contains(&key.as_str())).map(|(table, _)| full(table, key));
+            let near = nearest(key, known.iter().copied()).map(|near| full(prefix, near));
+            return Err(TaskError::UnknownKey {
+                path: path.to_owned(),
+                key: full(prefix, key),
+                nearest: elsewhere.or(near),
+            });
+        }
+    }
+    Ok(())
+}
+
+fn full(table: &str, key: &str) -> String {
+    if table.is_empty() { key.to_owned() } else { format!("{table}.{key}") }
+}
+
+/// Replaces `${NAME}`; a variable that is not set is an error.
+fn expand(path: &str, environment: &dyn Fn(&str) -> Option<String>) -> Result<String, String> {
+    let mut rest = path;
+    let mut expanded = String::new();
+    while let Some(at) = rest.find("${") {
+        let end = rest[at..].find('}').ok_or_else(|| format!("`{path}` lacks a `}}`"))? + at;
+        let name = &rest[at + 2..end];
+        let value =
+            environment(name).ok_or_else(|| format!("`{path}`: the environment variable `{name}` is not set"))?;
+        expanded.push_str(&rest[..at]);
+        expanded.push_str(&value);
+        rest = &rest[end + 1..];
+    }
+    Ok(expanded + rest)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests")]
+    use super::*;
+
+    fn parse(text: &str) -> Result<TaskFile, TaskError> {
+        TaskFile::parse(text, Path::new("tasks/t.toml"), &|name| (name == "METIER_DATA").then(|| "/data".to_owned()))
+    }
+
+    #[test]
+    fn defaults() {
+        let task = parse("name = \"a-1\"\nkind = \"classify\"\n[data]\ntrain = [\"a.csv\", \"${METIER_DATA}/b.csv\"]")
+            .unwrap();
+        assert_eq!(task.data.train, [Path::new("tasks/a.csv"), Path::new("/data/b.csv")]);
+        assert_eq!((task.data.text.as_slice(), task.data.label.as_str()), (["text".to_owned()].as_slice(), "label"));
+        let Target { metric, margin, epsilon, delta } = task.target;
+        assert_eq!((metric, margin, epsilon, delta), (Metric::Accuracy, 0.01, 0.02, 0.05));
+        assert!(!task.may_leave, "nothing leaves unless the task says so");
+    }
+
+    #[track_caller]
+    fn check(text: &str, message: &str) {
+        let error = parse(text).expect_err("must be refused");
+        assert!(error.to_string().ends_with(message), "`{error}` does not end with `{message}`");
+    }
+
+    #[test]
+    fn refuses_with_reasons() {
+        const OK: &str = "name = \"a\"\nkind = \"classify\"\n";
+        let with = |rest: &str| format!("{OK}{rest}\n[data]\ntrain = \"a.csv\"");
+        let data = |rest: &str| format!("{OK}[data]\ntrain = \"a.csv\"\n{rest}");
+        check(&with("instructions = \"x\""), "there is no key `instructions`; did you mean `instruction`?");
+        check(&data("lable = \"x\""), "there is no key `data.lable`; did you mean `data.label`?");
+        check(&data("epsilon = 0.1"), "there is no key `data.epsilon`; did you mean `target.epsilon`?");
+        check(&data("colour = 1"), "there is no key `data.colour`");
+        check(&data("text = 1"), "is not well formed");
+        check("name = \"A b\"\nkind = \"classify\"\n[data]\ntrain = \"a\"", "digits and hyphens, at most 63");
+        check(
+            "name = \"a\"\nkind = \"extract\"\n[data]\ntrain = \"a\"",
+            "is not supported by this version, only `classify`",
+        );
+        check(
+            &data("[target]\nmetric = \"token_f1\""),
+            "metric `token_f1` is not supported by this version for `classify`",
+        );
+        check(&data("[target]\nmetric = \"acuracy\""), "there is no metric `acuracy`; did you mean `accuracy`?");
+        check(&data("[target]\nepsilon = 0.0"), "`target.epsilon` = 0 must lie between 0 and 1");
+        check(&data("[target]\ndelta = nan"), "`target.delta` = NaN must lie between 0 and 1");
+        check(&data("test = \"${NOT_SET}/t.csv\""), "the environment variable `NOT_SET` is not set");
+        check(&data("[budget]\nminutes = 0"), "`budget.minutes` = 0 must be more than 0");
+        check(&data("text = []"), "`data.train` and `data.text` must not be empty");
+    }
+}

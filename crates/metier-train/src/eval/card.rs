@@ -1,0 +1,131 @@
+//! `CARD.md`: what a specialist is, for the person who decides whether it may be used.
+
+use metier_model::{
+    Specialist,
+    specialist::{bundle::MAX_PROBE_ROWS, manifest::Manifest},
+};
+
+use super::metrics::Measured;
+use crate::build::{BuildOutcome, RungOutcome};
+
+/// Renders the card.
+pub fn render(specialist: &Specialist, outcome: &BuildOutcome) -> String {
+    let manifest = specialist.manifest();
+    let evaluation = &outcome.evaluation;
+    let mut card = format!("# {}\n\n{}\n\n", manifest.name, manifest.instruction);
+    card += &format!(
+        "| | |\n|---|---|\n| bundle | `{}` |\n| kind | classify, {} labels |\n| inputs | {} |\n| rung | {} |\n| base | {} |\n| may leave the boundary | {} |\n\n",
+        outcome.bundle,
+        manifest.labels.len(),
+        manifest.inputs.iter().map(|input| format!("`{input}`")).collect::<Vec<_>>().join(", "),
+        describe(manifest),
+        manifest.base.as_ref().map_or_else(|| "none".to_owned(), |b| format!("{} (`{}`)", b.name, b.digest.short())),
+        if manifest.may_leave { "yes, when it defers" } else { "no" },
+    );
+    card += "## When does it answer alone?\n\n";
+    card += &certificate(manifest, outcome);
+    card += &format!("\n\n## How good is it?\n\nOn {} {} rows", outcome.n, outcome.measured_on);
+    card += &format!(
+        ": {} {}, macro F1 {}, calibration error {}. It accepts {} of them and is right on {} of those.\n\n",
+        evaluation.metric,
+        percent(&Measured { value: evaluation.value, interval: evaluation.interval }),
+        percent(&evaluation.macro_f1),
+        percent(&evaluation.ece),
+        percent(&evaluation.coverage),
+        percent(&evaluation.accepted_accuracy),
+    );
+    card += &rungs(&outcome.rungs, manifest.stage.name());
+    if let Some(none) = &evaluation.out_of_scope {
+        card += &format!(
+            "\nOut of scope (`{}`): {} of such rows get that label, {} get it or are deferred; accuracy on all other rows {}.\n",
+            manifest.out_of_scope.as_deref().unwrap_or_default(),
+            percent(&none.recall_as_label),
+            percent(&none.recall_at_threshold),
+            percent(&none.in_scope_accuracy),
+        );
+    }
+    card += "\n## What is it made from?\n\n";
+    let rows: Vec<String> = outcome.rows.iter().map(|(part, n)| format!("{n} {part}")).collect();
+    card += &format!("Rows: {}. Seed {}. Data files by content:\n\n", rows.join(", "), manifest.recipe.seed);
+    for file in &manifest.recipe.data {
+        card += &format!("- {}: `{}`, {} rows\n", file.role, file.sha256, file.rows);
+    }
+    card += "\n## What to know\n\n";
+    for note in &outcome.notes {
+        card += &format!("- {note}\n");
+    }
+    card += &format!(
+        "- The bundle holds up to {MAX_PROBE_ROWS} validation texts in the clear (`probe.jsonl`), so that its answers can be \
+         checked on other machines; of the other rows it holds hashed n-grams, weights and class means.\n\
+         - The certificate speaks of traffic like the calibration rows, on average, not of a single request; it is void for \
+         changed weights, base or labels.\n"
+    );
+    card
+}
+
+fn describe(manifest: &Manifest) -> String {
+    let what = match manifest.stage.name() {
+        "linear" => "a linear model on word and character n-grams",
+        "head" => "a linear model on the embedding of a frozen encoder",
+        _ => "one linear model on n-grams and the embedding of a frozen encoder",
+    };
+    format!("`{}`: {what}", manifest.stage.name())
+}
+
+fn certificate(manifest: &Manifest, outcome: &BuildOutcome) -> String {
+    match &outcome.certificate {
+        Some(c) => {
+            let mut text = format!(
+                "From a score of {:.3} on. With probability ≥ {} over the {} calibration rows, the share of requests that it \
+                 answers wrong without deferring{} is at most {}. It accepted {:.1} % of the calibration rows, {} of them wrong.",
+                c.threshold,
+                1.0 - c.delta,
+                c.n,
+                if outcome.evaluation.reference_accuracy.is_some() { ", where the reference is right," } else { "" },
+                c.epsilon,
+                100.0 * c.coverage,
+                c.losses
+            );
+            if let Some(loss) = &outcome.evaluation.test_loss {
+                text += &format!(
+                    " On {} {} rows the share was {:.2} % [{:.2}, {:.2}]: the bound {}.",
+                    outcome.n,
+                    outcome.measured_on,
+                    100.0 * loss.loss,
+                    100.0 * loss.interval[0],
+                    100.0 * loss.interval[1],
+                    if loss.held { "held" } else { "did **not** hold" }
+                );
+            }
+            text
+        }
+        None => format!(
+            "Never: there is no certificate at ε = {}, δ = {}{}. It defers everything.",
+            manifest.recipe.epsilon,
+            manifest.recipe.delta,
+            outcome.rows_needed.map(|rows| format!("; about {rows} calibration rows are needed")).unwrap_or_default()
+        ),
+    }
+}
+
+fn rungs(rungs: &[RungOutcome], chosen: &str) -> String {
+    let mut table = "| rung | value | 95 % interval | validation | training s |\n|---|---|---|---|---|\n".to_owned();
+    for rung in rungs {
+        let name = rung.rung.name();
+        let name = if name == chosen { format!("**{name}**") } else { name.to_owned() };
+        table += &format!(
+            "| {name} | {:.2} % | {:.2} – {:.2} | {:.2} % | {:.1} |\n",
+            100.0 * rung.value,
+            100.0 * rung.interval[0],
+            100.0 * rung.interval[1],
+            100.0 * rung.validation,
+            rung.seconds
+        );
+    }
+    table
+}
+
+pub(super) fn percent(measured: &Measured) -> String {
+    let [low, high] = measured.interval.map(|bound| 100.0 * bound);
+    format!("{:.1} % [{low:.1}, {high:.1}]", 100.0 * measured.value)
+}

@@ -1,0 +1,399 @@
+//! Everything that is said about one set of scored rows.
+
+use std::collections::BTreeMap;
+
+use metier_model::proof::{Certificate, binomial_tail, clopper_pearson, thresholds};
+use metier_model::specialist::Answer;
+use serde::{Deserialize, Serialize};
+
+use super::metrics::{self, ClassMetrics, Measured, ReliabilityBin, share};
+use crate::data::{split::Example, task::Metric};
+
+/// Pairs of labels listed as confused.
+const MAX_CONFUSIONS: usize = 20;
+/// A column is sliced by if it has at most this many values.
+const MAX_SLICES: usize = 20;
+/// Points of the risk–coverage curve.
+const CURVE_POINTS: usize = 101;
+
+/// One row as the specialist answered it.
+#[derive(Clone, Debug)]
+pub struct ScoredRow {
+    /// Class it was called.
+    pub predicted: usize,
+    /// Class it is.
+    pub gold: usize,
+    /// Calibrated score.
+    pub score: f32,
+    /// Did the score pass the threshold?
+    pub accepted: bool,
+    /// Was the reference right? True where the gold label is the reference.
+    pub reference_right: bool,
+    /// Values of other columns.
+    pub extra: Vec<(std::sync::Arc<str>, String)>,
+}
+
+impl ScoredRow {
+    /// Joins an answer with what is known about its row.
+    pub fn new(example: &Example, answer: &Answer) -> Self {
+        Self {
+            predicted: answer.label_idx,
+            gold: example.class,
+            score: answer.score,
+            accepted: answer.accepted,
+            reference_right: example.row.reference.as_ref().is_none_or(|reference| *reference == example.row.label),
+            extra: example.row.extra.clone(),
+        }
+    }
+
+    /// The loss that a certificate bounds, if the row is accepted.
+    pub fn loss_if_accepted(&self) -> bool {
+        self.predicted != self.gold && self.reference_right
+    }
+}
+
+/// What is said about one set of rows.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct EvalReport {
+    /// Rows.
+    pub n: u64,
+    /// The task's metric by name.
+    pub metric: String,
+    /// Its value.
+    pub value: f64,
+    /// Its 95 % interval.
+    pub interval: [f64; 2],
+    /// Share right, all rows answered.
+    pub accuracy: Measured,
+    /// Mean F1 of the classes.
+    pub macro_f1: Measured,
+    /// F1 over all rows: with one label a row, the accuracy.
+    pub micro_f1: Measured,
+    /// Expected calibration error.
+    pub ece: Measured,
+    /// Share of rows that were accepted.
+    pub coverage: Measured,
+    /// Share right among the accepted.
+    pub accepted_accuracy: Measured,
+    /// The certificate, tried on these rows.
+    pub test_loss: Option<TestLoss>,
+    /// Rows that are none of these.
+    pub out_of_scope: Option<OutOfScope>,
+    /// Share of rows that the reference got right, where there is one beside the gold label.
+    pub reference_accuracy: Option<Measured>,
+    /// Figures by class.
+    pub per_class: Vec<ClassMetrics>,
+    /// The most frequent confusions.
+    pub confusions: Vec<Confusion>,
+    /// The reliability curve.
+    pub reliability: Vec<ReliabilityBin>,
+    /// Risk and coverage by threshold, strict to loose.
+    pub risk_coverage: Vec<RiskCoverage>,
+    /// Accuracy and coverage by the values of other columns.
+    pub slices: Vec<Slice>,
+}
+
+/// The empirical loss of a certificate on rows that it has not seen.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct TestLoss {
+    /// Share of rows accepted and wrong while the reference was right.
+    pub loss: f64,
+    /// Such rows.
+    pub losses: u64,
+    /// Exact 95 % interval of the share.
+    pub interval: [f64; 2],
+    /// The bound.
+    pub epsilon: f64,
+    /// False only if the interval's lower end exceeds ε.
+    pub held: bool,
+}
+
+/// How rows that are none of these fared.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct OutOfScope {
+    /// Share of them that got the out-of-scope label.
+    pub recall_as_label: Measured,
+    /// Share of them that got the label or were deferred.
+    pub recall_at_threshold: Measured,
+    /// Accuracy on all other rows.
+    pub in_scope_accuracy: Measured,
+    /// Share of all other rows that were answered in scope, accepted and right.
+    pub in_scope_accepted_right: Measured,
+}
+
+/// Rows of one label called another.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Confusion {
+    /// What they are.
+    pub gold: String,
+    /// What they were called.
+    pub predicted: String,
+    /// How many.
+    pub n: u64,
+}
+
+/// One point of the risk–coverage curve.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct RiskCoverage {
+    /// The threshold.
+    pub threshold: f32,
+    /// Share accepted there.
+    pub coverage: f64,
+    /// Share accepted and wrong.
+    pub risk: f64,
+}
+
+/// Rows that share the value of a column.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Slice {
+    /// The column.
+    pub column: String,
+    /// The value.
+    pub value: String,
+    /// Rows.
+    pub n: u64,
+    /// Share right.
+    pub accuracy: Measured,
+    /// Share accepted.
+    pub coverage: Measured,
+}
+
+/// What the rows are measured against.
+#[derive(Clone, Copy)]
+pub struct Yardstick<'a> {
+    /// Labels in order of classes.
+    pub labels: &'a [String],
+    /// The task's metric.
+    pub metric: Metric,
+    /// Label that means "none of these".
+    pub out_of_scope: Option<&'a str>,
+    /// The certificate, if there is one.
+    pub certificate: Option<Certificate>,
+    /// Was there a reference beside the gold label?
+    pub has_reference: bool,
+    /// Seed of resamples.
+    pub seed: u64,
+}
+
+/// Measures everything.
+pub fn evaluate(rows: &[ScoredRow], yardstick: &Yardstick<'_>) -> EvalReport {
+    let Yardstick { labels, metric, out_of_scope, certificate, has_reference, seed } = *yardstick;
+    let n = rows.len() as u64;
+    let predicted: Vec<usize> = rows.iter().map(|row| row.predicted).collect();
+    let gold: Vec<usize> = rows.iter().map(|row| row.gold).collect();
+    let right: Vec<bool> = rows.iter().map(|row| row.predicted == row.gold).collect();
+    let scores: Vec<f32> = rows.iter().map(|row| row.score).collect();
+    let measured = metrics::measure(metric, &predicted, &gold, labels.len(), seed);
+    let (ece, reliability) = metrics::calibration_error(&scores, &right, seed);
+    let accuracy = metrics::accuracy(&predicted, &gold);
+    let count = |keep: &dyn Fn(&ScoredRow) -> bool| rows.iter().filter(|row| keep(row)).count() as u64;
+    let n_accepted = count(&|row| row.accepted);
+    let out_of_scope = out_of_scope.and_then(|label| labels.binary_search_by(|l| l.as_str().cmp(label)).ok());
+    EvalReport {
+        n,
+        metric: metric.name().to_owned(),
+        value: measured.value,
+        interval: measured.interval,
+        accuracy,
+        macro_f1: metrics::measure(Metric::MacroF1, &predicted, &gold, labels.len(), seed),
+        micro_f1: accuracy,
+        ece,
+        coverage: share(n_accepted, n),
+        accepted_accuracy: share(count(&|row| row.accepted && row.predicted == row.gold), n_accepted),
+        test_loss: certificate.map(|certificate| {
+            let losses = count(&|row| row.accepted && row.loss_if_accepted());
+            test_loss(losses, n, certificate.epsilon)
+        }),
+        out_of_scope: out_of_scope.map(|none| {
+            let (n_none, n_in) = (count(&|row| row.gold == none), count(&|row| row.gold != none));
+            OutOfScope {
+                recall_as_label: share(count(&|row| row.gold == none && row.predicted == none), n_none),
+                recall_at_threshold: share(
+                    count(&|row| row.gold == none && (row.predicted == none || !row.accepted)),
+                    n_none,
+                ),
+                in_scope_accuracy: share(count(&|row| row.gold != none && row.predicted == row.gold), n_in),
+                in_scope_accepted_right: share(
+                    count(&|row| row.gold != none && row.accepted && row.predicted == row.gold),
+                    n_in,
+                ),
+            }
+        }),
+        reference_accuracy: has_reference.then(|| share(count(&|row| row.reference_right), n)),
+        per_class: metrics::per_class(&predicted, &gold, labels),
+        confusions: confusions(rows, labels),
+        reliability,
+        risk_coverage: risk_coverage(rows),
+        slices: slices(rows),
+    }
+}
+
+fn test_loss(losses: u64, n: u64, epsilon: f64) -> TestLoss {
+    let interval = if n == 0 { [0.0, 1.0] } else { clopper_pearson(losses, n, metrics::CONFIDENCE) };
+    TestLoss { loss: losses as f64 / n.max(1) as f64, losses, interval, epsilon, held: interval[0] <= epsilon }
+}
+
+fn confusions(rows: &[ScoredRow], labels: &[String]) -> Vec<Confusion> {
+    let mut counts: BTreeMap<(usize, usize), u64> = BTreeMap::new();
+    rows.iter().filter(|row| row.predicted != row.gold).for_each(|row| {
+        *counts.entry((row.gold, row.predicted)).or_default() += 1;
+    });
+    let mut pairs: Vec<_> = counts.into_iter().collect();
+    pairs.sort_by_key(|&(pair, n)| (std::cmp::Reverse(n), pair));
+    let name = |k: usize| labels[k].clone();
+    pairs.truncate(MAX_CONFUSIONS);
+    pairs.into_iter().map(|((gold, called), n)| Confusion { gold: name(gold), predicted: name(called), n }).collect()
+}
+
+fn risk_coverage(rows: &[ScoredRow]) -> Vec<RiskCoverage> {
+    let n = rows.len().max(1) as f64;
+    let grid: Vec<f32> = thresholds().collect();
+    let step = (grid.len() - 1) / (CURVE_POINTS - 1);
+    let points = grid.into_iter().step_by(step.max(1)).map(|threshold| {
+        let accepted = rows.iter().filter(|row| row.score >= threshold);
+        let (accepted, losses) =
+            accepted.fold((0u64, 0u64), |(a, l), row| (a + 1, l + u64::from(row.loss_if_accepted())));
+        RiskCoverage { threshold, coverage: accepted as f64 / n, risk: losses as f64 / n }
+    });
+    points.collect()
+}
+
+fn slices(rows: &[ScoredRow]) -> Vec<Slice> {
+    let mut columns: BTreeMap<&str, BTreeMap<&str, Vec<&ScoredRow>>> = BTreeMap::new();
+    for row in rows {
+        for (column, value) in &row.extra {
+            let values = columns.entry(column).or_default();
+            // One value more than is shown is enough to know that the column is no category.
+            if values.len() <= MAX_SLICES {
+                values.entry(value).or_default().push(row);
+            }
+        }
+    }
+    let mut slices = Vec::new();
+    for (column, values) in columns.into_iter().filter(|(_, values)| (2..=MAX_SLICES).contains(&values.len())) {
+        for (value, rows) in values {
+            let n = rows.len() as u64;
+            let count = |keep: &dyn Fn(&ScoredRow) -> bool| rows.iter().filter(|row| keep(row)).count() as u64;
+            slices.push(Slice {
+                column: column.to_owned(),
+                value: value.to_owned(),
+                n,
+                accuracy: share(count(&|row| row.predicted == row.gold), n),
+                coverage: share(count(&|row| row.accepted), n),
+            });
+        }
+    }
+    slices
+}
+
+/// Do two sets of rows have different class mixes? Half the sum of absolute differences of shares, 0..1, and how often
+/// chance alone gives as much for the largest single difference (Bonferroni over classes, exact two-sided binomial tail).
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ClassMix {
+    /// Total variation distance.
+    pub distance: f64,
+    /// Label whose share differs most surprisingly.
+    pub label: String,
+    /// Its share in calibration.
+    pub calibration: f64,
+    /// Its share in test.
+    pub test: f64,
+    /// Probability of such a difference if the mixes were equal, over all labels.
+    pub p_value: f64,
+}
+
+/// Compares the class mix of calibration and test rows.
+pub fn class_mix(calibration: &[usize], test: &[usize], labels: &[String]) -> Option<ClassMix> {
+    if calibration.is_empty() || test.is_empty() {
+        return None;
+    }
+    let count = |rows: &[usize], k: usize| rows.iter().filter(|class| **class == k).count() as u64;
+    let (n_cal, n_test) = (calibration.len() as u64, test.len() as u64);
+    let mut distance = 0.0;
+    let mut worst: Option<(f64, usize, f64, f64)> = None;
+    for k in 0..labels.len() {
+        let (a, b) = (count(calibration, k), count(test, k));
+        let (share_cal, share_test) = (a as f64 / n_cal as f64, b as f64 / n_test as f64);
+        distance += (share_cal - share_test).abs() / 2.0;
+        // Given a + b rows of this class, how many fall into calibration?
+        let p_cal = n_cal as f64 / (n_cal + n_test) as f64;
+        let low = binomial_tail(a, a + b, p_cal);
+        let high = if a == 0 { 1.0 } else { 1.0 - binomial_tail(a - 1, a + b, p_cal) };
+        let p = (2.0 * low.min(high)).min(1.0);
+        if worst.is_none_or(|(least, ..)| p < least) {
+            worst = Some((p, k, share_cal, share_test));
+        }
+    }
+    let (p, k, calibration, test) = worst?;
+    let p_value = (p * labels.len() as f64).min(1.0);
+    Some(ClassMix { distance, label: labels[k].clone(), calibration, test, p_value })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn row(predicted: usize, gold: usize, score: f32, accepted: bool) -> ScoredRow {
+        ScoredRow {
+            predicted,
+            gold,
+            score,
+            accepted,
+            reference_right: true,
+            extra: vec![("kind".into(), format!("k{gold}"))],
+        }
+    }
+
+    #[test]
+    fn counts_what_a_certificate_bounds() {
+        let labels = ["a", "b", "none"].map(str::to_owned);
+        let certificate = Certificate { epsilon: 0.1, delta: 0.05, threshold: 0.5, coverage: 0.5, n: 100, losses: 1 };
+        let yardstick = Yardstick {
+            labels: &labels,
+            metric: Metric::Accuracy,
+            out_of_scope: Some("none"),
+            certificate: Some(certificate),
+            has_reference: true,
+            seed: 1,
+        };
+        let mut rows = vec![
+            row(0, 0, 0.9, true),
+            row(0, 1, 0.8, true),
+            row(1, 1, 0.4, false),
+            row(2, 2, 0.9, true),
+            row(0, 2, 0.3, false),
+            row(1, 2, 0.7, true),
+        ];
+        rows[5].reference_right = false;
+        let report = evaluate(&rows, &yardstick);
+        let loss = report.test_loss.expect("there is a certificate");
+        assert_eq!((loss.losses, loss.held), (1, true), "an error that the reference made too is no loss");
+        let none = report.out_of_scope.expect("there is a label for it");
+        assert!((none.recall_as_label.value - 1.0 / 3.0).abs() < 1e-9);
+        assert!((none.recall_at_threshold.value - 2.0 / 3.0).abs() < 1e-9);
+        assert!((none.in_scope_accuracy.value - 2.0 / 3.0).abs() < 1e-9);
+        assert_eq!(report.reference_accuracy.map(|m| (m.value * 6.0).round()), Some(5.0));
+        assert_eq!(report.confusions.len(), 3);
+        assert_eq!(report.slices.len(), 3);
+        let last = report.risk_coverage.last().expect("points");
+        assert!((last.coverage - 1.0).abs() < 1e-9 && (last.risk - 2.0 / 6.0).abs() < 1e-9);
+    }
+
+    #[test]
+    fn a_certificate_fails_only_by_an_exact_bound() {
+        assert!(test_loss(9, 100, 0.05).held, "9 of 100 may be chance at 5 %");
+        assert!(!test_loss(13, 100, 0.05).held);
+        assert!(test_loss(0, 0, 0.05).held);
+    }
+
+    #[test]
+    fn class_mixes() {
+        let labels = ["a", "b"].map(str::to_owned);
+        let rows = |a: usize, b: usize| [vec![0; a], vec![1; b]].concat();
+        let same = class_mix(&rows(50, 50), &rows(52, 48), &labels).expect("rows");
+        assert!(same.p_value > 0.5 && (same.distance - 0.02).abs() < 1e-9, "{same:?}");
+        let other = class_mix(&rows(90, 10), &rows(10, 90), &labels).expect("rows");
+        assert!(other.p_value < 0.001, "{other:?}");
+        assert_eq!(class_mix(&[], &[0], &labels), None);
+    }
+}

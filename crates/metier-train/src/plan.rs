@@ -1,0 +1,93 @@
+//! What would a build do? Splits, rows that the certificate needs, and predicted minutes, without building.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use metier_model::proof::rows_needed;
+use serde::Serialize;
+
+use crate::{
+    build::{BuildError, Workbench},
+    data::{LeakReport, Part, TaskFile, split},
+};
+
+/// How long the encoder is tried for the prediction.
+const PROBE: Duration = Duration::from_secs(1);
+/// Rows embedded at a time while it is tried.
+const PROBE_ROWS: usize = 32;
+/// Observed losses that are planned for besides none: half of ε.
+const PLANNED_LOSS_SHARE: f64 = 0.5;
+/// Multiply-adds a second and thread of the linear trade, from a run on banking77; a guide, not a promise.
+const MULTIPLY_ADDS_A_SECOND: f64 = 1.5e9;
+/// Settings over all rungs times the passes that each takes on average.
+const LINEAR_PASSES: f64 = 14.0 * 30.0;
+/// Non-zero features of a row: n-grams of a short text, or an embedding.
+const FEATURES_A_ROW: f64 = 250.0;
+
+/// What a build would do.
+#[derive(Clone, Debug, Serialize)]
+pub struct Plan {
+    /// Name of the task.
+    pub name: String,
+    /// Rows by part.
+    pub rows: BTreeMap<String, u64>,
+    /// Rows by label and part.
+    pub labels: BTreeMap<String, BTreeMap<String, u64>>,
+    /// Calibration rows needed at ε and δ if no accepted row is wrong.
+    pub rows_needed: Option<u64>,
+    /// The same if accepted errors are half of ε.
+    pub rows_needed_with_errors: Option<u64>,
+    /// Are there enough for a certificate at all?
+    pub enough: bool,
+    /// Predicted minutes.
+    pub minutes: f64,
+    /// Rows embedded a second, as tried.
+    pub rows_a_second: Option<f64>,
+    /// Duplicates and contradictions.
+    pub leak: LeakReport,
+}
+
+/// Reads and parts the rows as a build would, tries the encoder for a second, and writes nothing.
+pub fn plan(task: &TaskFile, bench: &Workbench<'_>, clock: &dyn Fn() -> Duration) -> Result<Plan, BuildError> {
+    let splits = split::load(task, bench.seed)?;
+    let texts: Vec<&str> = Part::ALL.iter().flat_map(|&p| splits.part(p)).map(|e| e.row.text.as_str()).collect();
+    let mut rows_a_second = None;
+    if let Some(encoder) = bench.encoder {
+        let start = clock();
+        let mut done = 0;
+        // Rows from all over the file: their lengths are what the time hangs on.
+        let step = (texts.len() / (PROBE_ROWS * 64)).max(1);
+        let sample: Vec<&str> = texts.iter().step_by(step).copied().collect();
+        for rows in sample.chunks(PROBE_ROWS) {
+            let error = |source| BuildError::Embed { name: task.name.clone(), source };
+            encoder.embed_all(bench.pool, rows, &mut metier_model::progress::silent).map_err(error)?;
+            done += rows.len();
+            if clock() - start >= PROBE {
+                break;
+            }
+        }
+        rows_a_second = Some(done as f64 / (clock() - start).as_secs_f64().max(1e-6));
+    }
+    let mut labels: BTreeMap<String, BTreeMap<String, u64>> = BTreeMap::new();
+    for part in Part::ALL {
+        for example in splits.part(part) {
+            let by_part = labels.entry(example.row.label.clone()).or_default();
+            *by_part.entry(part.name().to_owned()).or_default() += 1;
+        }
+    }
+    let (epsilon, delta) = (task.target.epsilon, task.target.delta);
+    let needed = rows_needed(epsilon, delta, 0.0);
+    let n_train = splits.part(Part::Train).len() as f64;
+    let linear = n_train * splits.labels.len() as f64 * FEATURES_A_ROW * LINEAR_PASSES / MULTIPLY_ADDS_A_SECOND / 2.0;
+    let embedding = rows_a_second.map_or(0.0, |rate| texts.len() as f64 / rate);
+    Ok(Plan {
+        name: task.name.clone(),
+        rows: splits.counts(),
+        labels,
+        rows_needed: needed,
+        rows_needed_with_errors: rows_needed(epsilon, delta, epsilon * PLANNED_LOSS_SHARE),
+        enough: needed.is_some_and(|needed| splits.part(Part::Calibration).len() as u64 >= needed),
+        minutes: (linear + embedding) / 60.0,
+        rows_a_second,
+        leak: splits.leak.clone(),
+    })
+}
