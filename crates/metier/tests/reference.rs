@@ -21,3 +21,8 @@ fn check(page: &str, generated: &str) {
 fn settings() {
     check("config.md", &metier::config::reference());
 }
+
+#[test]
+fn command_line() {
+    check("cli.md", &metier::cli::reference());
+}

@@ -7,15 +7,20 @@
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "the command line is where output belongs")]
 
 pub mod ask;
+pub mod audit;
 pub mod bases;
 pub mod child;
+pub mod doctor;
+pub mod inside;
 pub mod models;
 pub mod progress;
 pub mod serve;
 
-use std::process::ExitCode;
+use std::{path::PathBuf, process::ExitCode};
 
-use clap::{Parser, Subcommand};
+use clap::{Args, CommandFactory as _, Parser, Subcommand};
+
+use crate::config::{Environment, Settings};
 
 /// The right model for the right task, on your own machines.
 #[derive(Debug, Parser)]
@@ -29,6 +34,30 @@ struct Cli {
 enum Verb {
     Models(models::ModelsArgs),
     Serve(serve::ServeArgs),
+    Audit(audit::AuditArgs),
+    Doctor(doctor::DoctorArgs),
+}
+
+/// Arguments that most verbs take.
+#[derive(Clone, Debug, Args)]
+pub struct CommonArgs {
+    /// Settings; default: `metier.toml` in the working folder, if there
+    #[arg(long, global = true, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// One JSON object a line on stdout, the last one the result
+    #[arg(long, global = true)]
+    pub json: bool,
+}
+
+impl CommonArgs {
+    /// What the operator asked for, in the file and in the environment.
+    ///
+    /// # Errors
+    /// The file cannot be used.
+    pub fn settings(&self) -> Result<(Settings, Environment), Failure> {
+        let settings = Settings::read(self.config.as_deref()).map_err(Failure::usage)?;
+        Ok((settings, Environment::read()))
+    }
 }
 
 /// Why a verb ends without success, and with which exit code.
@@ -52,6 +81,12 @@ impl Failure {
     pub fn environment(error: impl Into<anyhow::Error>) -> Self {
         Self::Environment(error.into())
     }
+}
+
+/// Tells what the work found, and that it is a failure.
+pub fn found(error: impl Into<anyhow::Error>) -> Failure {
+    explain(&error.into());
+    Failure::Found
 }
 
 /// Prints one line of `--json`.
@@ -87,14 +122,55 @@ fn run(verb: Verb) -> Outcome {
     match verb {
         Verb::Models(args) => models::run(args),
         Verb::Serve(args) => serve::run(&args),
+        Verb::Audit(args) => audit::run(&args),
+        Verb::Doctor(args) => doctor::run(&args),
     }
 }
 
-/// The one place where the command line prints an error: what was attempted, then each cause on a line of its own.
+/// Prints why there is no success, and tells the exit code.
 fn report(error: &anyhow::Error, code: u8) -> ExitCode {
-    eprintln!("error: {error}");
-    for cause in error.chain().skip(1) {
-        eprintln!("  because: {cause}");
-    }
+    explain(error);
     ExitCode::from(code)
+}
+
+/// The one place where the command line prints an error: what was attempted, then each cause on a line of its own.
+fn explain(error: &anyhow::Error) {
+    eprintln!("error: {error}");
+    let mut told = error.to_string();
+    for cause in error.chain().skip(1) {
+        let cause = cause.to_string();
+        // Some libraries repeat their cause in their own words.
+        if !told.ends_with(&cause) {
+            eprintln!("  because: {cause}");
+        }
+        told = cause;
+    }
+}
+
+/// Width of the generated reference, in characters.
+const REFERENCE_WIDTH: usize = 120;
+
+/// `docs/cli.md`: what `--help` of every verb prints.
+pub fn reference() -> String {
+    let mut root = Cli::command().term_width(REFERENCE_WIDTH).disable_help_subcommand(true);
+    root.build();
+    let mut page = String::from(
+        "# Command line\n\n\
+         Generated from `crates/metier/src/cli/`; `METIER_BLESS=1 cargo test -p metier --test reference` rewrites this page.\n\n\
+         Exit codes: 0 done, 1 the work found a failure, 2 the arguments or a file of yours are wrong, 3 the machine, the network or \
+         the disk is in the way. Results go to stdout, bars and logs to stderr; `--json` makes every line of stdout a JSON object, the \
+         last one the result.\n",
+    );
+    describe(&root, "", &mut page);
+    page
+}
+
+fn describe(command: &clap::Command, above: &str, page: &mut String) {
+    let name = format!("{above}{}", command.get_name());
+    let help = command.clone().term_width(REFERENCE_WIDTH).render_long_help().to_string();
+    let help: Vec<&str> = help.trim_end().lines().map(str::trim_end).collect();
+    page.push_str(&format!("\n## `{name}`\n\n```text\n{}\n```\n", help.join("\n")));
+    for verb in command.get_subcommands() {
+        describe(verb, &format!("{name} "), page);
+    }
 }

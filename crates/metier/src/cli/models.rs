@@ -5,9 +5,9 @@ use std::path::PathBuf;
 use clap::{Args, Subcommand};
 use serde_json::json;
 
-use super::{Failure, Outcome, line, progress::Bars};
+use super::{CommonArgs, Failure, Outcome, inside::Inside, line, progress::Bars};
 use crate::{
-    config::{Environment, Settings, fetcher},
+    config::fetcher,
     fetch::{CacheState, Catalogue, CatalogueEntry, FetchError, Fetcher},
 };
 
@@ -24,9 +24,8 @@ pub struct ModelsArgs {
     /// A catalogue file that adds to the embedded one
     #[arg(long, global = true, value_name = "FILE")]
     catalogue: Option<PathBuf>,
-    /// One JSON object a line on stdout, the last one the result
-    #[arg(long, global = true)]
-    json: bool,
+    #[command(flatten)]
+    common: CommonArgs,
 }
 
 #[derive(Debug, Subcommand)]
@@ -55,18 +54,17 @@ enum ModelsVerb {
 
 /// Runs the verb.
 pub fn run(args: ModelsArgs) -> Outcome {
-    let environment = Environment::read();
-    let settings = Settings::read(None).map_err(Failure::usage)?;
+    let (settings, environment) = args.common.settings()?;
     let catalogue = match args.catalogue.as_deref().or(settings.models.catalogue.as_deref()) {
         Some(path) => Catalogue::with_file(path).map_err(failure)?,
         None => Catalogue::embedded(),
     };
     let fetcher = fetcher(&environment).map_err(Failure::usage)?;
     match args.verb {
-        ModelsVerb::List => list(&catalogue, &fetcher, args.json),
-        ModelsVerb::Pull { names, from } => pull(&catalogue, &fetcher, &names, from, args.json),
-        ModelsVerb::Show { name } => show(&catalogue, &fetcher, &name, args.json),
-        ModelsVerb::Verify { names } => verify(&catalogue, &fetcher, &names, args.json),
+        ModelsVerb::List => list(&catalogue, &fetcher, args.common.json),
+        ModelsVerb::Pull { names, from } => pull(&catalogue, &fetcher, &names, from, args.common.json),
+        ModelsVerb::Show { name } => show(&catalogue, &fetcher, &name, args.common.json),
+        ModelsVerb::Verify { names } => verify(&catalogue, &fetcher, &names, args.common.json),
     }
 }
 
@@ -135,8 +133,13 @@ fn show(catalogue: &Catalogue, fetcher: &Fetcher, name: &str, as_json: bool) -> 
     let entry = catalogue.get(name).map_err(failure)?;
     let state = fetcher.state(name, entry).map_err(failure)?;
     let dir = fetcher.dir(name, entry);
+    // Only what has the pinned hash is opened.
+    let inside = match state {
+        CacheState::Verified => Some(Inside::read(entry, &dir).map_err(Failure::Environment)?),
+        _ => None,
+    };
     if as_json {
-        line(&json!({"name": name, "state": word(&state), "dir": dir, "entry": entry}));
+        line(&json!({"name": name, "state": word(&state), "dir": dir, "entry": entry, "inside": inside}));
         return Ok(());
     }
     println!("{name}: {}", entry.about);
@@ -148,6 +151,10 @@ fn show(catalogue: &Catalogue, fetcher: &Fetcher, name: &str, as_json: bool) -> 
         for source in &file.sources {
             println!("           from   {source}");
         }
+    }
+    match inside {
+        Some(inside) => print!("{inside}"),
+        None => println!("  inside   known once it is here: `metier models pull {name}`"),
     }
     Ok(())
 }

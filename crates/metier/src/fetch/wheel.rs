@@ -66,10 +66,7 @@ impl Wheels {
             .prefix(&format!("{}wheel-", place::PART))
             .tempdir_in(&self.dir)
             .map_err(|error| format!("cannot make a folder in `{}`: {error}", self.dir.display()))?;
-        let pythons: Vec<&OsStr> = match &self.python {
-            Some(python) => vec![python],
-            None => vec![OsStr::new("python3"), OsStr::new("python")],
-        };
+        let pythons = candidates(self.python.as_deref());
         let mut problems = Vec::new();
         for python in pythons {
             match pip_download(python, requirement, target.path(), progress) {
@@ -90,6 +87,30 @@ impl Wheels {
         }
         Err(problems.join("; "))
     }
+}
+
+/// The Pythons to try, in order.
+fn candidates(python: Option<&OsStr>) -> Vec<&OsStr> {
+    python.map_or_else(|| vec![OsStr::new("python3"), OsStr::new("python")], |python| vec![python])
+}
+
+/// What the first Python that has pip says of its version.
+///
+/// # Errors
+/// There is none; the text says what was tried.
+pub(super) fn pip_version(python: Option<&OsStr>) -> Result<String, String> {
+    let mut problems = Vec::new();
+    for python in candidates(python) {
+        let told = python.to_string_lossy();
+        match Command::new(python).args(["-m", "pip", "--version"]).stdin(Stdio::null()).output() {
+            Ok(output) if output.status.success() => {
+                return Ok(format!("{told}, {}", String::from_utf8_lossy(&output.stdout).trim()));
+            }
+            Ok(_) => problems.push(format!("`{told}` has no pip")),
+            Err(error) => problems.push(format!("cannot run `{told}` ({error})")),
+        }
+    }
+    Err(problems.join("; "))
 }
 
 fn pip_download(
