@@ -52,7 +52,15 @@ per_tier! {
 unsafe fn rms_norm_body<L: Lanes>(x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) {
     assert!(x.len() == weight.len() && x.len() == out.len(), "one weight and one output an element");
     // SAFETY: features as the trait demands.
-    let sum = unsafe { L::sum(fold::<L>(x, 0.0, 0.0, |acc, x| L::fma(x, x, acc))) };
+    let sum = unsafe {
+        L::sum(fold::<L>(
+            x,
+            0.0,
+            0.0,
+            #[inline(always)]
+            |acc, x| L::fma(x, x, acc),
+        ))
+    };
     let scale = 1.0 / (sum / x.len() as f32 + eps).sqrt();
     for ((out, x), weight) in out.iter_mut().zip(x).zip(weight) {
         *out = x * scale * weight;
@@ -70,12 +78,24 @@ unsafe fn layer_norm_body<L: Lanes>(x: &mut [f32], weight: &[f32], bias: &[f32],
     let n = x.len() as f32;
     // SAFETY: features as the trait demands.
     unsafe {
-        let mean = L::sum(fold::<L>(x, 0.0, 0.0, |acc, x| L::add(acc, x))) / n;
+        let mean = L::sum(fold::<L>(
+            x,
+            0.0,
+            0.0,
+            #[inline(always)]
+            |acc, x| L::add(acc, x),
+        )) / n;
         // Elements that pad the last lanes are `mean`, so that they add nothing to the variance.
-        let squares = fold::<L>(x, 0.0, mean, |acc, x| {
-            let d = L::sub(x, L::splat(mean));
-            L::fma(d, d, acc)
-        });
+        let squares = fold::<L>(
+            x,
+            0.0,
+            mean,
+            #[inline(always)]
+            |acc, x| {
+                let d = L::sub(x, L::splat(mean));
+                L::fma(d, d, acc)
+            },
+        );
         let scale = 1.0 / (L::sum(squares) / n + eps).sqrt();
         for ((x, weight), bias) in x.iter_mut().zip(weight).zip(bias) {
             *x = ((*x - mean) * scale).mul_add(*weight, *bias);
@@ -104,7 +124,13 @@ per_tier! {
 #[inline(always)]
 unsafe fn gelu_body<L: Lanes>(x: &mut [f32]) {
     // SAFETY: features as the trait demands.
-    unsafe { map_in_place::<L>(x, |x| math::gelu::<L>(x)) }
+    unsafe {
+        map_in_place::<L>(
+            x,
+            #[inline(always)]
+            |x| math::gelu::<L>(x),
+        )
+    }
 }
 
 per_tier! {
@@ -116,7 +142,13 @@ per_tier! {
 unsafe fn swiglu_body<L: Lanes>(gate: &mut [f32], up: &[f32]) {
     assert_eq!(gate.len(), up.len(), "as many on both sides");
     // SAFETY: features as the trait demands.
-    unsafe { map_in_place::<L>(gate, |x| math::silu::<L>(x)) };
+    unsafe {
+        map_in_place::<L>(
+            gate,
+            #[inline(always)]
+            |x| math::silu::<L>(x),
+        )
+    };
     for (gate, up) in gate.iter_mut().zip(up) {
         *gate *= up;
     }
@@ -134,11 +166,31 @@ pub(crate) unsafe fn softmax_body<L: Lanes>(x: &mut [f32]) {
     }
     // SAFETY: features as the trait demands.
     unsafe {
-        let max = L::max_lane(fold::<L>(x, f32::NEG_INFINITY, f32::NEG_INFINITY, |acc, x| L::max(x, acc)));
-        map_in_place::<L>(x, |x| math::exp::<L>(L::sub(x, L::splat(max))));
-        let sum = L::sum(fold::<L>(x, 0.0, 0.0, |acc, x| L::add(acc, x)));
+        let max = L::max_lane(fold::<L>(
+            x,
+            f32::NEG_INFINITY,
+            f32::NEG_INFINITY,
+            #[inline(always)]
+            |acc, x| L::max(x, acc),
+        ));
+        map_in_place::<L>(
+            x,
+            #[inline(always)]
+            |x| math::exp::<L>(L::sub(x, L::splat(max))),
+        );
+        let sum = L::sum(fold::<L>(
+            x,
+            0.0,
+            0.0,
+            #[inline(always)]
+            |acc, x| L::add(acc, x),
+        ));
         let scale = L::splat(1.0 / sum);
-        map_in_place::<L>(x, |x| L::mul(x, scale));
+        map_in_place::<L>(
+            x,
+            #[inline(always)]
+            |x| L::mul(x, scale),
+        );
     }
 }
 
@@ -151,7 +203,13 @@ per_tier! {
 unsafe fn log_sum_exp_body<L: Lanes>(x: &[f32], out: &mut f32) {
     // SAFETY: features as the trait demands.
     unsafe {
-        let max = L::max_lane(fold::<L>(x, f32::NEG_INFINITY, f32::NEG_INFINITY, |acc, x| L::max(x, acc)));
+        let max = L::max_lane(fold::<L>(
+            x,
+            f32::NEG_INFINITY,
+            f32::NEG_INFINITY,
+            #[inline(always)]
+            |acc, x| L::max(x, acc),
+        ));
         let shift = L::splat(max);
         let chunks = x.chunks_exact(LANES);
         let rest: f32 = chunks.remainder().iter().map(|x| (x - max).exp()).sum();

@@ -67,21 +67,24 @@ impl Lanes for Avx2 {
     unsafe fn abs(a: Self::F) -> Self::F {
         unsafe {
             let sign = _mm256_set1_ps(-0.0);
-            a.map(|a| _mm256_andnot_ps(sign, a))
+            [_mm256_andnot_ps(sign, a[0]), _mm256_andnot_ps(sign, a[1])]
         }
     }
     #[inline(always)]
     unsafe fn copysign(a: Self::F, b: Self::F) -> Self::F {
         unsafe {
             let sign = _mm256_set1_ps(-0.0);
-            let half = |a, b| _mm256_or_ps(_mm256_andnot_ps(sign, a), _mm256_and_ps(sign, b));
-            [half(a[0], b[0]), half(a[1], b[1])]
+            [
+                _mm256_or_ps(_mm256_andnot_ps(sign, a[0]), _mm256_and_ps(sign, b[0])),
+                _mm256_or_ps(_mm256_andnot_ps(sign, a[1]), _mm256_and_ps(sign, b[1])),
+            ]
         }
     }
     #[inline(always)]
     unsafe fn round_to_int(a: Self::F) -> Self::I {
         unsafe {
-            a.map(|a| _mm256_cvtps_epi32(_mm256_round_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(a)))
+            const NEAREST: i32 = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
+            [_mm256_cvtps_epi32(_mm256_round_ps::<NEAREST>(a[0])), _mm256_cvtps_epi32(_mm256_round_ps::<NEAREST>(a[1]))]
         }
     }
     #[inline(always)]
@@ -92,7 +95,10 @@ impl Lanes for Avx2 {
     unsafe fn exp2_int(n: Self::I) -> Self::F {
         unsafe {
             let bias = _mm256_set1_epi32(127);
-            n.map(|n| _mm256_castsi256_ps(_mm256_slli_epi32::<23>(_mm256_add_epi32(n, bias))))
+            [
+                _mm256_castsi256_ps(_mm256_slli_epi32::<23>(_mm256_add_epi32(n[0], bias))),
+                _mm256_castsi256_ps(_mm256_slli_epi32::<23>(_mm256_add_epi32(n[1], bias))),
+            ]
         }
     }
     #[inline(always)]
@@ -124,7 +130,7 @@ impl Lanes for Avx2 {
     unsafe fn high_nibbles(x: Self::B) -> Self::B {
         unsafe {
             let mask = _mm256_set1_epi8(15);
-            x.map(|x| _mm256_and_si256(_mm256_srli_epi16::<4>(x), mask))
+            [_mm256_and_si256(_mm256_srli_epi16::<4>(x[0]), mask), _mm256_and_si256(_mm256_srli_epi16::<4>(x[1]), mask)]
         }
     }
     #[inline(always)]
@@ -142,12 +148,13 @@ impl Lanes for Avx2 {
             let a_even = _mm256_srai_epi16::<8>(_mm256_slli_epi16::<8>(a));
             let a_odd = _mm256_srai_epi16::<8>(a);
             let low = _mm256_set1_epi16(255);
-            let half = |acc, w| {
-                let even = _mm256_madd_epi16(_mm256_and_si256(w, low), a_even);
-                let odd = _mm256_madd_epi16(_mm256_srli_epi16::<8>(w), a_odd);
-                _mm256_add_epi32(acc, _mm256_add_epi32(even, odd))
-            };
-            [half(acc[0], w[0]), half(acc[1], w[1])]
+            let mut sums = acc;
+            for i in 0..2 {
+                let even = _mm256_madd_epi16(_mm256_and_si256(w[i], low), a_even);
+                let odd = _mm256_madd_epi16(_mm256_srli_epi16::<8>(w[i]), a_odd);
+                sums[i] = _mm256_add_epi32(acc[i], _mm256_add_epi32(even, odd));
+            }
+            sums
         }
     }
 }
