@@ -1,6 +1,9 @@
 //! A specialist as the gateway sees it: the few things it asks of [`Specialist`], so that a simulation can script them.
 
-use metier_model::Digest;
+use metier_model::{
+    Digest,
+    specialist::{Specialist, render_request},
+};
 
 /// What a specialist says of a text.
 #[derive(Clone, Debug, PartialEq)]
@@ -29,4 +32,57 @@ pub(crate) trait Expert: Send + Sync {
     /// The text that it reads out of the last user message; else why not.
     fn read(&self, message: &str) -> Result<String, String>;
     fn judge(&self, text: &str, embedding: Option<&[f32]>) -> Result<Judged, String>;
+}
+
+impl Expert for Specialist {
+    fn name(&self) -> &str {
+        &self.manifest().name
+    }
+
+    fn id(&self) -> Digest {
+        self.id()
+    }
+
+    fn base(&self) -> Option<Digest> {
+        self.manifest().base.as_ref().map(|base| base.digest)
+    }
+
+    fn instruction(&self) -> &str {
+        &self.manifest().instruction
+    }
+
+    fn labels(&self) -> &[String] {
+        &self.manifest().labels
+    }
+
+    fn may_leave(&self) -> bool {
+        self.manifest().may_leave
+    }
+
+    fn needs_embedding(&self) -> bool {
+        self.needs_embedding()
+    }
+
+    fn centroids(&self) -> &[Vec<f32>] {
+        self.centroids()
+    }
+
+    fn match_threshold(&self) -> Option<f32> {
+        self.match_threshold()
+    }
+
+    fn read(&self, message: &str) -> Result<String, String> {
+        render_request(&self.manifest().inputs, message).map_err(|error| error.to_string())
+    }
+
+    fn judge(&self, text: &str, embedding: Option<&[f32]>) -> Result<Judged, String> {
+        let answer = self.answer(text, embedding).map_err(|error| error.to_string())?;
+        Ok(Judged {
+            label: answer.label,
+            score: answer.score,
+            threshold: answer.threshold,
+            accepted: answer.accepted,
+            stage: answer.stage,
+        })
+    }
 }

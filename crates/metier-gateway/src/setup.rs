@@ -3,18 +3,33 @@
 use std::{path::PathBuf, sync::Arc};
 
 use metier_kernels::Pool;
-use metier_model::encoder::Encoder;
+use metier_model::{
+    decoder::Decoder,
+    encoder::Encoder,
+    engine::{Engine, EngineLimits},
+    specialist::Specialist,
+};
 
 use crate::{
     audit::{AuditError, AuditLog, Clock},
     backend::{
         Backend,
+        base::{ChatPrompting, PooledEngine},
         embedder::{Embed, Embedder},
+        local::{LOCAL, LocalBase},
         remote::{BackendConfig, RETRY_BACKOFF, Remote, SetupError},
     },
-    gateway::{EncoderSlot, Gateway, Limits, Parts, RemoteSlot},
+    expert::Expert,
+    gateway::{BaseSlot, EncoderSlot, Gateway, Limits, Parts, RemoteSlot},
     meter::Meter,
 };
+
+/// Keys and values of all sequences of the base together, in bytes: about 4,000 tokens of SmolLM2-135M.
+pub const KV_CACHE_BYTES: usize = 192 << 20;
+/// Sequences of the base that are written at the same time.
+pub const MAX_SEQUENCES: usize = 16;
+/// Sequences of the base that wait for a place.
+pub const MAX_WAITING_SEQUENCES: usize = 128;
 
 /// What the operator decides.
 #[derive(Clone, Debug)]
@@ -35,6 +50,8 @@ pub struct GatewayConfig {
 pub struct LocalModels {
     /// For specialists that read an embedding, for `auto`, and for `/v1/embeddings`.
     pub encoder: Option<Arc<Encoder>>,
+    /// For plain generation.
+    pub decoder: Option<Arc<Decoder>>,
     /// The compute threads.
     pub pool: Arc<Pool>,
 }
@@ -68,7 +85,7 @@ impl Gateway {
     pub fn open(config: GatewayConfig, models: LocalModels, clock: Clock) -> Result<Self, OpenError> {
         let pool = models.pool;
         let mut remotes = Vec::with_capacity(config.backends.len());
-        let mut names = vec![crate::backend::local::LOCAL.to_owned()];
+        let mut names = vec![LOCAL.to_owned()];
         for (backend, seed) in config.backends.into_iter().zip(config.retry_seed..) {
             if names.contains(&backend.id) {
                 return Err(OpenError::BackendTwice(backend.id));
@@ -79,17 +96,23 @@ impl Gateway {
             remotes.push(RemoteSlot { backend, facts, model, price });
         }
         let encoder = models.encoder.map(|encoder| start_encoder(encoder, Arc::clone(&pool))).transpose()?;
+        let base = models.decoder.map(|decoder| start_base(decoder, Arc::clone(&pool))).transpose()?;
         let audit = AuditLog::open(&config.state_dir, clock)
             .map_err(|source| OpenError::Audit { dir: config.state_dir.clone(), source })?;
         Ok(Self::assemble(Parts {
             audit,
             meter: config.meter,
             limits: config.limits,
-            base: None,
+            base,
             encoder,
             remotes,
             experts: Vec::new(),
         }))
+    }
+
+    /// Puts these specialists in the place of all there are. Requests under way end with those they began with.
+    pub fn reload_specialists(&self, specialists: Vec<Arc<Specialist>>) {
+        self.replace_experts(specialists.into_iter().map(|specialist| specialist as Arc<dyn Expert>).collect());
     }
 }
 
@@ -114,4 +137,14 @@ fn start_encoder(encoder: Arc<Encoder>, pool: Arc<Pool>) -> Result<EncoderSlot, 
     let embedder = Embedder::start(Arc::new(PooledEncoder { encoder, pool }))
         .map_err(|error| OpenError::Thread("encoder", error))?;
     Ok(EncoderSlot { embedder, name, digest, dim })
+}
+
+fn start_base(decoder: Arc<Decoder>, pool: Arc<Pool>) -> Result<BaseSlot, OpenError> {
+    let (name, digest) = (decoder.base().name.clone(), decoder.base().digest);
+    let limits =
+        EngineLimits { max_sequences: MAX_SEQUENCES, max_queue: MAX_WAITING_SEQUENCES, kv_cache_bytes: KV_CACHE_BYTES };
+    let engine = PooledEngine::new(Engine::new(Arc::clone(&decoder), limits), pool);
+    let backend = LocalBase::start(name.clone(), Arc::new(ChatPrompting(decoder)), engine)
+        .map_err(|error| OpenError::Thread("decoder", error))?;
+    Ok(BaseSlot { backend: Arc::new(backend), name, digest })
 }

@@ -320,3 +320,149 @@ fn admit(engine: &mut impl Drive, sinks: &mut BTreeMap<u64, Sink>, job: Job) {
     }
     sinks.extend(ids.into_iter().map(|(id, index)| (id, (index, job.events.clone()))));
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests")]
+    use std::{sync::Mutex, time::Duration};
+
+    use futures_util::StreamExt;
+    use metier_traffic::wire::Role;
+
+    use super::*;
+    use crate::policy::{BackendFacts, Boundary, Facts, Policy, Purpose, Verdict};
+
+    /// Counts down from a sequence's `max_tokens`, one token a step; a prompt of 13 tokens makes it panic.
+    #[derive(Default)]
+    struct Countdown {
+        open: BTreeMap<u64, (usize, u64)>,
+        next_id: u64,
+        seeds: Arc<Mutex<Vec<u64>>>,
+        /// Told of cancellations; while it is there, sequences never end by themselves.
+        cancelled: Option<mpsc::UnboundedSender<u64>>,
+    }
+
+    impl Drive for Countdown {
+        fn submit(&mut self, sequence: Sequence) -> Result<u64, BackendError> {
+            assert_ne!(sequence.prompt.len(), 13, "as asked");
+            if self.open.len() == 4 {
+                return Err(BackendError::QueueFull);
+            }
+            self.next_id += 1;
+            self.seeds.lock().unwrap().push(sequence.seed);
+            self.open.insert(self.next_id, (sequence.max_tokens, 0));
+            Ok(self.next_id)
+        }
+        fn step(&mut self) -> Vec<(u64, Happened)> {
+            let mut events = Vec::new();
+            self.open.retain(|id, (left, done)| {
+                if *left == 0 {
+                    events.push((*id, Happened::Done { finish: FinishReason::Length, completion_tokens: *done }));
+                    return false;
+                }
+                events.push((*id, Happened::Token { text: format!("{left} "), logprob: None }));
+                *left -= usize::from(self.cancelled.is_none());
+                *done += 1;
+                true
+            });
+            events
+        }
+        fn cancel(&mut self, id: u64) {
+            self.open.remove(&id);
+            self.cancelled.as_ref().map(|sink| sink.send(id));
+        }
+        fn is_idle(&self) -> bool {
+            self.open.is_empty()
+        }
+    }
+
+    /// A token a byte.
+    struct Bytes;
+
+    impl Prompting for Bytes {
+        fn prompt(&self, messages: &[Message]) -> Result<Vec<u32>, BackendError> {
+            Ok(messages.iter().flat_map(|message| message.content.bytes().map(u32::from)).collect())
+        }
+        fn context_len(&self) -> usize {
+            1_000
+        }
+    }
+
+    fn base(engine: Countdown) -> LocalBase {
+        LocalBase::start("base".into(), Arc::new(Bytes), engine).unwrap()
+    }
+
+    fn permit() -> Permit {
+        let candidates = [BackendFacts { id: LOCAL.into(), boundary: Boundary::Inside, direct: false }];
+        let facts = Facts { purpose: Purpose::Direct, candidates: &candidates, audit_ok: true };
+        match Policy::new(&candidates).check(&facts) {
+            Verdict::Allow(permit) => permit,
+            Verdict::Deny(denial) => panic!("{denial:?}"),
+        }
+    }
+
+    fn request(text: &str, max_tokens: u32) -> ChatRequest {
+        let messages = vec![Message { role: Role::User, content: text.into() }];
+        ChatRequest { max_tokens: Some(max_tokens), ..ChatRequest::new("base", messages) }
+    }
+
+    fn soon() -> Instant {
+        Instant::now() + Duration::from_secs(20)
+    }
+
+    #[tokio::test]
+    async fn answers_whole_and_in_chunks() {
+        let (engine, permit) = (Countdown::default(), permit());
+        let seeds = Arc::clone(&engine.seeds);
+        let base = base(engine);
+        let asked = ChatRequest { n: 2, seed: Some(40), ..request("hello", 3) };
+        let answer = base.answer(&permit, &asked, soon()).await.unwrap();
+        let texts: Vec<_> = answer.choices.iter().map(|choice| choice.message.content.clone().unwrap()).collect();
+        assert_eq!(texts, ["3 2 1 ", "3 2 1 "]);
+        assert_eq!(answer.usage, Some(Usage::of(5, 6)));
+        assert_eq!(*seeds.lock().unwrap(), [40, 41], "each choice is drawn for itself");
+
+        let chunks: Vec<_> =
+            base.stream(&permit, &asked, soon()).await.unwrap().map(|chunk| chunk.unwrap()).collect().await;
+        let of = |index: u32| -> String {
+            let choices = chunks.iter().flat_map(|chunk| &chunk.choices).filter(|choice| choice.index == index);
+            choices.filter_map(|choice| choice.delta.content.clone()).collect()
+        };
+        assert_eq!((of(0), of(1)), ("3 2 1 ".to_owned(), "3 2 1 ".to_owned()));
+        assert_eq!(chunks.last().unwrap().usage, Some(Usage::of(5, 6)));
+    }
+
+    #[tokio::test]
+    async fn limits_are_told_and_the_answer_is_kept_within_the_context() {
+        let (base, permit) = (base(Countdown::default()), permit());
+        let error = base.answer(&permit, &request(&"x".repeat(1_000), 1), soon()).await.unwrap_err();
+        assert!(matches!(error, BackendError::ContextLength { prompt_tokens: 1_000, context_len: 1_000 }));
+        let answer = base.answer(&permit, &request(&"x".repeat(998), 50), soon()).await.unwrap();
+        assert_eq!(answer.usage, Some(Usage::of(998, 2)));
+        let many = ChatRequest { n: 5, ..request("x", 9) };
+        assert!(matches!(base.answer(&permit, &many, soon()).await, Err(BackendError::QueueFull)));
+        let json = ChatRequest { response_format: ResponseFormat::JsonObject, ..request("x", 1) };
+        assert!(matches!(base.answer(&permit, &json, soon()).await, Err(BackendError::Invalid { .. })));
+        // A job that was refused leaves nothing behind.
+        assert!(base.answer(&permit, &request("x", 1), soon()).await.is_ok());
+    }
+
+    #[tokio::test]
+    async fn a_caller_who_leaves_cancels_the_sequence() {
+        let (sink, mut cancelled) = mpsc::unbounded_channel();
+        let base = base(Countdown { cancelled: Some(sink), ..Countdown::default() });
+        let permit = permit();
+        let mut chunks = base.stream(&permit, &request("x", 900), soon()).await.unwrap();
+        assert!(chunks.next().await.unwrap().is_ok());
+        drop(chunks);
+        assert_eq!(cancelled.recv().await, Some(1));
+    }
+
+    #[tokio::test]
+    async fn a_panic_is_told_to_everyone_and_hangs_nobody() {
+        let (base, permit) = (base(Countdown::default()), permit());
+        let error = base.answer(&permit, &request(&"x".repeat(13), 1), soon()).await.unwrap_err();
+        assert!(matches!(error, BackendError::Stopped), "{error}");
+        assert!(matches!(base.answer(&permit, &request("x", 1), soon()).await, Err(BackendError::Stopped)));
+    }
+}

@@ -7,8 +7,11 @@
 //! Every backend asks the permit whether it is listed before it does anything: a call without a check does not compile, and a
 //! call with another's permit does not answer.
 
+pub(crate) mod base;
 pub(crate) mod breaker;
 pub(crate) mod embedder;
+#[cfg(test)]
+mod faults;
 pub(crate) mod local;
 pub mod remote;
 pub(crate) mod sse;

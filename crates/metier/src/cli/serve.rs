@@ -129,7 +129,7 @@ fn open_gateway(args: &ServeArgs, settings: &Settings, environment: &Environment
         limits: Limits { max_concurrency: settings.server.max_concurrency, max_queue: settings.server.max_queue },
         retry_seed: u64::from_le_bytes(seed),
     };
-    Gateway::open(config, LocalModels { encoder, pool }, Box::new(server::now_ms)).map_err(|error| match error {
+    Gateway::open(config, LocalModels { encoder, decoder: None, pool }, Box::new(server::now_ms)).map_err(|error| match error {
         OpenError::Backend(_) | OpenError::BackendTwice(_) => Failure::usage(error),
         OpenError::Audit { .. } | OpenError::Thread(..) => Failure::environment(error),
     })
