@@ -170,7 +170,7 @@ pub enum BuildError {
         name: String,
         /// Why.
         #[source]
-        source: BundleError,
+        source: Box<BundleError>,
     },
     /// The bundle cannot be stored.
     #[error("cannot store the bundle of `{name}`")]
@@ -179,7 +179,7 @@ pub enum BuildError {
         name: String,
         /// Why.
         #[source]
-        source: StoreError,
+        source: Box<StoreError>,
     },
     /// A specialist cannot score rows.
     #[error("cannot score rows")]
@@ -216,8 +216,9 @@ pub fn build(
     let contents = specialist.contents();
     let Measured { evidence, rungs } = measured;
 
-    let staged = bench.store.stage().map_err(|source| BuildError::Store { name: task.name.clone(), source })?;
-    let bundle_error = |source| BuildError::Bundle { name: task.name.clone(), source };
+    let bundle_error = |source| BuildError::Bundle { name: task.name.clone(), source: Box::new(source) };
+    let store_error = |source| BuildError::Store { name: task.name.clone(), source: Box::new(source) };
+    let staged = bench.store.stage().map_err(store_error)?;
     let id = bundle::write(contents, staged.dir()).map_err(bundle_error)?;
     let evaluation = evidence.evaluation;
     let loss = evaluation.test_loss;
@@ -254,7 +255,7 @@ pub fn build(
     for (file, text) in bundle::BESIDE.into_iter().zip([run, report, card]) {
         bundle::write_durably(&staged.dir().join(file), text.as_bytes()).map_err(bundle_error)?;
     }
-    bench.store.add(staged, &task.name).map_err(|source| BuildError::Store { name: task.name.clone(), source })?;
+    bench.store.add(staged, &task.name).map_err(store_error)?;
     Ok(outcome)
 }
 

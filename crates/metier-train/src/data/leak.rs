@@ -145,7 +145,7 @@ struct Index<'a> {
 
 impl<'a> Index<'a> {
     fn new(shingled: &'a [Vec<u64>]) -> Self {
-        let mut bands = vec![Vec::with_capacity(shingled.len()); BANDS];
+        let mut bands = vec![Vec::new(); BANDS];
         for (row, shingles) in shingled.iter().enumerate() {
             for (band, key) in keys(shingles).into_iter().enumerate() {
                 bands[band].push((key, row as u32));

@@ -69,9 +69,9 @@ pub fn render(specialist: &Specialist, outcome: &BuildOutcome) -> String {
         let _ = write!(page, "<li>one text, two labels: {} and {}</li>", side(&pair.first), side(&pair.second));
     }
     let rows: Vec<String> = outcome.rows.iter().map(|(part, n)| format!("{n} {part}")).collect();
-    let _ = write!(
+    let _ = writeln!(
         page,
-        "<li>rows: {}; {:.0} s in all, {:.0} s of them embeddings</li></ul><p>Bundle <code>{}</code></p></main></body></html>\n",
+        "<li>rows: {}; {:.0} s in all, {:.0} s of them embeddings</li></ul><p>Bundle <code>{}</code></p></main></body></html>",
         rows.join(", "),
         outcome.seconds,
         outcome.embed_seconds,

@@ -1,0 +1,251 @@
+//! The whole way from rows to a bundle that answers, on rows made here and an encoder of forty lines.
+#![allow(clippy::unwrap_used, reason = "tests")]
+
+use std::{collections::BTreeMap, error::Error, fs, path::Path, time::Duration};
+
+use metier_kernels::{Pool, Tier};
+use metier_model::{
+    BaseId, Digest, Progress, Specialist, SpecialistStore,
+    progress::silent,
+    specialist::{bundle, manifest::Stage, mix},
+};
+use metier_train::{BuildOutcome, Embed, TaskFile, Workbench, build, data::table::Columns, evaluate, plan};
+
+const DIM: usize = 24;
+
+/// Sums a hashed direction for each word: near texts share words.
+struct WordHashes;
+
+impl Embed for WordHashes {
+    fn dim(&self) -> usize {
+        DIM
+    }
+
+    fn base(&self) -> BaseId {
+        BaseId { name: "word-hashes".to_owned(), digest: Digest::of(b"word hashes") }
+    }
+
+    fn embed_all(
+        &self,
+        _: &Pool,
+        texts: &[&str],
+        _: &mut dyn FnMut(Progress<'_>),
+    ) -> Result<Vec<Vec<f32>>, Box<dyn Error + Send + Sync>> {
+        let embed = |text: &&str| {
+            let mut sum = [0.0f32; DIM];
+            for word in text.split_whitespace() {
+                let seed = word.bytes().fold(7, |h, b| mix(h ^ u64::from(b)));
+                sum.iter_mut().enumerate().for_each(|(d, v)| *v += (mix(seed ^ d as u64) >> 40) as f32 / 8e6 - 1.0);
+            }
+            let norm = sum.iter().map(|v| v * v).sum::<f32>().sqrt().max(1e-6);
+            sum.iter().map(|v| v / norm).collect()
+        };
+        Ok(texts.iter().map(embed).collect())
+    }
+}
+
+/// `n` rows of four topics; a share of them with words of another topic and so hard or wrong.
+fn rows(n: usize, from: u64) -> String {
+    const TOPICS: [(&str, [&str; 6]); 4] = [
+        ("billing", ["invoice", "charged", "refund", "payment", "receipt", "amount"]),
+        ("delivery", ["parcel", "courier", "tracking", "late", "address", "driver"]),
+        ("login", ["password", "account", "locked", "email", "code", "signin"]),
+        ("none", ["weather", "job", "hello", "newsletter", "lunch", "parking"]),
+    ];
+    const FILLERS: [&str; 12] =
+        ["my", "the", "again", "please", "today", "since", "monday", "never", "help", "still", "with", "about"];
+    let mut csv = "text,label,channel\n".to_owned();
+    for i in 0..n as u64 {
+        let mut state = mix(from + i);
+        let mut pick = |n: usize| {
+            state = mix(state.wrapping_add(0x9e37_79b9_7f4a_7c15));
+            (state % n as u64) as usize
+        };
+        let topic = pick(4);
+        let (label, words) = TOPICS[topic];
+        let mut text = Vec::new();
+        for _ in 0..2 + pick(3) {
+            let other = TOPICS[pick(4)].1;
+            text.push(if pick(5) == 0 { other[pick(6)] } else { words[pick(6)] });
+            text.push(FILLERS[pick(12)]);
+        }
+        csv += &format!("{} {},{label},{}\n", text.join(" "), from + i, ["mail", "chat"][pick(2)]);
+    }
+    csv
+}
+
+struct Bench {
+    dir: tempfile::TempDir,
+    store: SpecialistStore,
+    pool: Pool,
+}
+
+impl Bench {
+    fn new(extra: &str) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join("train.csv"), rows(900, 0)).unwrap();
+        fs::write(dir.path().join("test.csv"), rows(300, 1 << 20)).unwrap();
+        let task = format!(
+            "name = \"topics\"\nkind = \"classify\"\n[data]\ntrain = \"train.csv\"\ntest = \"test.csv\"\nout_of_scope = \"none\"\n{extra}"
+        );
+        fs::write(dir.path().join("task.toml"), task).unwrap();
+        let store = SpecialistStore::open(&dir.path().join("store")).unwrap();
+        Self { store, pool: Pool::new(2, Tier::detect()), dir }
+    }
+
+    fn task(&self) -> TaskFile {
+        TaskFile::read(&self.dir.path().join("task.toml"), &|_| None).unwrap()
+    }
+
+    fn build(&self, encoder: Option<&dyn Embed>, seed: u64) -> BuildOutcome {
+        let bench = Workbench { encoder, pool: &self.pool, store: &self.store, seed };
+        build(&self.task(), &bench, &mut silent, &|| Duration::ZERO).unwrap()
+    }
+}
+
+const EASY: &str = "[target]\nepsilon = 0.08\ndelta = 0.1\n";
+
+#[test]
+fn builds_stores_opens_and_answers() {
+    let bench = Bench::new(EASY);
+    let outcome = bench.build(Some(&WordHashes), 1);
+    assert_eq!(outcome.rungs.iter().map(|rung| rung.rung).collect::<Vec<_>>(), Stage::ALL);
+    assert!(outcome.value > 0.75 && outcome.interval[0] < outcome.value, "{} {:?}", outcome.value, outcome.interval);
+    let certificate = outcome.certificate.expect("about 90 calibration rows carry ε = 0.08");
+    assert!(certificate.coverage > 0.2 && outcome.held == Some(true), "{certificate:?} {:?}", outcome.test_loss);
+    assert_eq!(bench.store.current("topics"), Some(outcome.path.clone()));
+
+    let specialist = Specialist::open(&outcome.path).unwrap();
+    assert_eq!((specialist.id(), specialist.manifest().stage), (outcome.bundle, outcome.rung));
+    assert_eq!(specialist.centroids().len(), 3, "none-of-these has no centroid");
+    let text = "payment refund invoice charged";
+    let embedding = WordHashes.embed_all(&bench.pool, &[text], &mut silent).unwrap().remove(0);
+    let answer = specialist.answer(text, Some(&embedding)).unwrap();
+    assert_eq!((answer.label.as_str(), answer.stage.as_str()), ("billing", outcome.rung.name()));
+    assert_eq!(answer.accepted, answer.score >= certificate.threshold);
+    assert_eq!(answer.top.len(), 4);
+
+    // What lies on disk answers as what was measured: the probe rows have the same labels and bits.
+    assert_eq!(specialist.probe().len(), 64);
+    for row in specialist.probe() {
+        let embedding = WordHashes.embed_all(&bench.pool, &[&row.text], &mut silent).unwrap().remove(0);
+        let again = specialist.answer(&row.text, Some(&embedding)).unwrap();
+        assert_eq!((again.label, again.score.to_bits()), (row.label.clone(), row.score.to_bits()));
+    }
+    for file in bundle::BESIDE {
+        let text = fs::read_to_string(outcome.path.join(file)).unwrap();
+        assert!(text.contains("topics"), "{file} names the specialist");
+    }
+}
+
+#[test]
+fn the_same_plan_makes_the_same_bundle() {
+    let (one, two) = (Bench::new(EASY), Bench::new(EASY));
+    let first = one.build(Some(&WordHashes), 1);
+    assert_eq!(first.bundle, two.build(Some(&WordHashes), 1).bundle, "other folder, same bytes");
+    assert_eq!(first.bundle, one.build(Some(&WordHashes), 1).bundle, "built twice into one store");
+    assert_eq!(one.store.list().unwrap().len(), 1);
+    let other = one.build(Some(&WordHashes), 2);
+    assert_ne!(first.bundle, other.bundle, "the seed is part of the plan");
+    assert_eq!(one.store.list().unwrap().len(), 2);
+    assert_eq!(one.store.current("topics"), Some(other.path));
+}
+
+#[test]
+fn evaluating_the_test_file_repeats_the_figures_of_the_build() {
+    let bench = Bench::new(EASY);
+    let outcome = bench.build(Some(&WordHashes), 1);
+    let specialist = Specialist::open(&outcome.path).unwrap();
+    let text = ["text".to_owned()];
+    let columns = Columns { text: &text, label: "label", group: None, reference: None };
+    let file = bench.dir.path().join("test.csv");
+    let report = |encoder| evaluate(&specialist, encoder, &bench.pool, &file, &columns, 1, &mut silent);
+    assert_eq!(report(Some(&WordHashes)).unwrap(), outcome.evaluation);
+    if specialist.needs_embedding() {
+        let error = report(None).unwrap_err().to_string();
+        assert_eq!(error, "specialist `topics` reads embeddings of `word-hashes`, which is not at hand");
+    }
+}
+
+#[test]
+fn without_an_encoder_the_ngram_rung_stands_alone() {
+    let bench = Bench::new(EASY);
+    let outcome = bench.build(None, 1);
+    assert_eq!(outcome.rungs.len(), 1);
+    let specialist = Specialist::open(&outcome.path).unwrap();
+    assert!(!specialist.needs_embedding() && specialist.centroids().is_empty() && specialist.manifest().base.is_none());
+    assert_eq!(specialist.answer("password locked account", None).unwrap().label, "login");
+}
+
+#[test]
+fn what_the_rows_cannot_carry_is_refused_and_everything_deferred() {
+    let bench = Bench::new("[target]\nepsilon = 0.001\ndelta = 0.05\n");
+    let outcome = bench.build(None, 1);
+    assert_eq!((outcome.certificate, outcome.test_loss, outcome.held), (None, None, None));
+    assert_eq!(outcome.rows_needed, Some(2995));
+    let json = serde_json::to_value(&outcome).unwrap();
+    assert!(json["certificate"].is_null() && json["rows_needed"] == 2995);
+    let specialist = Specialist::open(&outcome.path).unwrap();
+    let answer = specialist.answer("password locked account", None).unwrap();
+    assert!(!answer.accepted && answer.threshold.is_none());
+    assert!(outcome.notes.iter().any(|note| note.contains("needs about 2995")), "{:?}", outcome.notes);
+    let dry =
+        plan(&bench.task(), &Workbench { encoder: None, pool: &bench.pool, store: &bench.store, seed: 1 }, &|| {
+            Duration::ZERO
+        });
+    let dry = dry.unwrap();
+    assert_eq!((dry.rows_needed, dry.enough, &dry.rows), (Some(2995), false, &outcome.rows));
+}
+
+#[test]
+fn every_flipped_byte_of_a_bundle_is_found() {
+    let bench = Bench::new(EASY);
+    let outcome = bench.build(Some(&WordHashes), 1);
+    let files: BTreeMap<String, Vec<u8>> = fs::read_dir(&outcome.path)
+        .unwrap()
+        .map(|entry| entry.unwrap())
+        .map(|entry| (entry.file_name().into_string().unwrap(), fs::read(entry.path()).unwrap()))
+        .filter(|(name, _)| !bundle::BESIDE.contains(&name.as_str()))
+        .collect();
+    assert!(files.len() >= 5);
+    for (name, bytes) in &files {
+        let path = outcome.path.join(name);
+        for at in [0, bytes.len() / 3, bytes.len() - 1] {
+            let mut flipped = bytes.clone();
+            flipped[at] ^= 1;
+            fs::write(&path, flipped).unwrap();
+            let error = Specialist::open(&outcome.path).expect_err("a flipped byte").to_string();
+            assert!(name == "specialist.toml" || error.contains(name.as_str()), "{error} does not name {name}");
+        }
+        fs::remove_file(&path).unwrap();
+        let error = Specialist::open(&outcome.path).expect_err("a missing file").to_string();
+        assert!(error.contains("lacks") && error.contains(name.as_str()), "{error}");
+        fs::write(&path, bytes).unwrap();
+    }
+    Specialist::open(&outcome.path).expect("whole again");
+    fs::write(outcome.path.join("extra.bin"), b"x").unwrap();
+    let error = Specialist::open(&outcome.path).expect_err("an unknown file").to_string();
+    assert!(error.contains("holds `extra.bin`"), "{error}");
+    fs::remove_file(outcome.path.join("extra.bin")).unwrap();
+    let other = outcome.path.with_file_name(Digest::of(b"other").to_string());
+    fs::rename(&outcome.path, &other).unwrap();
+    let error = Specialist::open(&other).expect_err("another name").to_string();
+    assert!(error.contains("is not the folder's name"), "{error}");
+}
+
+#[test]
+fn dead_writers_are_swept_and_living_ones_are_not() {
+    let bench = Bench::new(EASY);
+    let dead = bench.store.root().join(".staging-1-0");
+    fs::create_dir(&dead).unwrap();
+    fs::write(dead.join("half.bin"), b"half").unwrap();
+    let living = bench.store.stage().unwrap();
+    SpecialistStore::open(bench.store.root()).unwrap();
+    assert!(!dead.exists() && living.dir().exists());
+    let place = living.dir().to_owned();
+    let error = bench.store.add(living, "topics").expect_err("nothing was written").to_string();
+    assert!(error.contains("cannot add a bundle") && !place.exists());
+    assert!(bench.store.list().unwrap().is_empty() && bench.store.current("topics").is_none());
+    assert!(bench.store.current("../topics").is_none());
+    assert!(Path::new(bench.store.root()).exists());
+}
