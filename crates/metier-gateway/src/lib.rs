@@ -18,6 +18,8 @@ mod record;
 pub mod reply;
 pub mod route;
 pub mod setup;
+#[cfg(test)]
+mod simulation;
 mod store;
 
 pub use backend::{BackendError, remote::BackendConfig, remote::Secret};

@@ -294,7 +294,6 @@ impl Writer {
 
     /// Writes a group in one transaction. The outer error refuses the group; an inner one a single entry of it, which is then
     /// not part of the log.
-    #[expect(clippy::type_complexity, reason = "one result an entry inside one result a group")]
     fn write(&mut self, group: Vec<(Entry, Option<Vec<u8>>)>) -> Result<Vec<Result<Recorded, AuditError>>, AuditError> {
         // Everything is prepared on a copy, which replaces the original once the disk agrees.
         let mut frontier = self.replay.frontier.clone();

@@ -28,7 +28,7 @@ pub(crate) const LOCAL: &str = "local";
 /// Most requests that wait for the engine's thread; the engine has a queue of its own behind it.
 const MAX_QUEUE: usize = 64;
 /// Tokens that are generated where the request names no limit.
-pub const DEFAULT_MAX_TOKENS: usize = 512;
+const DEFAULT_MAX_TOKENS: usize = 512;
 
 /// One sequence to generate.
 #[derive(Clone, Debug, PartialEq)]
@@ -187,10 +187,6 @@ impl Generating {
 }
 
 impl Backend for LocalBase {
-    fn id(&self) -> &str {
-        LOCAL
-    }
-
     fn answer<'a>(
         &'a self,
         permit: &'a Permit,

@@ -31,9 +31,6 @@ pub(crate) type Chunks = Pin<Box<dyn Stream<Item = Result<ChatChunk, BackendErro
 
 /// One place that answers. Not public: only `gateway.rs` calls it.
 pub(crate) trait Backend: Send + Sync {
-    /// Its name, as in permits.
-    fn id(&self) -> &str;
-
     /// The whole answer.
     fn answer<'a>(
         &'a self,

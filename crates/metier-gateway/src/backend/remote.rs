@@ -236,10 +236,6 @@ impl Remote {
 }
 
 impl Backend for Remote {
-    fn id(&self) -> &str {
-        &self.config.id
-    }
-
     fn answer<'a>(
         &'a self,
         permit: &'a Permit,

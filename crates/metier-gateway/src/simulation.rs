@@ -1,0 +1,682 @@
+//! The gateway's core with scripted specialists, backends and encoder, and a real audit log: who answers, what leaves, what is
+//! on record, whatever goes wrong.
+#![allow(clippy::unwrap_used, reason = "tests")]
+
+use std::{
+    collections::VecDeque,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use futures_util::{FutureExt, StreamExt, stream};
+use metier_model::Digest;
+use metier_traffic::{
+    PriceBook,
+    wire::{
+        ChatChunk, ChatRequest, ChatResponse, ChunkChoice, Delta, EmbeddingRequest, EncodingFormat, FinishReason,
+        Message, ResponseFormat, Role, Usage,
+    },
+};
+use tempfile::TempDir;
+use tokio::{sync::Notify, time::Instant};
+
+use crate::{
+    audit::{self, AuditLog, Entry, Kind, Receipt},
+    backend::{
+        Backend, BackendError, Chunks, Later,
+        embedder::{Embed, Embedder},
+        local::LOCAL,
+    },
+    decision::{Decision, Escalated, Outcome},
+    error::{Fault, GatewayError},
+    expert::{Expert, Judged},
+    gateway::{BaseSlot, Caller, EncoderSlot, Gateway, Limits, Parts, RemoteSlot, RequestContext},
+    meter::Meter,
+    policy::{BackendFacts, Boundary, Permit},
+    reply::{Heading, Reply, Said, whole},
+};
+
+const NOW_MS: u64 = 1_795_305_600_000;
+/// What a deferring specialist thinks: must never be seen.
+const GUESS: &str = "secret-guess";
+
+/// Says `label` with `score`, or panics on `panic`.
+#[derive(Clone)]
+struct Scripted {
+    name: &'static str,
+    label: &'static str,
+    score: f32,
+    threshold: Option<f32>,
+    may_leave: bool,
+    labels: Vec<String>,
+    centroids: Vec<Vec<f32>>,
+    needs_embedding: bool,
+}
+
+fn expert(score: f32) -> Scripted {
+    Scripted {
+        name: "tickets",
+        label: "card_lost",
+        score,
+        threshold: Some(0.78),
+        may_leave: false,
+        labels: vec!["card_lost".into(), "refund".into()],
+        centroids: vec![vec![1.0, 0.0]],
+        needs_embedding: true,
+    }
+}
+
+/// One that defers at 0.41.
+fn unsure() -> Scripted {
+    Scripted { label: GUESS, ..expert(0.41) }
+}
+
+impl Expert for Scripted {
+    fn name(&self) -> &str {
+        self.name
+    }
+    fn id(&self) -> Digest {
+        Digest([1; 32])
+    }
+    fn base(&self) -> Option<Digest> {
+        self.needs_embedding.then_some(Digest([2; 32]))
+    }
+    fn instruction(&self) -> &str {
+        "Which kind of ticket is this?"
+    }
+    fn labels(&self) -> &[String] {
+        &self.labels
+    }
+    fn may_leave(&self) -> bool {
+        self.may_leave
+    }
+    fn needs_embedding(&self) -> bool {
+        self.needs_embedding
+    }
+    fn centroids(&self) -> &[Vec<f32>] {
+        &self.centroids
+    }
+    fn match_threshold(&self) -> Option<f32> {
+        Some(0.5)
+    }
+    fn read(&self, message: &str) -> Result<String, String> {
+        if message == "unreadable" { Err("the message lacks the input `left`".into()) } else { Ok(message.to_owned()) }
+    }
+    fn judge(&self, text: &str, embedding: Option<&[f32]>) -> Result<Judged, String> {
+        assert_ne!(text, "panic", "as asked");
+        assert_eq!(embedding.is_some(), self.needs_embedding);
+        Ok(Judged {
+            label: self.label.into(),
+            score: self.score,
+            threshold: self.threshold,
+            accepted: self.threshold.is_some_and(|threshold| self.score >= threshold),
+            stage: "both".into(),
+        })
+    }
+}
+
+/// Texts about cards lie to the right, all others upwards.
+struct Compass;
+
+impl Embed for Compass {
+    fn embed(&self, texts: &[&str]) -> Result<Vec<Vec<f32>>, String> {
+        Ok(texts.iter().map(|text| if text.contains("card") { vec![1.0, 0.0] } else { vec![0.0, 1.0] }).collect())
+    }
+    fn count_tokens(&self, text: &str) -> usize {
+        text.split_whitespace().count()
+    }
+}
+
+/// What a backend does when it is asked next.
+enum Act {
+    Say(&'static str),
+    Fail,
+    /// Never answers.
+    Hang,
+    /// These pieces, then the end, or an error.
+    Stream(&'static [&'static str], End),
+}
+
+#[derive(Clone, Copy, PartialEq)]
+enum End {
+    Finish,
+    Cut,
+    Error,
+    Hang,
+}
+
+#[derive(Default)]
+struct Script {
+    acts: Mutex<VecDeque<Act>>,
+    asked: Mutex<Vec<ChatRequest>>,
+    /// Told when it is asked.
+    called: Notify,
+    /// Where to look whether `opened` is on record when the first byte would leave.
+    database: Mutex<Option<std::path::PathBuf>>,
+    was_opened: Mutex<Vec<bool>>,
+}
+
+struct ScriptedBackend(&'static str, Arc<Script>);
+
+impl ScriptedBackend {
+    fn next(&self, permit: &Permit, request: &ChatRequest) -> Result<Act, BackendError> {
+        if !permit.lists(self.0) {
+            return Err(BackendError::NotPermitted);
+        }
+        self.1.asked.lock().unwrap().push(request.clone());
+        if let Some(database) = &*self.1.database.lock().unwrap() {
+            let opened = audit::show(database, "req").is_ok_and(|entries| entries.len() == 1);
+            self.1.was_opened.lock().unwrap().push(opened);
+        }
+        self.1.called.notify_one();
+        Ok(self.1.acts.lock().unwrap().pop_front().expect("an act for each call"))
+    }
+}
+
+fn heading() -> Heading {
+    Heading { id: "theirs".into(), created: 1, model: "llm-7".into() }
+}
+
+impl Backend for ScriptedBackend {
+    fn answer<'a>(
+        &'a self,
+        permit: &'a Permit,
+        request: &'a ChatRequest,
+        _: Instant,
+    ) -> Later<'a, Result<ChatResponse, BackendError>> {
+        Box::pin(async move {
+            match self.next(permit, request)? {
+                Act::Say(text) => {
+                    let said = Said::Content(text.into());
+                    Ok(ChatResponse { metier: None, ..whole(heading(), 1, &said, Usage::of(1_000, 100), ().into()) })
+                }
+                Act::Fail => Err(BackendError::Cut),
+                Act::Hang => std::future::pending().await,
+                Act::Stream(..) => panic!("asked for a whole answer"),
+            }
+        })
+    }
+    fn stream<'a>(
+        &'a self,
+        permit: &'a Permit,
+        request: &'a ChatRequest,
+        _: Instant,
+    ) -> Later<'a, Result<Chunks, BackendError>> {
+        Box::pin(async move {
+            let Act::Stream(pieces, end) = self.next(permit, request)? else { return Err(BackendError::Cut) };
+            let choice = |delta, finish_reason| ChunkChoice { index: 0, delta, logprobs: None, finish_reason };
+            let mut chunks: Vec<Result<ChatChunk, BackendError>> = vec![Ok(heading().roles(1))];
+            for piece in pieces {
+                let delta = Delta { content: Some((*piece).into()), ..Delta::default() };
+                chunks.push(Ok(heading().chunk(vec![choice(delta, None)])));
+            }
+            match end {
+                End::Finish => {
+                    chunks.push(Ok(heading().chunk(vec![choice(Delta::default(), Some(FinishReason::Stop))])));
+                    let usage = Some(Usage::of(1_000, 100));
+                    chunks.push(Ok(ChatChunk { usage, ..heading().chunk(Vec::new()) }));
+                }
+                End::Error => chunks.push(Err(BackendError::Upstream("overheated".into()))),
+                End::Cut | End::Hang => {}
+            }
+            let chunks = stream::iter(chunks);
+            Ok(if end == End::Hang { Box::pin(chunks.chain(stream::pending())) as Chunks } else { Box::pin(chunks) })
+        })
+    }
+}
+
+/// A gateway in a folder of its own.
+struct World {
+    gateway: Gateway,
+    /// The first backend's script.
+    llm: Arc<Script>,
+    _dir: TempDir,
+}
+
+struct Setup {
+    experts: Vec<Scripted>,
+    /// Boundary, `direct`, acts.
+    backends: Vec<(Boundary, bool, Vec<Act>)>,
+    limits: Limits,
+}
+
+impl Default for Setup {
+    fn default() -> Self {
+        Self { experts: vec![expert(0.93)], backends: Vec::new(), limits: Limits { max_concurrency: 4, max_queue: 4 } }
+    }
+}
+
+impl Setup {
+    fn start(self) -> World {
+        let dir = TempDir::new().unwrap();
+        let now = AtomicU64::new(NOW_MS);
+        let audit = AuditLog::open(dir.path(), Box::new(move || now.fetch_add(1, Ordering::Relaxed))).unwrap();
+        let scripts: Vec<Arc<Script>> = self
+            .backends
+            .iter()
+            .map(|_| Arc::new(Script { database: Mutex::new(Some(audit.database().into())), ..Script::default() }))
+            .collect();
+        let mut remotes = Vec::new();
+        for (n, (boundary, direct, acts)) in self.backends.into_iter().enumerate() {
+            let (id, model) = [("llm", "llm-7"), ("spare", "spare-1")][n];
+            *scripts[n].acts.lock().unwrap() = acts.into();
+            remotes.push(RemoteSlot {
+                backend: Arc::new(ScriptedBackend(id, Arc::clone(&scripts[n]))),
+                facts: BackendFacts { id: id.into(), boundary, direct },
+                model: model.into(),
+                price: Some("reference-llm".into()),
+            });
+        }
+        let base = Arc::new(Script::default());
+        *base.acts.lock().unwrap() = [Act::Say("Hello"), Act::Say("again")].into();
+        let gateway = Gateway::assemble(Parts {
+            audit,
+            meter: Meter { prices: PriceBook::example(), ..Meter::default() },
+            limits: self.limits,
+            base: Some(BaseSlot {
+                backend: Arc::new(ScriptedBackend(LOCAL, base)),
+                name: "smol".into(),
+                digest: Digest([3; 32]),
+            }),
+            encoder: Some(EncoderSlot {
+                embedder: Embedder::start(Arc::new(Compass)).unwrap(),
+                name: "minilm".into(),
+                digest: Digest([2; 32]),
+                dim: 2,
+            }),
+            remotes,
+            experts: self.experts.into_iter().map(|expert| Arc::new(expert) as Arc<dyn Expert>).collect(),
+        });
+        let llm = scripts.into_iter().next().unwrap_or_default();
+        World { gateway, llm, _dir: dir }
+    }
+}
+
+fn one(expert: Scripted, backends: Vec<(Boundary, bool, Vec<Act>)>) -> World {
+    Setup { experts: vec![expert], backends, ..Setup::default() }.start()
+}
+
+fn outside(acts: Vec<Act>) -> Vec<(Boundary, bool, Vec<Act>)> {
+    vec![(Boundary::Outside, false, acts)]
+}
+
+fn ask(model: &str, text: &str) -> ChatRequest {
+    ChatRequest::new(model, vec![Message { role: Role::User, content: text.into() }])
+}
+
+fn context() -> RequestContext {
+    RequestContext { request_id: "req".into(), now_ms: NOW_MS, deadline: Instant::now() + Duration::from_secs(30) }
+}
+
+impl World {
+    async fn whole(&self, request: ChatRequest) -> Result<(ChatResponse, Decision), GatewayError> {
+        match self.gateway.handle(&Caller::loopback(), request, context()).await? {
+            Reply::Whole { response, decision } => Ok((response, decision)),
+            Reply::Stream { .. } => panic!("a stream that nobody asked for"),
+        }
+    }
+
+    /// The entries of the one request, after everything queued was written.
+    fn entries(&self) -> Vec<Entry> {
+        self.gateway.audit().close();
+        let entries = audit::show(self.gateway.audit().database(), "req").unwrap();
+        audit::verify(self.gateway.audit().database(), None, self.gateway.audit().key()).unwrap();
+        entries.into_iter().map(|(_, entry)| entry).collect()
+    }
+
+    /// The `closed` entry, which must be there with its `opened`.
+    fn closed(&self) -> Entry {
+        let mut entries = self.entries();
+        assert_eq!(entries.iter().map(|entry| entry.kind).collect::<Vec<_>>(), [Kind::Opened, Kind::Closed]);
+        entries.pop().unwrap()
+    }
+
+    fn n_asked(&self) -> usize {
+        self.llm.asked.lock().unwrap().len()
+    }
+}
+
+fn content(response: &ChatResponse) -> Option<&str> {
+    response.choices[0].message.content.as_deref()
+}
+
+#[tokio::test]
+async fn a_sure_specialist_answers() {
+    let world = one(expert(0.93), outside(Vec::new()));
+    let (response, decision) = world.whole(ask("tickets", "my card is gone")).await.unwrap();
+    assert_eq!((content(&response), response.model.as_str()), (Some("card_lost"), "tickets"));
+    assert_eq!(response.usage, Some(Usage::of(4, 0)));
+    let headers = decision.headers();
+    for (name, value) in [
+        ("x-metier-decision", "accepted"),
+        ("x-metier-stage", "both"),
+        ("x-metier-confidence", "0.9300"),
+        ("x-metier-escalated", "no"),
+        ("x-metier-cost-usd", "0.0000003"),
+    ] {
+        assert!(headers.contains(&(name, value.into())), "{name} in {headers:?}");
+    }
+    // The receipt verifies offline and says what was done.
+    let receipt = world.gateway.receipt(&decision.receipt.to_string()).unwrap().to_string();
+    let proved = Receipt::verify(receipt.as_bytes(), world.gateway.audit().key()).unwrap().entry;
+    let closed = world.closed();
+    assert_eq!(proved, closed);
+    assert_eq!(
+        (closed.decision.as_str(), closed.task.as_str(), closed.boundary.as_str()),
+        ("accepted", "tickets", "inside")
+    );
+    assert_eq!((closed.score_bp, closed.threshold_bp, closed.cost_picousd), (Some(9_300), Some(7_800), Some(300_000)));
+    assert_eq!(
+        (closed.specialist, closed.base, closed.permitted),
+        (Some(Digest([1; 32])), Some(Digest([2; 32])), vec![LOCAL.into()])
+    );
+    let leaf = audit::show(world.gateway.audit().database(), "req").unwrap()[1].0;
+    assert_eq!(audit::commits_to(world.gateway.audit().database(), "req", leaf, b"card_lost").unwrap(), Some(true));
+    assert_eq!(world.n_asked(), 0);
+}
+
+#[tokio::test]
+async fn formats_choices_and_streams_of_a_specialist() {
+    let world = one(expert(0.93), Vec::new());
+    let json = ChatRequest { response_format: ResponseFormat::JsonObject, n: 3, ..ask("tickets", "card") };
+    let (response, _) = world.whole(json).await.unwrap();
+    assert_eq!(response.choices.len(), 3);
+    assert_eq!(response.choices[2].message.content.as_deref(), Some(r#"{"label":"card_lost","confidence":0.93}"#));
+
+    let streamed = ChatRequest { stream: true, include_usage: true, ..ask("tickets", "card") };
+    let reply = world.gateway.handle(&Caller::loopback(), streamed, context()).await.unwrap();
+    let Reply::Stream { chunks, .. } = reply else { panic!("a stream was asked for") };
+    let chunks: Vec<ChatChunk> = chunks.map(|chunk| chunk.unwrap()).collect().await;
+    assert_eq!(chunks[0].choices[0].delta.role.as_deref(), Some("assistant"));
+    assert_eq!(chunks[1].choices[0].delta.content.as_deref(), Some("card_lost"));
+    assert_eq!(chunks[2].choices[0].finish_reason, Some(FinishReason::Stop));
+    let last = &chunks[3];
+    assert_eq!((last.choices.len(), last.usage), (0, Some(Usage::of(1, 0))));
+    assert_eq!(last.metier.as_ref().unwrap()["cost_usd"], "0.0000003");
+    assert!(chunks[..3].iter().all(|chunk| chunk.metier.is_none()));
+}
+
+/// An unsure specialist, who may answer in its place, and what becomes of it.
+async fn check_refusal(
+    expert: Scripted,
+    backends: Vec<(Boundary, bool, Vec<Act>)>,
+    refusal: &str,
+    escalated: Escalated,
+) {
+    let world = one(expert, backends);
+    let (response, decision) = world.whole(ask("tickets", "card")).await.unwrap();
+    assert_eq!(content(&response), None);
+    assert_eq!(response.choices[0].message.refusal.as_deref(), Some(refusal));
+    assert_eq!((decision.outcome, decision.escalated), (Outcome::Refused, escalated));
+    assert_eq!(world.n_asked(), 0, "nothing left");
+    let seen = serde_json::to_string(&response).unwrap() + &format!("{:?}", decision.headers());
+    assert!(!seen.contains(GUESS), "{seen}");
+    let closed = world.closed();
+    assert_eq!((closed.decision.as_str(), closed.escalated.as_str()), ("refused", escalated.as_str()));
+    assert_eq!(closed.boundary, "inside");
+    let mut export = Vec::new();
+    audit::export(world.gateway.audit().database(), world.gateway.audit().key(), &mut export).unwrap();
+    assert!(!String::from_utf8(export).unwrap().contains(GUESS));
+}
+
+#[tokio::test]
+async fn when_nothing_may_answer_there_is_a_refusal_without_the_guess() {
+    let refusal = "deferred: score 0.41 < 0.78, no backend allowed";
+    check_refusal(unsure(), Vec::new(), refusal, Escalated::NoneAvailable).await;
+    check_refusal(unsure(), outside(Vec::new()), refusal, Escalated::Denied).await;
+    // `direct` is for callers who name the backend, not for tasks.
+    check_refusal(unsure(), vec![(Boundary::Outside, true, Vec::new())], refusal, Escalated::Denied).await;
+    // Without a certificate nothing is accepted, however sure.
+    let uncertified = Scripted { threshold: None, score: 0.99, ..unsure() };
+    let refusal = "deferred: score 0.99 without a certified threshold, no backend allowed";
+    check_refusal(uncertified, Vec::new(), refusal, Escalated::NoneAvailable).await;
+}
+
+#[tokio::test]
+async fn a_task_that_may_leave_is_deferred_outside_once_it_is_on_record() {
+    let leaving = Scripted { may_leave: true, ..unsure() };
+    let world = one(leaving, outside(vec![Act::Say("It is \"Refund\".")]));
+    let request = ChatRequest { response_format: ResponseFormat::JsonObject, ..ask("tickets", "my card, please") };
+    let (response, decision) = world.whole(request).await.unwrap();
+    assert_eq!(content(&response), Some(r#"{"label":"refund","confidence":null}"#));
+    assert_eq!(response.model, "llm-7", "the response names who answered");
+    assert_eq!((decision.outcome, decision.escalated), (Outcome::Deferred, Escalated::Llm));
+    // 0.3 µ$ + 1,000 tokens at $2.50 and 100 at $10 a million.
+    assert_eq!(decision.cost_picousd, Some(300_000 + 2_500_000_000 + 1_000_000_000));
+    assert_eq!(*world.llm.was_opened.lock().unwrap(), [true], "`opened` was durable before the first byte left");
+    let asked = world.llm.asked.lock().unwrap()[0].clone();
+    assert!(
+        asked.messages[0].content.contains("Which kind of ticket")
+            && asked.messages[0].content.contains("- card_lost\n")
+    );
+    assert_eq!(asked.messages[1].content, "my card, please");
+    let closed = world.closed();
+    assert_eq!((closed.boundary.as_str(), closed.backend.as_str()), ("outside", "llm"));
+    assert_eq!(closed.permitted, [LOCAL, "llm"]);
+}
+
+#[tokio::test]
+async fn a_backend_inside_needs_no_leave_and_free_words_are_passed_as_they_are() {
+    let world = one(unsure(), vec![(Boundary::Inside, false, vec![Act::Say("neither, I think")])]);
+    let (response, decision) = world.whole(ask("tickets", "card")).await.unwrap();
+    assert_eq!(content(&response), Some("neither, I think"));
+    assert_eq!(decision.outcome, Outcome::Deferred);
+    assert_eq!(world.closed().boundary, "inside");
+}
+
+#[tokio::test]
+async fn the_next_backend_answers_for_one_that_fails() {
+    let both = |spare| vec![(Boundary::Inside, false, vec![Act::Fail]), (Boundary::Inside, false, vec![spare])];
+    let world = one(unsure(), both(Act::Say("refund")));
+    let (response, decision) = world.whole(ask("tickets", "card")).await.unwrap();
+    assert_eq!((content(&response), decision.backend.as_deref()), (Some("refund"), Some("spare")));
+
+    let world = one(unsure(), both(Act::Fail));
+    let error = world.whole(ask("tickets", "card")).await.unwrap_err();
+    assert_eq!((error.status(), error.fault(), error.code()), (502, Fault::Operator, "backend_failed"));
+    let closed = world.closed();
+    assert_eq!((closed.decision.as_str(), closed.reason.as_str()), ("failed", "backend_failed spare 502"));
+}
+
+#[tokio::test]
+async fn auto_finds_the_nearest_task_or_says_that_none_fits() {
+    let world = one(expert(0.93), Vec::new());
+    let (response, decision) = world.whole(ask("auto", "my card is gone")).await.unwrap();
+    assert_eq!((content(&response), decision.task.as_deref()), (Some("card_lost"), Some("tickets")));
+    assert_eq!(world.closed().task, "tickets");
+
+    let world = one(expert(0.93), outside(Vec::new()));
+    let (response, decision) = world.whole(ask("auto", "sing me a song")).await.unwrap();
+    let refusal = response.choices[0].message.refusal.clone().unwrap();
+    assert_eq!(refusal, "deferred: no task fits: the nearest, `tickets`, is at 0.00 < 0.50, no backend allowed");
+    assert_eq!((decision.stage.as_str(), decision.confidence), ("match", Some(0.0)));
+    assert_eq!((decision.escalated, world.n_asked()), (Escalated::Denied, 0));
+
+    // A backend inside may answer what fits no task: the caller's own words, unchanged.
+    let world = one(expert(0.93), vec![(Boundary::Inside, false, vec![Act::Say("la la")])]);
+    let (response, _) = world.whole(ask("auto", "sing me a song")).await.unwrap();
+    assert_eq!(content(&response), Some("la la"));
+    assert_eq!(world.llm.asked.lock().unwrap()[0].messages, ask("x", "sing me a song").messages);
+}
+
+#[tokio::test]
+async fn a_named_model_outside_needs_the_operators_direct() {
+    let world = one(expert(0.93), outside(Vec::new()));
+    let error = world.whole(ask("llm-7", "hi")).await.unwrap_err();
+    assert_eq!(
+        (error.status(), error.fault(), error.code(), error.param()),
+        (403, Fault::Caller, "policy_denied", Some("model"))
+    );
+    assert_eq!((world.n_asked(), world.closed().decision.as_str()), (0, "failed"));
+
+    let world = one(expert(0.93), vec![(Boundary::Outside, true, vec![Act::Say("hello")])]);
+    let (response, decision) = world.whole(ask("llm-7", "hi")).await.unwrap();
+    assert_eq!(
+        (content(&response), decision.outcome, decision.stage.as_str()),
+        (Some("hello"), Outcome::Direct, "llm")
+    );
+    assert_eq!(decision.cost_picousd, Some(3_500_000_000));
+    assert_eq!(*world.llm.was_opened.lock().unwrap(), [true]);
+    assert_eq!(world.closed().boundary, "outside");
+}
+
+#[tokio::test]
+async fn the_base_answers_by_name() {
+    let world = one(expert(0.93), Vec::new());
+    let (response, decision) = world.whole(ask("smol", "hi")).await.unwrap();
+    assert_eq!((content(&response), decision.stage.as_str()), (Some("Hello"), "base"));
+    assert_eq!(response.id, format!("chatcmpl-{}", decision.receipt));
+    assert_eq!(world.closed().base, Some(Digest([3; 32])));
+}
+
+#[tokio::test]
+async fn embeddings_are_on_record_too() {
+    let world = one(expert(0.93), Vec::new());
+    let request = |model: &str, dimensions| EmbeddingRequest {
+        model: model.into(),
+        input: vec!["a card".into(), "b".into()],
+        encoding_format: EncodingFormat::Float,
+        dimensions,
+    };
+    let caller = Caller::loopback();
+    let embed = |request| world.gateway.embed(&caller, request, context());
+    assert_eq!(embed(request("tickets", None)).await.err().unwrap().status(), 404);
+    assert_eq!(embed(request("minilm", Some(3))).await.err().unwrap().param(), Some("dimensions"));
+    let reply = embed(request("minilm", Some(2))).await.unwrap();
+    assert_eq!((reply.response.data.len(), reply.response.usage.prompt_tokens), (2, 3));
+    assert_eq!(world.closed().stage, "encoder");
+}
+
+#[tokio::test]
+async fn what_cannot_be_asked_is_told() {
+    let world = one(expert(0.93), Vec::new());
+    let error = world.whole(ask("nobody", "hi")).await.unwrap_err();
+    assert_eq!((error.status(), error.code()), (404, "model_not_found"));
+    assert!(error.to_string().contains("`tickets`, `smol`, `auto`"), "{error}");
+    let error = world.whole(ask("tickets", "unreadable")).await.unwrap_err();
+    assert_eq!((error.status(), error.fault()), (400, Fault::Caller));
+    assert!(error.to_string().contains("lacks the input `left`"), "{error}");
+    let nothing = ChatRequest::new("tickets", vec![Message { role: Role::System, content: "x".into() }]);
+    assert_eq!(world.whole(nothing).await.unwrap_err().param(), Some("messages"));
+}
+
+#[tokio::test]
+async fn a_panic_of_a_specialist_is_one_requests_error() {
+    let world = one(expert(0.93), Vec::new());
+    let error = world.whole(ask("tickets", "panic")).await.unwrap_err();
+    assert_eq!((error.status(), error.fault()), (500, Fault::Bug));
+    assert!(world.whole(ask("tickets", "card")).await.is_ok());
+}
+
+#[tokio::test]
+async fn what_cannot_be_recorded_is_not_answered() {
+    let leaving = Scripted { may_leave: true, ..unsure() };
+    let world = one(leaving, outside(vec![Act::Say("refund")]));
+    world.gateway.audit().close();
+    for model in ["tickets", "auto", "smol"] {
+        let error = world.whole(ask(model, "card")).await.unwrap_err();
+        assert_eq!((error.status(), error.code()), (503, "not_recorded"));
+    }
+    assert_eq!(world.n_asked(), 0, "nothing left");
+    assert!(!world.gateway.is_ready());
+}
+
+#[tokio::test]
+async fn a_caller_who_leaves_is_on_record() {
+    let leaving = Scripted { may_leave: true, ..unsure() };
+    let world = one(leaving, outside(vec![Act::Hang]));
+    let caller = Caller::loopback();
+    let asking = world.gateway.handle(&caller, ask("tickets", "card"), context());
+    tokio::select! {
+        _ = asking => panic!("the backend never answers"),
+        () = world.llm.called.notified() => {}
+    }
+    let closed = world.closed();
+    assert_eq!((closed.decision.as_str(), closed.boundary.as_str()), ("cancelled", "outside"));
+}
+
+#[tokio::test]
+async fn a_deadline_is_an_error_and_on_record() {
+    let world = one(unsure(), vec![(Boundary::Inside, false, vec![Act::Hang])]);
+    let soon = RequestContext { deadline: Instant::now() + Duration::from_millis(50), ..context() };
+    let error = world.gateway.handle(&Caller::loopback(), ask("tickets", "card"), soon).await.err().unwrap();
+    assert_eq!((error.status(), error.code()), (504, "deadline_exceeded"));
+    assert_eq!((world.closed().decision.as_str(), world.closed().reason.as_str()), ("failed", "deadline_exceeded"));
+}
+
+/// A direct stream: the text of the chunks, the error that ended them, and what is on record.
+async fn check_stream(end: End, error: Option<&str>, decision: &str) {
+    let world = one(expert(0.93), vec![(Boundary::Outside, true, vec![Act::Stream(&["ca", "rd"], end)])]);
+    let request = ChatRequest { stream: true, ..ask("llm-7", "hi") };
+    let reply = world.gateway.handle(&Caller::loopback(), request, context()).await.unwrap();
+    let Reply::Stream { mut chunks, decision: early } = reply else { panic!("a stream was asked for") };
+    assert_eq!(early.cost_picousd, None, "not known yet");
+    assert_eq!(*world.llm.was_opened.lock().unwrap(), [true]);
+    let (mut text, mut found, mut last) = (String::new(), None, None);
+    // A hanging backend's caller leaves.
+    while let Some(chunk) = if end == End::Hang { chunks.next().now_or_never().flatten() } else { chunks.next().await }
+    {
+        match chunk {
+            Ok(chunk) => {
+                text.extend(chunk.choices.iter().filter_map(|choice| choice.delta.content.clone()));
+                last = Some(chunk);
+            }
+            Err(error) => found = Some(error),
+        }
+    }
+    drop(chunks);
+    assert_eq!(text, "card");
+    assert_eq!(found.as_ref().map(GatewayError::code), error);
+    if decision == "direct" {
+        let last = last.unwrap();
+        assert_eq!(last.choices[0].finish_reason, Some(FinishReason::Stop));
+        assert_eq!(
+            (last.usage, &last.metier.unwrap()["cost_usd"]),
+            (None, &"0.0035".into()),
+            "usage was not asked for"
+        );
+    }
+    let closed = world.closed();
+    assert_eq!(closed.decision, decision);
+    assert_eq!(closed.cost_picousd, (decision == "direct").then_some(3_500_000_000));
+}
+
+#[tokio::test]
+async fn streams_end_on_record_however_they_end() {
+    check_stream(End::Finish, None, "direct").await;
+    check_stream(End::Error, Some("backend_failed"), "failed").await;
+    check_stream(End::Cut, Some("backend_failed"), "failed").await;
+    check_stream(End::Hang, None, "cancelled").await;
+}
+
+#[tokio::test]
+async fn beyond_the_queue_requests_are_refused_and_a_shutdown_waits() {
+    let limits = Limits { max_concurrency: 1, max_queue: 0 };
+    let backends = vec![(Boundary::Inside, false, vec![Act::Hang])];
+    let world = Setup { experts: vec![unsure()], backends, limits }.start();
+    let caller = Caller::loopback();
+    let mut first = Box::pin(world.gateway.handle(&caller, ask("tickets", "card"), context()));
+    tokio::select! {
+        _ = &mut first => panic!("the backend never answers"),
+        () = world.llm.called.notified() => {}
+    }
+    let error = world.whole(ask("tickets", "card")).await.unwrap_err();
+    assert_eq!((error.status(), error.retry_after_ms()), (503, Some(1_000)));
+    drop(first);
+    assert!(world.gateway.shutdown(Duration::from_secs(5)).await, "nobody is under way any more");
+    assert!(matches!(world.whole(ask("tickets", "card")).await, Err(GatewayError::ShuttingDown)));
+    assert_eq!(world.closed().decision, "cancelled");
+}
+
+#[tokio::test]
+async fn models_are_listed_and_specialists_replaced_in_flight() {
+    let world = one(expert(0.93), outside(Vec::new()));
+    let names = || world.gateway.models().into_iter().map(|model| model.id).collect::<Vec<_>>();
+    assert_eq!(names(), ["auto", "smol", "tickets", "minilm", "llm-7"]);
+    world.gateway.replace_experts(vec![Arc::new(Scripted { name: "claims", ..expert(0.9) })]);
+    assert_eq!(names(), ["auto", "smol", "claims", "minilm", "llm-7"]);
+    assert!(world.whole(ask("claims", "card")).await.is_ok());
+}
