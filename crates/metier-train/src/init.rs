@@ -23,8 +23,8 @@ struct Column {
     rows: usize,
 }
 
-/// An annotated task file for `file`, which it names by its own name: save it beside the data.
-pub fn init_task_file(file: &Path) -> Result<String, BuildError> {
+/// An annotated task file for `file`, which it calls `named`: a path relative to where the task file will lie.
+pub fn init_task_file(file: &Path, named: &str) -> Result<String, BuildError> {
     let mut header: Arc<[Arc<str>]> = Arc::from([]);
     let mut values: Vec<BTreeMap<String, usize>> = Vec::new();
     let mut characters: Vec<usize> = Vec::new();
@@ -62,7 +62,7 @@ pub fn init_task_file(file: &Path) -> Result<String, BuildError> {
     let text =
         text_column(&columns, label).ok_or_else(|| wrong("has no column beside the labels that looks like text"))?;
     let none = values[label].keys().find(|value| NONE_NAMES.contains(&value.to_lowercase().as_str()));
-    Ok(render(file, &columns, text, label, none, rows))
+    Ok(render(file, named, &columns, text, label, none, rows))
 }
 
 fn named(columns: &[Column], names: &[&str], fits: impl Fn(&Column) -> bool) -> Option<usize> {
@@ -82,7 +82,15 @@ fn text_column(columns: &[Column], label: usize) -> Option<usize> {
     named(columns, &TEXT_NAMES, |c| c.name != columns[label].name).or(longest)
 }
 
-fn render(file: &Path, columns: &[Column], text: usize, label: usize, none: Option<&String>, rows: usize) -> String {
+fn render(
+    file: &Path,
+    named: &str,
+    columns: &[Column],
+    text: usize,
+    label: usize,
+    none: Option<&String>,
+    rows: usize,
+) -> String {
     let quote = |text: &str| toml::Value::from(text).to_string();
     let name = file.file_name().and_then(|name| name.to_str()).unwrap_or("train.csv");
     let stem = name.split('.').next().unwrap_or("task").to_lowercase();
@@ -128,7 +136,7 @@ may_leave = false                 # may a deferred request go to a backend outsi
 minutes = 10
 "#,
         slug = quote(&slug),
-        file = quote(name),
+        file = quote(named),
         text = quote(&columns[text].name),
         label = quote(&columns[label].name),
         columns = others.join(", "),
@@ -150,7 +158,7 @@ mod tests {
             .map(|i| format!("{i},Some longer text number {i},{},q{}\n", i % 2, ["a", "oos", "c"][i % 3]))
             .collect();
         std::fs::write(&path, format!("id,Body,flag,Intent\n{}", rows.replace("qoos", "oos"))).unwrap();
-        let text = init_task_file(&path).unwrap();
+        let text = init_task_file(&path, "My Tickets.csv").unwrap();
         let task = TaskFile::parse(&text, &dir.path().join("task.toml"), &|_| None)
             .unwrap_or_else(|e| panic!("{e:?}\n{text}"));
         assert_eq!((task.name.as_str(), task.data.label.as_str()), ("my-tickets", "Intent"));
@@ -164,7 +172,7 @@ mod tests {
         for (contents, message) in [("", "holds no rows"), ("a,b\n1,2\n3,4\n", "no column that looks like labels")] {
             let path = dir.path().join("x.csv");
             std::fs::write(&path, contents).unwrap();
-            let error = init_task_file(&path).unwrap_err().to_string();
+            let error = init_task_file(&path, "tickets.csv").unwrap_err().to_string();
             assert!(error.contains(message), "{error}");
         }
     }

@@ -2,7 +2,7 @@
 
 use std::{
     fs,
-    io::{self, BufWriter, Read as _, Write as _},
+    io::{self, BufWriter, Read as _, Write},
     path::{Path, PathBuf},
 };
 
@@ -188,23 +188,17 @@ fn show(log: &Log, id: &str, as_json: bool) -> Outcome {
 }
 
 fn export(log: &Log, output: Option<&Path>, as_json: bool) -> Outcome {
-    let Some(path) = output else {
-        let mut out = BufWriter::new(io::stdout().lock());
-        audit::export(&log.database, &log.key, &mut out).map_err(failure)?;
-        return out.flush().context("cannot write to stdout").map_err(Failure::Environment);
-    };
-    let mut staged = staged(path)?;
-    let verified = {
-        let mut out = BufWriter::new(staged.as_file_mut());
-        let verified = audit::export(&log.database, &log.key, &mut out).map_err(failure)?;
-        out.flush().map_err(|error| cannot_write(path, error))?;
-        verified
-    };
-    staged.persist(path).map_err(|error| cannot_write(path, error.error))?;
-    if as_json {
-        line(&json!({"output": path, "entries": verified.entries, "root": verified.root}));
-    } else {
-        println!("{} verified entries in {}", verified.entries, path.display());
+    let mut verified = None;
+    write_whole(output, |out| {
+        verified = Some(audit::export(&log.database, &log.key, out).map_err(failure)?);
+        Ok(())
+    })?;
+    if let (Some(path), Some(verified)) = (output, verified) {
+        if as_json {
+            line(&json!({"output": path, "entries": verified.entries, "root": verified.root}));
+        } else {
+            println!("{} verified entries in {}", verified.entries, path.display());
+        }
     }
     Ok(())
 }
@@ -236,22 +230,38 @@ fn verify_receipt(file: &Path, key: &Path, as_json: bool) -> Outcome {
 
 /// Text to a file, whole or not at all, or to stdout.
 fn hand_out(what: &str, text: &str, output: Option<&Path>, as_json: bool) -> Outcome {
-    let Some(path) = output else {
-        if as_json {
-            line(&json!({what: text}))
-        } else {
-            print!("{text}")
+    match output {
+        None if as_json => line(&json!({what: text})),
+        None => print!("{text}"),
+        Some(path) => {
+            write_whole(output, |out| out.write_all(text.as_bytes()).map_err(|error| cannot_write(path, error)))?;
+            if as_json { line(&json!({"output": path})) } else { println!("{what} in {}", path.display()) }
         }
-        return Ok(());
-    };
-    let mut staged = staged(path)?;
-    staged.write_all(text.as_bytes()).map_err(|error| cannot_write(path, error))?;
-    staged.persist(path).map_err(|error| cannot_write(path, error.error))?;
-    if as_json {
-        line(&json!({"output": path}))
-    } else {
-        println!("{what} in {}", path.display())
     }
+    Ok(())
+}
+
+/// Runs `write` on stdout, or on a file that appears under its name only when all of it is there. A pipe or a device is written directly:
+/// renaming over it would replace it.
+fn write_whole(output: Option<&Path>, write: impl FnOnce(&mut dyn Write) -> Outcome) -> Outcome {
+    let Some(path) = output else {
+        let mut out = BufWriter::new(io::stdout().lock());
+        write(&mut out)?;
+        return out.flush().context("cannot write to stdout").map_err(Failure::Environment);
+    };
+    if path.metadata().is_ok_and(|found| !found.is_file()) {
+        let device = fs::File::options().write(true).open(path).map_err(|error| cannot_write(path, error))?;
+        let mut out = BufWriter::new(device);
+        write(&mut out)?;
+        return out.flush().map_err(|error| cannot_write(path, error));
+    }
+    let mut staged = staged(path)?;
+    {
+        let mut out = BufWriter::new(staged.as_file_mut());
+        write(&mut out)?;
+        out.flush().map_err(|error| cannot_write(path, error))?;
+    }
+    staged.persist(path).map_err(|error| cannot_write(path, error.error))?;
     Ok(())
 }
 

@@ -1,4 +1,4 @@
-//! `metier doctor`: what this machine has, and what is wrong with it, each with what to do. It changes nothing and sends nothing.
+//! `metier doctor`: what this machine has, and what is wrong with it, each with what to do. It leaves nothing behind and sends nothing.
 
 use std::{
     fmt, fs,
@@ -281,7 +281,33 @@ fn state(settings: &Settings, environment: &Environment, named: Option<&Path>) -
         Err(why) => Check::problem("state", why, fix),
     });
     checks.extend(space("state space", &dir));
+    let specialists = match named {
+        Some(dir) => Ok(dir.join("specialists")),
+        None => settings.specialists_dir(environment),
+    };
+    checks.extend(specialists.ok().map(|dir| specialists_check(&dir)));
     checks
+}
+
+fn specialists_check(dir: &Path) -> Check {
+    if !dir.is_dir() {
+        return Check::note(
+            "specialists",
+            format!("none yet in `{}`", dir.display()),
+            "`metier build TASK.toml` makes one",
+        );
+    }
+    match super::specialists::verified(dir) {
+        Err(error) => Check::problem("specialists", format!("{error:#}"), "look at the folder's permissions"),
+        Ok((good, broken)) if broken.is_empty() => {
+            Check::good("specialists", format!("{good} in `{}`, every hash right", dir.display()))
+        }
+        Ok((_, broken)) => Check::problem(
+            "specialists",
+            broken.join("; "),
+            "build them again with `metier build`, or restore the folder",
+        ),
+    }
 }
 
 /// Whether a folder can be written, or made: tried in the nearest folder above that exists, without leaving anything behind.

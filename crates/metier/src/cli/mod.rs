@@ -9,12 +9,16 @@
 pub mod ask;
 pub mod audit;
 pub mod bases;
+pub mod build;
 pub mod child;
 pub mod doctor;
+pub mod eval;
+pub mod init;
 pub mod inside;
 pub mod models;
 pub mod progress;
 pub mod serve;
+pub mod specialists;
 
 use std::{path::PathBuf, process::ExitCode};
 
@@ -32,9 +36,13 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Verb {
-    Models(models::ModelsArgs),
+    Init(init::InitArgs),
+    Build(build::BuildArgs),
+    Eval(eval::EvalArgs),
+    Specialists(specialists::SpecialistsArgs),
     Serve(serve::ServeArgs),
     Audit(audit::AuditArgs),
+    Models(models::ModelsArgs),
     Doctor(doctor::DoctorArgs),
 }
 
@@ -120,6 +128,10 @@ pub fn main() -> ExitCode {
 
 fn run(verb: Verb) -> Outcome {
     match verb {
+        Verb::Init(args) => init::run(&args),
+        Verb::Build(args) => build::run(&args),
+        Verb::Eval(args) => eval::run(&args),
+        Verb::Specialists(args) => specialists::run(&args),
         Verb::Models(args) => models::run(args),
         Verb::Serve(args) => serve::run(&args),
         Verb::Audit(args) => audit::run(&args),

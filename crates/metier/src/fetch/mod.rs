@@ -132,7 +132,10 @@ impl Fetcher {
             match place::check(&path, file) {
                 Ok(None) => {}
                 Ok(Some(found)) => return Ok(CacheState::Wrong { file: path, found, expected: file.sha256 }),
-                Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(CacheState::Missing),
+                // A file where a folder should be is told by whoever makes the folder.
+                Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
+                    return Ok(CacheState::Missing);
+                }
                 Err(source) => return Err(FetchError::Io { what: "read the cached model file", path, source }),
             }
         }

@@ -1,0 +1,258 @@
+//! `metier build`: from a task file to a specialist in the store, with its proof.
+
+use std::{
+    path::{Path, PathBuf},
+    time::Instant,
+};
+
+use clap::Args;
+use metier_model::{
+    SpecialistStore,
+    proof::{Certificate, Verdict},
+};
+use metier_train::{BuildError, BuildOutcome, Embed, Plan, TaskFile, Workbench, build::RungOutcome, data::LeakReport};
+
+use super::{CommonArgs, Failure, Outcome, bases, line, progress::Bars, specialists};
+use crate::config::variable;
+
+/// Seed of splits, permutations and resamples, unless `--seed` says otherwise: the same input gives the same bundle.
+const DEFAULT_SEED: u64 = 17;
+
+/// Makes a specialist from a task file: trains the rungs, takes the smallest that is good enough, certifies it.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  metier init tickets.csv                       a task file to start from
+  metier build tickets.toml --dry-run           split, rows needed, minutes; nothing is written
+  metier build tickets.toml
+  metier build tickets.toml --json | tail -1    {\"name\": \"tickets\", \"rung\": \"both\", …}
+
+Exit code 1 when the certificate does not hold on the test rows: the exact lower bound of the loss exceeds ε.")]
+pub struct BuildArgs {
+    /// The task file
+    #[arg(value_name = "TASK.toml")]
+    task: PathBuf,
+    /// Say what would be done, and write nothing
+    #[arg(long)]
+    dry_run: bool,
+    /// Folder of the specialists; default: as `metier serve`
+    #[arg(long, value_name = "DIR")]
+    store: Option<PathBuf>,
+    /// Seed of splits, permutations and resamples
+    #[arg(long, default_value_t = DEFAULT_SEED)]
+    seed: u64,
+    /// Train the n-gram rung alone, which needs no base model; `auto` cannot find such a specialist
+    #[arg(long)]
+    no_encoder: bool,
+    #[command(flatten)]
+    common: CommonArgs,
+}
+
+/// Runs the verb.
+pub fn run(args: &BuildArgs) -> Outcome {
+    // Before anything is fetched: what the user wrote is told first.
+    let task = TaskFile::read(&args.task, &variable).map_err(Failure::usage)?;
+    let (settings, environment) = args.common.settings()?;
+    let root = specialists::root(args.store.as_deref(), &args.common)?;
+    let encoder = if args.no_encoder { None } else { Some(bases::encoder(&settings, &environment)?) };
+    let pool = bases::pool(&settings, &environment)?;
+    // A dry run writes nothing, not even the store's folder.
+    let scratch = if args.dry_run { Some(tempfile::tempdir().map_err(Failure::environment)?) } else { None };
+    let store = SpecialistStore::open(scratch.as_ref().map_or(root.as_path(), tempfile::TempDir::path))
+        .map_err(Failure::environment)?;
+    let bench = Workbench {
+        encoder: encoder.as_ref().map(|encoder| encoder as &dyn Embed),
+        pool: &pool,
+        store: &store,
+        seed: args.seed,
+    };
+    let start = Instant::now();
+    let clock = || start.elapsed();
+    if args.dry_run {
+        let plan = metier_train::plan(&task, &bench, &clock).map_err(failure)?;
+        if args.common.json {
+            line(&plan)
+        } else {
+            tell_plan(&task, &plan)
+        }
+        return Ok(());
+    }
+    let mut bars = Bars::new();
+    let outcome = metier_train::build(&task, &bench, &mut |progress| bars.show(progress), &clock).map_err(failure)?;
+    bars.finish();
+    if args.common.json {
+        line(&outcome)
+    } else {
+        tell(&outcome)
+    }
+    if outcome.held == Some(false) { Err(Failure::Found) } else { Ok(()) }
+}
+
+/// Whose fault it is that a build or an evaluation failed.
+pub fn failure(error: BuildError) -> Failure {
+    match error {
+        BuildError::Task(_) | BuildError::Data(_) => Failure::usage(error),
+        _ => Failure::environment(error),
+    }
+}
+
+fn tell_plan(task: &TaskFile, plan: &Plan) {
+    println!("{}: {} labels, {}", plan.name, plan.labels.len(), rows(&plan.rows));
+    tell_leak(&plan.leak);
+    let (epsilon, delta) = (task.target.epsilon, task.target.delta);
+    let calibration = plan.rows.get("calibration").copied().unwrap_or_default();
+    match (plan.enough, plan.rows_needed) {
+        (true, Some(needed)) => println!(
+            "  certificate  {calibration} calibration rows; at ε = {epsilon}, δ = {delta} it takes {needed} if no accepted row is wrong{}",
+            plan.rows_needed_with_errors.map_or_else(String::new, |n| format!(", about {n} if half of ε is"))
+        ),
+        (_, Some(needed)) => println!(
+            "  certificate  needs about {needed} calibration rows at ε = {epsilon}, δ = {delta}, there are {calibration}: everything would be deferred"
+        ),
+        (_, None) => println!("  certificate  cannot be had at ε = {epsilon}, δ = {delta}"),
+    }
+    if let Some(rate) = plan.rows_a_second {
+        println!("  embedding    {rate:.0} rows a second");
+    }
+    println!("  time         about {:.1} minutes (budget {})", plan.minutes, task.budget_minutes);
+    println!("  labels       rows by part (train, validation, calibration, test)");
+    for (label, parts) in &plan.labels {
+        let count = |part: &str| parts.get(part).copied().unwrap_or_default();
+        println!(
+            "               {label:32} {:>6} {:>5} {:>5} {:>5}",
+            count("train"),
+            count("validation"),
+            count("calibration"),
+            count("test")
+        );
+    }
+    println!("nothing was written: this was a dry run");
+}
+
+fn tell(outcome: &BuildOutcome) {
+    println!("{}: {}", outcome.name, rows(&outcome.rows));
+    tell_leak(&outcome.leak);
+    println!("  rungs        {} on {} {} rows, 95 % intervals", outcome.metric, outcome.n, outcome.measured_on);
+    for rung in &outcome.rungs {
+        let taken = if rung.rung == outcome.rung { "*" } else { " " };
+        println!(
+            "             {taken} {:7} {:.4} [{:.4}, {:.4}]  {:6.1} s  {}",
+            rung.rung.name(),
+            rung.value,
+            rung.interval[0],
+            rung.interval[1],
+            rung.seconds,
+            compared(rung)
+        );
+    }
+    println!(
+        "  chosen       {}: the smallest rung that the validation rows do not show to be worse than the margin allows",
+        outcome.rung.name()
+    );
+    certificate(outcome.certificate.as_ref(), outcome.rows_needed);
+    if let (Some(loss), Some([low, high]), Some(held)) = (outcome.test_loss, outcome.test_loss_interval, outcome.held) {
+        let verdict = if held { "held" } else { "NOT HELD: the whole interval lies above ε" };
+        println!(
+            "  on {:9} accepted {:.1} %, accepted and wrong {loss:.4} [{low:.4}, {high:.4}] against ε = {}: {verdict}",
+            outcome.measured_on,
+            100.0 * outcome.test_coverage,
+            outcome.epsilon
+        );
+    }
+    if let Some(scope) = &outcome.evaluation.out_of_scope {
+        println!(
+            "  out of scope recall {:.4} as label, {:.4} with what is deferred; accuracy in scope {:.4}",
+            scope.recall_as_label.value, scope.recall_at_threshold.value, scope.in_scope_accuracy.value
+        );
+    }
+    for note in &outcome.notes {
+        println!("  note         {note}");
+    }
+    let memory = outcome.peak_rss_mb.map_or_else(String::new, |mb| format!(", peak memory {mb:.0} MB"));
+    println!("  time         {:.1} s, {:.1} s of it embedding{memory}", outcome.seconds, outcome.embed_seconds);
+    println!("  bundle       {}", outcome.path.display());
+    for (what, file) in [("report", "report.html"), ("card", "CARD.md")] {
+        let path = outcome.path.join(file);
+        if path.is_file() {
+            println!("  {what:12} {}", path.display());
+        }
+    }
+}
+
+fn compared(rung: &RungOutcome) -> String {
+    let Some(test) = &rung.against_best else { return format!("validation {:.4}, the best", rung.validation) };
+    let verdict = match test.verdict {
+        Verdict::NonInferior => "not worse than the margin".to_owned(),
+        Verdict::Inferior => "worse than the margin".to_owned(),
+        Verdict::CannotTell => match test.rows_needed {
+            Some(rows) => format!("cannot tell: about {rows} validation rows would"),
+            None => "cannot tell".to_owned(),
+        },
+    };
+    format!(
+        "validation {:.4}, {:+.4} [{:+.4}, {:+.4}] to the best: {verdict}",
+        rung.validation, test.difference, test.interval[0], test.interval[1]
+    )
+}
+
+/// One line for the promise, or for what it would take.
+pub fn certificate(certificate: Option<&Certificate>, rows_needed: Option<u64>) {
+    match (certificate, rows_needed) {
+        (Some(c), _) => println!(
+            "  certificate  with probability ≥ {} at most a share of {} of requests is answered wrong; score ≥ {:.3}, coverage {:.1} %, n = {}",
+            1.0 - c.delta,
+            c.epsilon,
+            c.threshold,
+            100.0 * c.coverage,
+            c.n
+        ),
+        (None, Some(rows)) => {
+            println!("  certificate  none: needs about {rows} calibration rows; until then everything is deferred");
+        }
+        (None, None) => {
+            println!(
+                "  certificate  none: its surest answers err too often, more rows would not help; everything is deferred"
+            );
+        }
+    }
+}
+
+fn rows(parts: &std::collections::BTreeMap<String, u64>) -> String {
+    let order = ["train", "validation", "calibration", "test"];
+    let told: Vec<String> = order.iter().filter_map(|part| Some(format!("{} {part}", parts.get(*part)?))).collect();
+    format!("{} rows", told.join(", "))
+}
+
+fn tell_leak(leak: &LeakReport) {
+    if leak.removed == 0 && leak.contradictions == 0 {
+        println!("  leak check   clean: no training row is near a calibration or test row");
+        return;
+    }
+    println!(
+        "  leak check   {} training rows left out ({} equal, {} nearly equal, {} of one group with measured rows); {} texts with two labels",
+        leak.removed, leak.exact, leak.near, leak.same_group, leak.contradictions
+    );
+    for leak in &leak.listed {
+        println!(
+            "               {} is {:.2} like {} ({})",
+            leak.train,
+            leak.similarity,
+            leak.measured,
+            leak.part.name()
+        );
+    }
+    for pair in &leak.contradicting {
+        let ((first, one), (second, other)) = (&pair.first, &pair.second);
+        println!("               {first} says `{one}`, {second} says `{other}` of the same text");
+    }
+}
+
+/// Makes sure that a path is new: files of the user's are never overwritten.
+pub fn must_be_new(path: &Path) -> Result<(), Failure> {
+    if path.symlink_metadata().is_ok() {
+        return Err(Failure::usage(anyhow::anyhow!(
+            "`{}` exists: name another file with `--output`, or remove it",
+            path.display()
+        )));
+    }
+    Ok(())
+}
