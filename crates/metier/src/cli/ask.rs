@@ -31,6 +31,8 @@ pub struct Reply {
     pub stage: String,
     /// `x-metier-escalated`: `no`, `llm`, `none-available`, `denied`.
     pub escalated: String,
+    /// The task that `auto` found, or that was named.
+    pub task: Option<String>,
     /// `x-metier-cost-usd`; `None` when unpriced.
     pub cost_usd: Option<f64>,
     /// `x-metier-receipt`.
@@ -92,6 +94,7 @@ impl Client {
             decision: header(&headers, "x-metier-decision").unwrap_or_default(),
             stage: header(&headers, "x-metier-stage").unwrap_or_default(),
             escalated: header(&headers, "x-metier-escalated").unwrap_or_default(),
+            task: text(&body["metier"]["task"]),
             cost_usd: header(&headers, "x-metier-cost-usd").and_then(|text| text.parse().ok()),
             receipt: header(&headers, "x-metier-receipt"),
             tokens: (

@@ -5,16 +5,16 @@ use std::sync::Arc;
 
 use anyhow::Context as _;
 use metier_kernels::{Pool, Tier};
-use metier_model::encoder::Encoder;
+use metier_model::{Decoder, Encoder, arch::llama::WeightFormat};
 
 use super::{Failure, models, progress::Bars};
 use crate::{
-    config::{Environment, Settings, fetcher},
+    config::{DecoderWeights, Environment, Settings, fetcher},
     fetch::{Catalogue, LocalModel, ModelKind},
 };
 
 /// What `models.decoder` says when there shall be none.
-const NONE: &str = "none";
+pub const NONE: &str = "none";
 
 /// The compute threads, at the tier that the environment forces or the best that this CPU has.
 ///
@@ -53,6 +53,22 @@ pub fn encoder(settings: &Settings, environment: &Environment) -> Result<Encoder
 pub fn decoder_files(settings: &Settings, environment: &Environment) -> Result<Option<LocalModel>, Failure> {
     let name = &settings.models.decoder;
     if name == NONE { Ok(None) } else { ensure(settings, environment, name, ModelKind::Decoder).map(Some) }
+}
+
+/// The decoder, with its weights as the settings want them; `None` where they say `none`.
+///
+/// # Errors
+/// As [`decoder_files`], or it cannot be opened.
+pub fn decoder(settings: &Settings, environment: &Environment) -> Result<Option<Decoder>, Failure> {
+    let Some(model) = decoder_files(settings, environment)? else { return Ok(None) };
+    let weights = match settings.models.decoder_weights {
+        DecoderWeights::AsFile => WeightFormat::AsFile,
+        DecoderWeights::Int8 => WeightFormat::Int8,
+        DecoderWeights::F32 => WeightFormat::F32,
+    };
+    let decoder = Decoder::open(&model.files[0], weights);
+    let decoder = decoder.with_context(|| format!("cannot open the decoder `{}`", model.name));
+    Ok(Some(decoder.map_err(Failure::Environment)?.with_name(&model.name)))
 }
 
 fn ensure(

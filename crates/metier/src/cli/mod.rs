@@ -9,8 +9,10 @@
 pub mod ask;
 pub mod audit;
 pub mod bases;
+pub mod bench;
 pub mod build;
 pub mod child;
+pub mod demo;
 pub mod doctor;
 pub mod eval;
 pub mod init;
@@ -36,13 +38,15 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Verb {
+    Demo(demo::DemoArgs),
     Init(init::InitArgs),
     Build(build::BuildArgs),
     Eval(eval::EvalArgs),
     Specialists(specialists::SpecialistsArgs),
     Serve(serve::ServeArgs),
-    Audit(audit::AuditArgs),
     Models(models::ModelsArgs),
+    Audit(audit::AuditArgs),
+    Bench(bench::BenchArgs),
     Doctor(doctor::DoctorArgs),
 }
 
@@ -133,6 +137,8 @@ fn run(verb: Verb) -> Outcome {
         Verb::Eval(args) => eval::run(&args),
         Verb::Specialists(args) => specialists::run(&args),
         Verb::Models(args) => models::run(args),
+        Verb::Demo(args) => demo::run(&args),
+        Verb::Bench(args) => bench::run(&args),
         Verb::Serve(args) => serve::run(&args),
         Verb::Audit(args) => audit::run(&args),
         Verb::Doctor(args) => doctor::run(&args),

@@ -15,6 +15,7 @@ use std::{
 use anyhow::Context as _;
 use clap::Args;
 use metier_gateway::{BackendConfig, Gateway, GatewayConfig, Limits, LocalModels, Meter, OpenError, Secret};
+use metier_model::SpecialistStore;
 
 use super::{Failure, Outcome, bases, child::READY};
 use crate::{
@@ -99,9 +100,15 @@ pub fn run(args: &ServeArgs) -> Outcome {
         .context("cannot start the threads that speak HTTP")
         .map_err(Failure::Environment)?;
     let gateway = Arc::new(open_gateway(args, &settings, &environment)?);
+    let shelf = if args.base_only { None } else { Some(open_shelf(&gateway, &settings, &environment)?) };
     let router = server::router(Arc::new(server::App::new(Arc::clone(&gateway), port, &settings.server)));
     let grace = Duration::from_millis(settings.server.grace_ms);
     runtime.block_on(async {
+        if let Some(shelf) = shelf {
+            let gateway = Arc::clone(&gateway);
+            // Ends with the runtime.
+            tokio::spawn(server::watch(shelf, move |specialists| gateway.reload_specialists(specialists)));
+        }
         announce(&listener, args.ready_file.as_deref())?;
         let finished = server::serve(listener, router, server::stop(args.until_stdin_closes), grace)
             .await
@@ -119,6 +126,7 @@ pub fn run(args: &ServeArgs) -> Outcome {
 fn open_gateway(args: &ServeArgs, settings: &Settings, environment: &Environment) -> Result<Gateway, Failure> {
     let pool = bases::pool(settings, environment)?;
     let encoder = if args.base_only { None } else { Some(Arc::new(bases::encoder(settings, environment)?)) };
+    let decoder = bases::decoder(settings, environment)?.map(Arc::new);
     let backends = if args.base_only { Vec::new() } else { backends(settings)? };
     let mut seed = [0; 8];
     getrandom::fill(&mut seed).context("cannot get random bytes").map_err(Failure::Environment)?;
@@ -129,10 +137,21 @@ fn open_gateway(args: &ServeArgs, settings: &Settings, environment: &Environment
         limits: Limits { max_concurrency: settings.server.max_concurrency, max_queue: settings.server.max_queue },
         retry_seed: u64::from_le_bytes(seed),
     };
-    Gateway::open(config, LocalModels { encoder, decoder: None, pool }, Box::new(server::now_ms)).map_err(|error| match error {
-        OpenError::Backend(_) | OpenError::BackendTwice(_) => Failure::usage(error),
-        OpenError::Audit { .. } | OpenError::Thread(..) => Failure::environment(error),
+    Gateway::open(config, LocalModels { encoder, decoder, pool }, Box::new(server::now_ms)).map_err(|error| {
+        match error {
+            OpenError::Backend(_) | OpenError::BackendTwice(_) => Failure::usage(error),
+            OpenError::Audit { .. } | OpenError::Thread(..) => Failure::environment(error),
+        }
     })
+}
+
+/// The specialists that are current now, in service.
+fn open_shelf(gateway: &Gateway, settings: &Settings, environment: &Environment) -> Result<server::Shelf, Failure> {
+    let dir = settings.specialists_dir(environment).map_err(Failure::usage)?;
+    let mut shelf = server::Shelf::new(SpecialistStore::open(&dir).map_err(Failure::environment)?);
+    shelf.look();
+    gateway.reload_specialists(shelf.specialists());
+    Ok(shelf)
 }
 
 /// The backends of the settings, with their keys out of the environment.

@@ -12,6 +12,7 @@ mod error;
 mod guard;
 mod listen;
 mod metrics;
+mod pickup;
 mod routes;
 mod signal;
 mod sse;
@@ -29,6 +30,7 @@ use body::BodyLimits;
 pub use error::ServerError;
 pub use listen::{ListenError, bind, serve};
 pub use metrics::{Answered, Metrics, resident_bytes};
+pub use pickup::{Shelf, watch};
 pub use signal::stop;
 
 /// What all requests share.
