@@ -131,7 +131,7 @@ impl AuditLog {
         }
         let store = Store::open(&database)?;
         let replay = take_up(&store, &database, &verifier)?;
-        let mut writer = Writer { store, key, replay, clock, head_path: beside };
+        let mut writer = Writer { store, key, replay, clock, head_path: beside, head: None };
         writer.start()?;
 
         let shared = Arc::new(Shared::default());
@@ -228,6 +228,8 @@ struct Writer {
     replay: Replay,
     clock: Clock,
     head_path: PathBuf,
+    /// Over what is committed; `None` before the first commit of this process.
+    head: Option<SignedHead>,
 }
 
 impl Writer {
@@ -325,7 +327,9 @@ impl Writer {
                 return Ok(());
             }
             let head = self.key.sign(frontier.size(), frontier.root());
-            self.store.append(&rows, &nodes, head.text()).map_err(AuditError::from)
+            self.store.append(&rows, &nodes, head.text())?;
+            self.head = Some(head);
+            Ok(())
         })();
         match written {
             Ok(()) => {
@@ -343,7 +347,7 @@ impl Writer {
     /// The head once more in a file of its own, renamed into place. Not synced: after a power cut an older head is still a
     /// prefix, and syncing would double the cost of a commit.
     fn write_head_beside(&self) {
-        let head = self.key.sign(self.replay.frontier.size(), self.replay.frontier.root());
+        let Some(head) = &self.head else { return };
         if let Err(error) = replace_file(&self.head_path, head.text()) {
             tracing::warn!(error = &error as &dyn std::error::Error, "cannot write the audit head");
         }

@@ -1,0 +1,433 @@
+//! The stages that may answer, in their order: the specialist, then what policy allows beyond it; or the model that was named.
+//!
+//! Each stage gets a permit before it is asked, and anything outside waits until `opened` is durable. What is settled here is
+//! closed and shaped by `gateway.rs`.
+
+use std::sync::Arc;
+
+use metier_traffic::wire::{ChatRequest, ChatResponse, Usage};
+
+use super::{Gateway, RemoteSlot, RequestContext, describe, direct, heading, local_error};
+use crate::{
+    audit::{Entry, ReceiptId},
+    backend::{Backend, BackendError, embedder::Embedded, local::LOCAL},
+    decision::{Decision, Escalated, Outcome, basis_points},
+    deferral,
+    error::GatewayError,
+    expert::{Expert, Judged},
+    meter::sum,
+    passage::{Passage, Price},
+    policy::{Boundary, Denial, Facts, Permit, Purpose, Verdict},
+    record::Bracket,
+    reply::{Heading, Reply, Said},
+    route::{self, Nearest, Step, Target, TaskCentroids},
+};
+/// What `handle` has before it closes.
+pub(super) enum Answered {
+    Settled(Settled),
+    Generated(ChatResponse, Decision),
+}
+
+/// An answer before it has a shape.
+pub(super) struct Settled {
+    pub(super) said: Said,
+    pub(super) model: String,
+    pub(super) usage: Usage,
+    pub(super) decision: Decision,
+}
+
+impl Gateway {
+    /// `auto`: the nearest task answers; where none fits, a backend inside may, else there is a refusal.
+    pub(super) async fn auto(
+        &self,
+        experts: &[Arc<dyn Expert>],
+        request: &ChatRequest,
+        context: &RequestContext,
+        bracket: &mut Bracket,
+    ) -> Result<Settled, GatewayError> {
+        let encoder = self.encoder.as_ref().ok_or_else(|| GatewayError::Invalid {
+            message: "`auto` needs an encoder, and this server has none".into(),
+            param: "model".into(),
+            code: "model_not_found",
+        })?;
+        let message = last_user_text(request)?;
+        self.permit_inside(Purpose::Answer, bracket)?;
+        let text = message.to_owned();
+        let embedded = encoder.embedder.embed(vec![text]).await.map_err(local_error)?;
+        let embedding = embedded.vectors.first().map_or(&[][..], Vec::as_slice);
+        // Tasks of several inputs fit only a message that holds them; those of another encoder speak of other vectors.
+        let fits = |expert: &Arc<dyn Expert>| {
+            expert.read(message).is_ok() && expert.base().is_none_or(|base| base == encoder.digest)
+        };
+        let readable: Vec<usize> = (0..experts.len()).filter(|idx| fits(&experts[*idx])).collect();
+        let tasks: Vec<TaskCentroids<'_>> = readable
+            .iter()
+            .map(|idx| TaskCentroids {
+                centroids: experts[*idx].centroids(),
+                threshold: experts[*idx].match_threshold(),
+            })
+            .collect();
+        let best = match route::nearest(embedding, &tasks) {
+            Nearest::Task { idx, .. } => {
+                let expert = &experts[readable[idx]];
+                describe(&mut bracket.entry, &**expert);
+                // The same text has the same embedding.
+                let known = expert.read(message).is_ok_and(|read| read == message).then_some(embedded);
+                return self.specialist(expert, known, request, context, bracket).await;
+            }
+            Nearest::NoneFits { best } => best.map(|(idx, score, threshold)| (readable[idx], score, threshold)),
+        };
+        let why = match best {
+            Some((idx, score, threshold)) => {
+                format!("no task fits: the nearest, `{}`, is at {score:.2} < {threshold:.2}", experts[idx].name())
+            }
+            None => "no task fits".to_owned(),
+        };
+        let decision = Decision {
+            stage: "match".into(),
+            confidence: best.map(|(_, score, _)| score),
+            threshold: best.map(|(.., threshold)| threshold),
+            cost_picousd: Some(self.meter.specialist_picousd),
+            ..direct(bracket.receipt())
+        };
+        let usage = Usage::of(embedded.n_tokens, 0);
+        self.escalate(Purpose::NoTask, None, request, context, bracket, Unanswered { why, decision, usage }).await
+    }
+
+    /// A specialist answers, or defers.
+    pub(super) async fn specialist(
+        &self,
+        expert: &Arc<dyn Expert>,
+        embedded: Option<Embedded>,
+        request: &ChatRequest,
+        context: &RequestContext,
+        bracket: &mut Bracket,
+    ) -> Result<Settled, GatewayError> {
+        let message = last_user_text(request)?;
+        let text = expert.read(message).map_err(|message| GatewayError::Invalid {
+            message,
+            param: "messages".into(),
+            code: "invalid_value",
+        })?;
+        let permit = self.permit_inside(Purpose::Answer, bracket)?;
+        let (judged, n_tokens) = self.judge(&permit, expert, &text, embedded).await?;
+        let usage = Usage::of(n_tokens, 0);
+        let mut decision = Decision {
+            outcome: Outcome::Accepted,
+            stage: judged.stage,
+            confidence: Some(judged.score),
+            threshold: judged.threshold,
+            escalated: Escalated::No,
+            cost_picousd: Some(self.meter.specialist_picousd),
+            receipt: bracket.receipt(),
+            task: Some(expert.name().to_owned()),
+            backend: Some(LOCAL.into()),
+            reason: None,
+        };
+        if route::cascade(judged.score, judged.threshold, judged.accepted) == Step::Accept {
+            let content = deferral::in_format(&judged.label, Some(judged.score), &request.response_format);
+            return Ok(Settled { said: Said::Content(content), model: expert.name().to_owned(), usage, decision });
+        }
+        decision.backend = None;
+        let why = match judged.threshold {
+            Some(threshold) => format!("score {:.2} < {threshold:.2}", floor(judged.score)),
+            None => format!("score {:.2} without a certified threshold", floor(judged.score)),
+        };
+        let score_bp = basis_points(judged.score);
+        let purpose = Purpose::Defer { task: expert.name(), may_leave: expert.may_leave(), score_bp };
+        let unanswered = Unanswered { why, decision, usage };
+        self.escalate(purpose, Some((&**expert, text)), request, context, bracket, unanswered).await
+    }
+
+    /// A specialist's judgement of a text, with the tokens that the encoder read for it.
+    async fn judge(
+        &self,
+        permit: &Permit,
+        expert: &Arc<dyn Expert>,
+        text: &str,
+        embedded: Option<Embedded>,
+    ) -> Result<(Judged, u64), GatewayError> {
+        if !permit.lists(LOCAL) {
+            return Err(local_error(BackendError::NotPermitted));
+        }
+        let embedded = match (embedded, &self.encoder) {
+            (Some(embedded), _) => embedded,
+            (None, Some(encoder)) if expert.needs_embedding() => {
+                if expert.base().is_some_and(|base| base != encoder.digest) {
+                    let reason =
+                        format!("specialist `{}` was made with another encoder than `{}`", expert.name(), encoder.name);
+                    return Err(local_error(BackendError::Failed(reason)));
+                }
+                encoder.embedder.embed(vec![text.to_owned()]).await.map_err(local_error)?
+            }
+            (None, None) if expert.needs_embedding() => {
+                let reason = format!("specialist `{}` needs an encoder, and this server has none", expert.name());
+                return Err(local_error(BackendError::Failed(reason)));
+            }
+            (None, _) => Embedded { vectors: Vec::new(), n_tokens: 0 },
+        };
+        let (expert, text, n_tokens) = (Arc::clone(expert), text.to_owned(), embedded.n_tokens);
+        // A long text takes milliseconds, and a panic in it stays there.
+        let judging = tokio::task::spawn_blocking(move || {
+            let embedding = embedded.vectors.first().filter(|_| expert.needs_embedding());
+            expert.judge(&text, embedding.map(Vec::as_slice))
+        });
+        match judging.await {
+            Ok(Ok(judged)) => Ok((judged, n_tokens)),
+            Ok(Err(reason)) => Err(local_error(BackendError::Failed(reason))),
+            Err(_) => Err(GatewayError::Internal("a specialist panicked".into())),
+        }
+    }
+
+    /// Nobody inside has answered: a backend that policy allows does, in the order of the configuration; else there is a refusal.
+    async fn escalate(
+        &self,
+        purpose: Purpose<'_>,
+        task: Option<(&dyn Expert, String)>,
+        request: &ChatRequest,
+        context: &RequestContext,
+        bracket: &mut Bracket,
+        unanswered: Unanswered,
+    ) -> Result<Settled, GatewayError> {
+        let Unanswered { why, mut decision, usage } = unanswered;
+        let facts = Facts { purpose, candidates: &self.remote_facts, audit_ok: self.audit.is_open() };
+        let permit = match self.policy.check(&facts) {
+            Verdict::Allow(permit) => permit,
+            Verdict::Deny(denial) => return Ok(refusal(why, denial, decision, usage, &bracket.entry)),
+        };
+        bracket.entry.permitted.extend_from_slice(permit.backends());
+        // Durable before the first byte leaves.
+        bracket.durable().await?;
+        let mut last_error = None;
+        for remote in self.remotes.iter().filter(|remote| permit.lists(&remote.facts.id)) {
+            if remote.facts.boundary == Boundary::Outside {
+                bracket.entry.boundary = Boundary::Outside.as_str().into();
+            }
+            let asked = match &task {
+                Some((expert, text)) => deferral::request_for(*expert, text.clone(), &remote.model),
+                None => ChatRequest { model: remote.model.clone(), n: 1, ..request.clone() },
+            };
+            match remote.backend.answer(&permit, &asked, context.deadline).await {
+                Ok(answer) => {
+                    let spent = answer.usage.unwrap_or_default();
+                    let text = first_text(&answer);
+                    let content = match &task {
+                        Some((expert, _)) => match deferral::label_of(&text, expert.labels()) {
+                            Some(label) => deferral::in_format(label, None, &request.response_format),
+                            None => deferral::without_label(&text, &request.response_format),
+                        },
+                        None => text,
+                    };
+                    decision.outcome = Outcome::Deferred;
+                    decision.escalated = Escalated::Llm;
+                    decision.backend = Some(remote.facts.id.clone());
+                    let cost = self.remote_cost(remote, answer.usage, context.now_ms);
+                    decision.cost_picousd = sum(&[decision.cost_picousd, cost]);
+                    let prompt_tokens = usage.prompt_tokens.saturating_add(spent.prompt_tokens);
+                    let usage = Usage::of(prompt_tokens, spent.completion_tokens);
+                    let model = answered_by(&answer, &remote.model);
+                    return Ok(Settled { said: Said::Content(content), model, usage, decision });
+                }
+                Err(source) => {
+                    tracing::warn!(
+                        backend = remote.facts.id,
+                        error = &source as &dyn std::error::Error,
+                        "a backend failed"
+                    );
+                    last_error = Some(GatewayError::Backend { backend: remote.facts.id.clone(), source });
+                }
+            }
+        }
+        Err(last_error.unwrap_or_else(|| GatewayError::Internal("a permit lists no backend that there is".into())))
+    }
+
+    fn remote_cost(&self, remote: &RemoteSlot, usage: Option<Usage>, now_ms: u64) -> Option<u64> {
+        // An answer that does not tell its tokens cannot be priced.
+        let usage = usage?;
+        self.meter.backend(remote.price.as_deref(), now_ms, usage.prompt_tokens, usage.completion_tokens)
+    }
+
+    /// Base and named backends: who it is, with a permit to ask it.
+    fn named(&self, target: Target, now_ms: u64, bracket: &mut Bracket) -> Result<(Named, Permit), GatewayError> {
+        match (target, &self.base) {
+            (Target::Base, Some(base)) => {
+                let permit = self.permit_inside(Purpose::Direct, bracket)?;
+                let price: Price = {
+                    let meter = self.meter.clone();
+                    Arc::new(move |usage| Some(meter.base(usage.prompt_tokens, usage.completion_tokens)))
+                };
+                let backend = Arc::clone(&base.backend);
+                let named = Named {
+                    backend,
+                    id: LOCAL.into(),
+                    model: base.name.clone(),
+                    stage: "base".into(),
+                    outside: false,
+                    price,
+                };
+                Ok((named, permit))
+            }
+            (Target::Backend(idx), _) => {
+                let remote = &self.remotes[idx];
+                let candidates = std::slice::from_ref(&remote.facts);
+                let facts = Facts { purpose: Purpose::Direct, candidates, audit_ok: self.audit.is_open() };
+                let permit = match self.policy.check(&facts) {
+                    Verdict::Allow(permit) => permit,
+                    Verdict::Deny(denial) => {
+                        return Err(GatewayError::Denied { model: remote.model.clone(), reasons: denial.reasons });
+                    }
+                };
+                bracket.entry.permitted = permit.backends().to_vec();
+                bracket.entry.boundary = remote.facts.boundary.as_str().into();
+                let price: Price = {
+                    let (meter, line) = (self.meter.clone(), remote.price.clone());
+                    Arc::new(move |usage| {
+                        meter.backend(line.as_deref(), now_ms, usage.prompt_tokens, usage.completion_tokens)
+                    })
+                };
+                let named = Named {
+                    backend: Arc::clone(&remote.backend),
+                    id: remote.facts.id.clone(),
+                    model: remote.model.clone(),
+                    stage: remote.facts.id.clone(),
+                    outside: remote.facts.boundary == Boundary::Outside,
+                    price,
+                };
+                Ok((named, permit))
+            }
+            _ => Err(GatewayError::Internal("a target that is not there was matched".into())),
+        }
+    }
+
+    /// A whole answer of the base or of a named backend.
+    pub(super) async fn generate(
+        &self,
+        target: Target,
+        request: &ChatRequest,
+        context: &RequestContext,
+        bracket: &mut Bracket,
+    ) -> Result<Answered, GatewayError> {
+        let (named, permit) = self.named(target, context.now_ms, bracket)?;
+        let failed = |source| named.error(source);
+        let answering = named.backend.answer(&permit, request, context.deadline);
+        let mut response = if named.outside {
+            bracket.durable().await?;
+            answering.await.map_err(failed)?
+        } else {
+            let (durable, answer) = tokio::join!(bracket.durable(), answering);
+            durable?;
+            answer.map_err(failed)?
+        };
+        let Heading { id, created, model } = heading(bracket.receipt(), context, answered_by(&response, &named.model));
+        (response.id, response.created, response.model) = (id, created, model);
+        response.object = "chat.completion".into();
+        let cost_picousd = response.usage.and_then(|usage| (named.price)(usage));
+        let decision = Decision { cost_picousd, ..named.decision(bracket.receipt()) };
+        Ok(Answered::Generated(response, decision))
+    }
+
+    /// A streamed answer of the base or of a named backend.
+    pub(super) async fn stream(
+        &self,
+        target: Target,
+        request: ChatRequest,
+        context: RequestContext,
+        mut bracket: Bracket,
+    ) -> Result<Reply, GatewayError> {
+        let begun = self.bounded(&context, async {
+            let (named, permit) = self.named(target, context.now_ms, &mut bracket)?;
+            // Durable before a byte leaves us, in either direction.
+            bracket.durable().await?;
+            let source = named.backend.stream(&permit, &request, context.deadline).await;
+            let source = source.map_err(|source| named.error(source))?;
+            Ok((named, source))
+        });
+        let (named, source) = match begun.await {
+            Ok(begun) => begun,
+            Err(error) => {
+                bracket.fail(&error);
+                return Err(error);
+            }
+        };
+        let decision = named.decision(bracket.receipt());
+        let passage = Passage {
+            heading: heading(bracket.receipt(), &context, named.model),
+            source,
+            n: request.n,
+            include_usage: request.include_usage,
+            decision: decision.clone(),
+            price: named.price,
+            backend: named.id,
+            deadline: context.deadline,
+            bracket,
+        };
+        Ok(Reply::Stream { decision, chunks: passage.into_stream() })
+    }
+}
+
+/// A request that nobody inside has answered.
+struct Unanswered {
+    /// For the refusal, without the guess.
+    why: String,
+    decision: Decision,
+    usage: Usage,
+}
+
+/// Base or named backend.
+struct Named {
+    backend: Arc<dyn Backend>,
+    id: String,
+    model: String,
+    stage: String,
+    outside: bool,
+    price: Price,
+}
+
+impl Named {
+    fn decision(&self, receipt: ReceiptId) -> Decision {
+        Decision { stage: self.stage.clone(), backend: Some(self.id.clone()), ..direct(receipt) }
+    }
+
+    /// What is wrong with the request is the caller's to mend, in the words for callers.
+    fn error(&self, source: BackendError) -> GatewayError {
+        match source {
+            BackendError::Invalid { message, param, code } => {
+                GatewayError::Invalid { message, param: param.into(), code }
+            }
+            BackendError::ContextLength { prompt_tokens, context_len } => {
+                GatewayError::ContextLength { model: self.model.clone(), prompt_tokens, context_len }
+            }
+            source => GatewayError::Backend { backend: self.id.clone(), source },
+        }
+    }
+}
+
+/// No backend may answer: the refusal tells the score, never the guess.
+fn refusal(why: String, denial: Denial, decision: Decision, usage: Usage, entry: &Entry) -> Settled {
+    let escalated = if denial.had_candidates { Escalated::Denied } else { Escalated::NoneAvailable };
+    let reason = (!denial.reasons.is_empty()).then(|| denial.reasons.join("; "));
+    let model = decision.task.clone().unwrap_or_else(|| entry.model.clone());
+    let decision = Decision { outcome: Outcome::Refused, escalated, reason, backend: None, ..decision };
+    Settled { said: Said::Refusal(format!("deferred: {why}, no backend allowed")), model, usage, decision }
+}
+
+fn last_user_text(request: &ChatRequest) -> Result<&str, GatewayError> {
+    request.last_user_text().filter(|text| !text.trim().is_empty()).ok_or_else(|| GatewayError::Invalid {
+        message: "`messages` must hold a `user` message with text: a specialist reads the last one".into(),
+        param: "messages".into(),
+        code: "invalid_value",
+    })
+}
+
+fn first_text(answer: &ChatResponse) -> String {
+    answer.choices.first().and_then(|choice| choice.message.content.clone()).unwrap_or_default()
+}
+
+fn answered_by(answer: &ChatResponse, configured: &str) -> String {
+    if answer.model.is_empty() { configured.to_owned() } else { answer.model.clone() }
+}
+
+/// Two digits, rounded down: a score that failed its threshold rarely reads as if it had passed. The margin is what f32 loses.
+fn floor(score: f32) -> f32 {
+    (score * 100.0 + 1e-4).floor() / 100.0
+}
