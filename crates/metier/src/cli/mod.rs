@@ -22,7 +22,7 @@ pub mod progress;
 pub mod serve;
 pub mod specialists;
 
-use std::{path::PathBuf, process::ExitCode};
+use std::{any::Any, panic, path::PathBuf, process::ExitCode};
 
 use clap::{Args, CommandFactory as _, Parser, Subcommand};
 
@@ -109,8 +109,32 @@ pub fn line(value: &impl serde::Serialize) {
 /// What every verb returns.
 pub type Outcome = Result<(), Failure>;
 
+/// What shells call the end of a process whose reader has gone: 128 + SIGPIPE.
+const NOBODY_READS: u8 = 141;
+
 /// Parses the arguments, runs the verb, prints its error, and tells the exit code.
+///
+/// `metier … | head` ends quietly: printing into a closed pipe panics in Rust, and that panic is no bug of ours.
 pub fn main() -> ExitCode {
+    let usual = panic::take_hook();
+    panic::set_hook(Box::new(move |info| {
+        if !is_closed_pipe(info.payload()) {
+            usual(info);
+        }
+    }));
+    match panic::catch_unwind(start) {
+        Ok(code) => code,
+        Err(payload) if is_closed_pipe(payload.as_ref()) => ExitCode::from(NOBODY_READS),
+        Err(payload) => panic::resume_unwind(payload),
+    }
+}
+
+fn is_closed_pipe(payload: &(dyn Any + Send)) -> bool {
+    let said = payload.downcast_ref::<String>();
+    said.is_some_and(|said| said.starts_with("failed printing to") && said.contains("Broken pipe"))
+}
+
+fn start() -> ExitCode {
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => {

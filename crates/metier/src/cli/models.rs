@@ -99,6 +99,9 @@ fn list(catalogue: &Catalogue, fetcher: &Fetcher, as_json: bool) -> Outcome {
             );
         }
     }
+    if as_json {
+        line(&json!({"models": catalogue.entries().count(), "cache": fetcher.cache}));
+    }
     Ok(())
 }
 
@@ -125,6 +128,9 @@ fn pull(catalogue: &Catalogue, fetcher: &Fetcher, names: &[String], from: Option
         } else {
             println!("{name}: verified in {}", model.dir.display());
         }
+    }
+    if as_json {
+        line(&json!({"models": names.len(), "cache": fetcher.cache}));
     }
     Ok(())
 }
@@ -169,7 +175,7 @@ fn verify(catalogue: &Catalogue, fetcher: &Fetcher, names: &[String], as_json: b
             .collect::<Result<_, FetchError>>()
             .map_err(failure)?
     };
-    let mut wrong = false;
+    let (mut wrong, n) = (false, chosen.len());
     for (name, entry) in chosen {
         let state = fetcher.state(name, entry).map_err(failure)?;
         let asked = !names.is_empty();
@@ -185,6 +191,9 @@ fn verify(catalogue: &Catalogue, fetcher: &Fetcher, names: &[String], as_json: b
                 file.display()
             );
         }
+    }
+    if as_json {
+        line(&json!({"models": n, "verified": !wrong}));
     }
     if wrong { Err(Failure::Found) } else { Ok(()) }
 }
