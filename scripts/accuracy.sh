@@ -8,5 +8,6 @@ store=$(mktemp -d)
 trap 'rm -rf "$store"' EXIT
 cargo build --release --locked --quiet
 for task in banking77 clinc150; do
-    target/release/metier build "bench/accuracy/$task.toml" --store "$store" --json | tail -n 1
+    # Exit code 1 says that the certificate does not hold on the test rows: a figure like the others, not an accident.
+    target/release/metier build "bench/accuracy/$task.toml" --store "$store" --json | tail -n 1 || [ "${PIPESTATUS[0]}" -eq 1 ]
 done
