@@ -322,3 +322,6 @@ fn read_text(path: &Path) -> Result<String, EncoderError> {
 fn parse_json<T: for<'de> Deserialize<'de>>(path: &Path, text: &str) -> Result<T, EncoderError> {
     serde_json::from_str(text).map_err(|source| EncoderError::Json { path: path.to_owned(), source })
 }
+
+#[cfg(test)]
+mod tests;
