@@ -89,7 +89,10 @@ pub fn run(args: &ServeArgs) -> Outcome {
     environment.state = args.state.clone().or(environment.state);
     let settings = settings(args)?;
     // Before anything that takes time: a port in use is told at once.
-    let listener = server::bind(settings.server.bind).map_err(Failure::environment)?;
+    let listener = server::bind(settings.server.bind).map_err(|error| match error {
+        server::ListenError::NotLoopback(_) => Failure::usage(error),
+        server::ListenError::Bind { .. } => Failure::environment(error),
+    })?;
     let port =
         listener.local_addr().context("cannot ask the system for the port").map_err(Failure::Environment)?.port();
     let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -137,11 +140,10 @@ fn open_gateway(args: &ServeArgs, settings: &Settings, environment: &Environment
         limits: Limits { max_concurrency: settings.server.max_concurrency, max_queue: settings.server.max_queue },
         retry_seed: u64::from_le_bytes(seed),
     };
-    Gateway::open(config, LocalModels { encoder, decoder, pool }, Box::new(server::now_ms)).map_err(|error| {
-        match error {
-            OpenError::Backend(_) | OpenError::BackendTwice(_) => Failure::usage(error),
-            OpenError::Audit { .. } | OpenError::Thread(..) => Failure::environment(error),
-        }
+    Gateway::open(config, LocalModels { encoder, decoder, pool }, Box::new(server::now_ms)).map_err(|error| match error
+    {
+        OpenError::Backend(_) | OpenError::BackendTwice(_) => Failure::usage(error),
+        OpenError::Audit { .. } | OpenError::Thread(..) => Failure::environment(error),
     })
 }
 
