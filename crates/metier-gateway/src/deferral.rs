@@ -11,7 +11,8 @@ use crate::expert::Expert;
 const MAX_LABEL_TOKENS: u32 = 64;
 
 /// The request that a deferred text becomes: the task's instruction, its labels, and the text.
-pub(crate) fn request_for(expert: &dyn Expert, text: String, model: &str) -> ChatRequest {
+/// `max_tokens` is the caller's limit, which may be tighter than ours.
+pub(crate) fn request_for(expert: &dyn Expert, text: String, model: &str, max_tokens: Option<u32>) -> ChatRequest {
     let mut system = expert.instruction().trim().to_owned();
     system.push_str("\n\nAnswer with exactly one of these labels, as it is written here, and nothing else:\n");
     for label in expert.labels() {
@@ -20,7 +21,8 @@ pub(crate) fn request_for(expert: &dyn Expert, text: String, model: &str) -> Cha
         system.push('\n');
     }
     let messages = vec![Message { role: Role::System, content: system }, Message { role: Role::User, content: text }];
-    ChatRequest { temperature: Some(0.0), max_tokens: Some(MAX_LABEL_TOKENS), ..ChatRequest::new(model, messages) }
+    let max_tokens = Some(max_tokens.map_or(MAX_LABEL_TOKENS, |limit| limit.min(MAX_LABEL_TOKENS)));
+    ChatRequest { temperature: Some(0.0), max_tokens, ..ChatRequest::new(model, messages) }
 }
 
 /// The label that a model's answer names: the one it equals, else the only one it contains, letter case aside. A label inside a

@@ -11,7 +11,7 @@ use std::{
 };
 
 use fixture::{DECODER, ENCODER, SPECIALIST, Server, changed_specialist, http, metier, store};
-use metier_gateway::audit::{self, Receipt, Verified};
+use metier_gateway::audit::{self, Receipt, Verified, VerifiedReceipt};
 use reqwest::{Method, Response, StatusCode};
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -45,6 +45,15 @@ fn verified(state: &Path) -> Verified {
     let key = audit::read_key(&state.join(audit::PUBLIC_KEY_FILE)).unwrap();
     let head = audit::open_head_file(&state.join(audit::HEAD_FILE), &key).unwrap();
     audit::verify(&state.join(audit::DATABASE_FILE), Some(&head), &key).unwrap()
+}
+
+/// The receipt of a request, fetched and verified against the public key.
+async fn proved(server: &Server, id: &str) -> VerifiedReceipt {
+    let key = audit::read_key(&server.state.join(audit::PUBLIC_KEY_FILE)).unwrap();
+    let url = server.url(&format!("/admin/v1/receipts/{id}"));
+    let text = http().get(url).send().await.unwrap().text().await.unwrap();
+    assert!(Receipt::verify(text.replacen("extra ", "extra A", 1).as_bytes(), &key).is_err());
+    Receipt::verify(text.as_bytes(), &key).unwrap()
 }
 
 /// The log as JSON lines.
@@ -173,7 +182,7 @@ async fn base_generates_whole_and_in_chunks() {
     response.chunk().await.unwrap();
     drop(response);
     let mut looks = 0..MAX_LOOKS;
-    while !exported(&server.state).lines().any(|line| line.contains(&cancelled) && line.contains("\"cancelled\"")) {
+    while proved(&server, &cancelled).await.entry.decision != "cancelled" {
         looks.next().expect("a request that was left is closed as cancelled");
     }
     body["max_tokens"] = json!(8);
@@ -212,12 +221,8 @@ async fn a_specialist_answers_refuses_and_leaves_receipts() {
     let response = chat(&server, &ask("auto", FAR_TEXT)).await;
     assert_eq!((header(&response, "x-metier-stage"), header(&response, "x-metier-decision")), ("match", "refused"));
 
-    let proof =
-        http().get(server.url(&format!("/admin/v1/receipts/{receipt}"))).send().await.unwrap().text().await.unwrap();
-    let key = audit::read_key(&server.state.join(audit::PUBLIC_KEY_FILE)).unwrap();
-    let proved = Receipt::verify(proof.as_bytes(), &key).unwrap();
+    let proved = proved(&server, &receipt).await;
     assert_eq!((proved.entry.receipt.unwrap().to_string(), proved.entry.decision.as_str()), (receipt, "accepted"));
-    assert!(Receipt::verify(proof.replacen("extra ", "extra A", 1).as_bytes(), &key).is_err());
 
     let page = http().get(server.url("/metrics")).send().await.unwrap().text().await.unwrap();
     assert!(page.contains("metier_decisions_total{decision=\"accepted\",escalated=\"no\"} 3"), "{page}");

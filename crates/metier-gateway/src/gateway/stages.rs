@@ -204,7 +204,7 @@ impl Gateway {
                 bracket.entry.boundary = Boundary::Outside.as_str().into();
             }
             let asked = match &task {
-                Some((expert, text)) => deferral::request_for(*expert, text.clone(), &remote.model),
+                Some((expert, text)) => deferral::request_for(*expert, text.clone(), &remote.model, request.max_tokens),
                 None => ChatRequest { model: remote.model.clone(), n: 1, ..request.clone() },
             };
             match remote.backend.answer(&permit, &asked, context.deadline).await {
