@@ -23,3 +23,6 @@ pub use data::{TaskError, TaskFile};
 pub use embed::Embed;
 pub use init::init_task_file;
 pub use plan::{Plan, plan};
+
+/// Seed of splits, permutations and resamples where nobody names another: the same input gives the same bundle.
+pub const DEFAULT_SEED: u64 = 0;

@@ -15,9 +15,6 @@ use metier_train::{BuildError, BuildOutcome, Embed, Plan, TaskFile, Workbench, b
 use super::{CommonArgs, Failure, Outcome, bases, line, progress::Bars, specialists};
 use crate::config::variable;
 
-/// Seed of splits, permutations and resamples, unless `--seed` says otherwise: the same input gives the same bundle.
-const DEFAULT_SEED: u64 = 17;
-
 /// Makes a specialist from a task file: trains the rungs, takes the smallest that is good enough, certifies it.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
@@ -38,7 +35,7 @@ pub struct BuildArgs {
     #[arg(long, value_name = "DIR")]
     store: Option<PathBuf>,
     /// Seed of splits, permutations and resamples
-    #[arg(long, default_value_t = DEFAULT_SEED)]
+    #[arg(long, default_value_t = metier_train::DEFAULT_SEED)]
     seed: u64,
     /// Train the n-gram rung alone, which needs no base model; `auto` cannot find such a specialist
     #[arg(long)]

@@ -48,8 +48,6 @@ const PRICED_AS: &str = "reference-llm";
 const MAX_TOKENS: u32 = 16;
 /// A deferred request that takes longer fails.
 const STAND_IN_DEADLINE_MS: u64 = 60_000;
-/// Seed of the builds.
-const SEED: u64 = 0;
 
 /// The whole idea on real models: builds four specialists, serves them, defers, proves.
 #[derive(Debug, Args)]
@@ -91,17 +89,9 @@ pub fn run(args: &DemoArgs) -> Outcome {
     let store = SpecialistStore::open(&place.specialists()).map_err(Failure::environment)?;
     let mut tasks = Vec::new();
     for example in EXAMPLES {
-        let bench = Workbench { encoder: Some(&encoder as &dyn Embed), pool: &pool, store: &store, seed: SEED };
-        let task_path = example.write(&place.dir.join("examples")).context("cannot write the example rows");
-        let task = TaskFile::read(&task_path.map_err(Failure::Environment)?, &crate::config::variable);
-        let task = task.map_err(Failure::usage)?;
-        let mut bars = Bars::new();
-        let clock = || begun.elapsed();
-        let outcome =
-            build(&task, &bench, &mut |progress| bars.show(progress), &clock).map_err(Failure::environment)?;
-        bars.finish();
-        say.built(&outcome, task.may_leave);
-        tasks.push(Task { name: example.name, rows: example.test_rows(), outcome, task });
+        let task = build_example(&example, &store, &place.dir.join("examples"), &encoder, &pool)?;
+        say.built(&task.outcome, task.task.may_leave);
+        tasks.push(task);
     }
     // Their memory and threads are the servers' from here.
     drop((pool, encoder));
@@ -174,7 +164,7 @@ fn build_example(
     encoder: &Encoder,
     pool: &Pool,
 ) -> Result<Task, Failure> {
-    let bench = Workbench { encoder: Some(encoder as &dyn Embed), pool, store, seed: SEED };
+    let bench = Workbench { encoder: Some(encoder as &dyn Embed), pool, store, seed: metier_train::DEFAULT_SEED };
     let task_path = example.write(rows_dir).context("cannot write the example rows").map_err(Failure::Environment)?;
     let task = TaskFile::read(&task_path, &crate::config::variable).map_err(Failure::usage)?;
     let begun = Instant::now();

@@ -8,8 +8,6 @@ use serde::Serialize;
 
 use super::{CommonArgs, Failure, Outcome, bases, build, line, progress::Bars, specialists};
 
-/// Seed of the resamples behind intervals.
-const DEFAULT_SEED: u64 = 17;
 /// Confusions and weakest labels that are printed; the report of the build has all.
 const LISTED: usize = 5;
 
@@ -36,7 +34,7 @@ pub struct EvalArgs {
     #[arg(long, value_name = "DIR")]
     store: Option<PathBuf>,
     /// Seed of the resamples behind intervals
-    #[arg(long, default_value_t = DEFAULT_SEED)]
+    #[arg(long, default_value_t = metier_train::DEFAULT_SEED)]
     seed: u64,
     #[command(flatten)]
     common: CommonArgs,
