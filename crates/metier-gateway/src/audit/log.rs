@@ -1,7 +1,7 @@
 //! The writer: one thread, one queue, one transaction a group.
 //!
 //! Group commit needs no timer: an entry that finds the writer idle is committed at once; those that arrive while a commit
-//! runs (about 4 ms of `fdatasync`) form the next group, of at most [`MAX_GROUP`]. So a lone request waits for nothing, and
+//! runs (0.5 to 4 ms of `fdatasync`, by disk) form the next group, of at most [`MAX_GROUP`]. So a lone request waits for nothing, and
 //! under load a commit is shared. An entry is acknowledged after COMMIT, never before.
 //!
 //! A group that cannot be written (full disk, read-only folder) is refused as a whole and leaves no trace; the next is tried
@@ -113,7 +113,7 @@ impl fmt::Debug for AuditLog {
 impl AuditLog {
     /// Opens or creates the log in a directory, verifies it against its heads, and closes what a crash left open.
     ///
-    /// Reads every entry once: about 3 s for a million.
+    /// Reads every entry once: about 2 s for a million.
     pub fn open(dir: &Path, clock: Clock) -> Result<Self, AuditError> {
         let file = |attempt, path: &Path| {
             let path = path.to_owned();

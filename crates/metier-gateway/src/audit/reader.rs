@@ -6,7 +6,7 @@
 //! the head is signed; and the heads given (the file beside the database, and any that was saved earlier) are prefixes of it.
 //! The look-up columns are checked against the entries, and the stored nodes against the recomputed ones.
 //!
-//! Cost: one pass, about 1 µs of hashing and 2 µs of SQLite an entry; memory grows with keys and with requests still open.
+//! Cost: one pass, 1.5 to 2.2 µs an entry (measured by `examples/latency.rs`); memory grows with keys and with requests still open.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
