@@ -56,6 +56,14 @@ fn what_is_sent_on_is_read_back_the_same() {
     assert_eq!(chat(request.to_body()).unwrap(), request);
 }
 
+/// Once `include_usage` outlived the `stream` that it belongs to, and what was committed to was not what was sent on.
+#[test]
+fn usage_is_asked_for_only_with_a_stream() {
+    let request = chat(with("stream_options", json!({"include_usage": true}))).unwrap();
+    assert!(!request.include_usage);
+    assert_eq!(chat(request.to_body()).unwrap(), request);
+}
+
 #[test]
 fn refusals_name_the_field() {
     let check = |body: Value, code: &str, param: Option<&str>| {

@@ -128,7 +128,8 @@ impl ChatRequest {
             stop: stop(&map)?,
             seed: field::integer(&map, "seed", i64::MIN, i64::MAX)?,
             stream,
-            include_usage: include_usage(&map)?,
+            // Without a stream the option says nothing, so one request has one form.
+            include_usage: include_usage(&map)? && stream,
             response_format: response_format(&map)?,
             logprobs,
             top_logprobs: top_logprobs.map(|n| n as u8),
