@@ -108,7 +108,8 @@ impl GatewayError {
             Self::ContextLength { .. } => "context_length_exceeded",
             Self::Denied { .. } => "policy_denied",
             Self::Overloaded { .. } => "overloaded",
-            Self::Deadline => "deadline_exceeded",
+            // Whose clock ran out first is no matter to the caller.
+            Self::Deadline | Self::Backend { source: BackendError::Deadline, .. } => "deadline_exceeded",
             Self::Unrecorded(_) => "not_recorded",
             Self::Backend { .. } => "backend_failed",
             Self::ShuttingDown => "shutting_down",

@@ -176,8 +176,7 @@ async fn base_generates_whole_and_in_chunks() {
     assert!(last["metier"]["cost_usd"].as_str().is_some(), "the last chunk tells the cost: {last}");
 
     // A client that leaves in mid-stream cancels the work; it is on record as cancelled, and the next is answered.
-    body["max_tokens"] = json!(2_000);
-    let mut response = chat(&server, &body).await;
+    let mut response = chat(&server, &endless()).await;
     let cancelled = header(&response, "x-metier-receipt").to_owned();
     response.chunk().await.unwrap();
     drop(response);
@@ -185,7 +184,6 @@ async fn base_generates_whole_and_in_chunks() {
     while proved(&server, &cancelled).await.entry.decision != "cancelled" {
         looks.next().expect("a request that was left is closed as cancelled");
     }
-    body["max_tokens"] = json!(8);
     assert!(chat(&server, &body).await.text().await.unwrap().ends_with("data: [DONE]\n\n"));
     server.process.stop().unwrap();
 }
@@ -285,9 +283,7 @@ async fn a_killed_server_leaves_orphans_that_the_next_start_closes() {
     let dir = TempDir::new().unwrap();
     let state = dir.path().join("state");
     let server = Server::start_in(&state, &["--base-only"]).unwrap();
-    let mut body = ask(DECODER, "Tell me a long story.");
-    (body["stream"], body["max_tokens"]) = (json!(true), json!(4_000));
-    let mut response = chat(&server, &body).await;
+    let mut response = chat(&server, &endless()).await;
     let orphan = header(&response, "x-metier-receipt").to_owned();
     response.chunk().await.unwrap();
     server.process.kill().unwrap();
@@ -314,6 +310,72 @@ async fn a_signal_lets_running_answers_finish() {
     assert!(response.text().await.unwrap().ends_with("data: [DONE]\n\n"), "the answer under way is whole");
     assert!(server.process.wait().unwrap().success(), "a stop that was asked for is no failure");
     assert_eq!(verified(&state).open, 0);
+}
+
+/// A server with settings of its own.
+fn configured(dir: &Path, settings: &str, args: &[&str]) -> Server {
+    let config = dir.join("metier.toml");
+    fs::write(&config, settings).unwrap();
+    let all = [&["--config", config.to_str().unwrap()], args].concat();
+    Server::start_in(&dir.join("state"), &all).unwrap()
+}
+
+/// A stream that goes on until it is stopped: greedily, the base does not end this poem within 3,000 tokens.
+fn endless() -> Value {
+    let mut body = ask(DECODER, "Write a very long poem about rain with one hundred verses.");
+    (body["stream"], body["max_tokens"], body["temperature"]) = (json!(true), json!(4_000), json!(0));
+    body
+}
+
+#[tokio::test]
+async fn limits_are_told_with_when_to_try_again() {
+    let dir = TempDir::new().unwrap();
+    let server = configured(dir.path(), "[server]\nmax_concurrency = 1\nmax_queue = 0\n", &["--base-only"]);
+    let mut running = chat(&server, &endless()).await;
+    running.chunk().await.unwrap();
+    let refused = chat(&server, &ask(DECODER, "hi")).await;
+    assert_eq!(refused.status(), StatusCode::SERVICE_UNAVAILABLE);
+    assert_eq!((header(&refused, "x-should-retry"), header(&refused, "retry-after")), ("true", "1"));
+    assert_eq!(header(&refused, "retry-after-ms"), "1000");
+    let error: Value = refused.json().await.unwrap();
+    assert_eq!(
+        (error["error"]["code"].as_str(), error["error"]["type"].as_str()),
+        (Some("overloaded"), Some("server_error"))
+    );
+    // What needs no model is answered meanwhile.
+    assert_eq!(http().get(server.url("/readyz")).send().await.unwrap().status(), StatusCode::OK);
+    server.process.kill().unwrap();
+}
+
+#[tokio::test]
+async fn deadlines_end_whole_answers_with_a_status_and_streams_with_an_error_chunk() {
+    let dir = TempDir::new().unwrap();
+    let server = configured(dir.path(), "[server]\ndeadline_ms = 1500\n", &["--base-only"]);
+    let mut whole = endless();
+    whole["stream"] = json!(false);
+    let late = chat(&server, &whole).await;
+    assert_eq!(late.status(), StatusCode::GATEWAY_TIMEOUT);
+    assert_eq!(late.json::<Value>().await.unwrap()["error"]["code"], "deadline_exceeded");
+    let told = chat(&server, &endless()).await.text().await.unwrap();
+    let last = told.split_terminator("\n\n").last().unwrap().strip_prefix("data: ").unwrap();
+    let last: Value = serde_json::from_str(last).unwrap();
+    assert_eq!(last["error"]["code"], "deadline_exceeded", "no [DONE] makes a cut answer look whole");
+    server.process.stop().unwrap();
+    assert_eq!(verified(&dir.path().join("state")).open, 0);
+}
+
+#[tokio::test]
+async fn what_outlives_the_grace_period_is_cut_and_closed_on_record() {
+    let dir = TempDir::new().unwrap();
+    let server = configured(dir.path(), "[server]\ngrace_ms = 1\n", &["--base-only"]);
+    let mut running = chat(&server, &endless()).await;
+    let id = header(&running, "x-metier-receipt").to_owned();
+    running.chunk().await.unwrap();
+    assert!(server.process.stop().unwrap().success());
+    let state = dir.path().join("state");
+    assert_eq!(verified(&state).open, 0);
+    let log = exported(&state);
+    assert!(log.lines().any(|line| line.contains(&id) && line.contains("\"cancelled\"")), "{log}");
 }
 
 /// Runs `metier serve` where it cannot start.

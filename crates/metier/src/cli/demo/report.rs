@@ -139,11 +139,11 @@ impl Figures {
             accuracy_answered: counts.accuracy().map(|(value, _)| value),
             accuracy_answered_interval: counts.accuracy().map(|(_, interval)| interval),
             certificates: built.iter().enumerate().map(certificate).collect(),
-            p50_ms: latency.map(|(p50, _)| p50),
-            p95_ms: latency.map(|(_, p95)| p95),
-            cost_usd: rows.iter().filter_map(|row| row.reply.cost_usd).sum(),
+            p50_ms: latency.map(|(p50, _)| rounded(p50, 1e3)),
+            p95_ms: latency.map(|(_, p95)| rounded(p95, 1e3)),
+            cost_usd: rounded(rows.iter().filter_map(|row| row.reply.cost_usd).sum(), 1e9),
             unpriced: rows.iter().filter(|row| row.reply.cost_usd.is_none()).count() as u64,
-            llm_cost_usd,
+            llm_cost_usd: rounded(llm_cost_usd, 1e9),
             receipts_verified: receipts.verified,
             receipts_failed: receipts.failed,
             log_entries,
@@ -163,7 +163,7 @@ impl Figures {
                     counts: Counts::of(rows.iter().filter(|row| row.task_idx == task_idx)),
                 })
                 .collect(),
-            seconds: elapsed.as_secs_f64(),
+            seconds: rounded(elapsed.as_secs_f64(), 1e3),
         }
     }
 
@@ -244,10 +244,8 @@ impl Say {
         };
         self.counts("in all", &all);
         self.line(format_args!(
-            "with the stand-in's answers ({} of {} right): {} of what was answered",
-            all.right_by_llm,
-            all.answered_by_llm,
-            with_interval(all.accuracy())
+            "the stand-in named the right label {} times in {}: a large model goes in its place",
+            all.right_by_llm, all.answered_by_llm
         ));
         self.line(format_args!(
             "auto: {} of {} requests met their own task, {} fitted none; of {} texts far from every task {} were refused",
@@ -349,6 +347,11 @@ impl Say {
     }
 }
 
+/// Without digits that only binary fractions bring.
+fn rounded(value: f64, steps: f64) -> f64 {
+    (value * steps).round() / steps
+}
+
 fn percent(share: f64) -> String {
     let percent = share * 100.0;
     if (percent - percent.round()).abs() < 1e-9 { format!("{percent:.0} %") } else { format!("{percent:.1} %") }
@@ -365,6 +368,44 @@ fn with_interval(share: Option<(f64, [f64; 2])>) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_result_line_has_the_fields_that_scripts_read() {
+        let built = |name, bound| Built { name, bound, rows_needed: bound.is_none().then_some(200), may_leave: true };
+        let built = [built("certified", Some((0.05, 0.05))), built("refused", None)];
+        let figures = Figures::of(
+            &built,
+            &[],
+            NoneFits { asked: 1, refused: 1 },
+            Receipts::default(),
+            Some(3),
+            0.1,
+            Duration::from_secs(1),
+        );
+        let line = serde_json::to_value(&figures).expect("figures are plain data");
+        let fields = [
+            "specialists",
+            "requests",
+            "answered_locally",
+            "deferred",
+            "accuracy",
+            "accuracy_interval",
+            "certificates",
+            "p50_ms",
+            "p95_ms",
+            "cost_usd",
+            "llm_cost_usd",
+            "receipts_verified",
+        ];
+        for field in fields {
+            assert!(line.get(field).is_some(), "DESIGN.md names `{field}`");
+        }
+        for field in ["name", "epsilon", "delta", "n", "coverage", "test_loss", "held"] {
+            assert!(line["certificates"][0].get(field).is_some(), "DESIGN.md names `{field}` of a certificate");
+        }
+        assert!(line["certificates"][1]["certificate"].is_null() && line["certificates"][1]["rows_needed"] == 200);
+        assert!(figures.all_held(), "without rows nothing is broken");
+    }
 
     #[test]
     fn shares_are_written_for_people() {
