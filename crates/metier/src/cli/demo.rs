@@ -45,7 +45,7 @@ const STAND_IN: &str = "llm-stand-in";
 /// The price at which deferred requests, and the comparison, are counted.
 const PRICED_AS: &str = "reference-llm";
 /// Most tokens that a deferred request may cost the stand-in.
-const MAX_TOKENS: u32 = 16;
+const MAX_TOKENS: u32 = 12;
 /// A deferred request that takes longer fails.
 const STAND_IN_DEADLINE_MS: u64 = 60_000;
 

@@ -329,9 +329,13 @@ impl Say {
             }
         };
         let named = |row: Option<&Asked>| row.map_or("", |row| names[row.task_idx]);
-        let answered = pick(&|row| !row.auto && row.reply.escalated == "no" && row.reply.content.is_some());
+        let answered = pick(&|row| !row.auto && row.is_local() && row.is_right());
         ask("a specialist answers; the decision is in the x-metier-* headers", named(answered), answered);
-        ask("nobody named: the nearest task answers", "auto", pick(&|row| row.auto && row.reply.escalated == "no"));
+        ask(
+            "nobody named: the nearest task answers",
+            "auto",
+            pick(&|row| row.auto && row.is_local() && row.is_right()),
+        );
         let deferred = pick(&|row| !row.auto && row.reply.escalated == "llm");
         ask("unsure, and the task's texts may leave: the LLM is asked", named(deferred), deferred);
         let denied = pick(&|row| !row.auto && row.reply.escalated == "denied");

@@ -26,11 +26,11 @@ pub(super) struct Asked {
 }
 
 impl Asked {
-    fn is_right(&self) -> bool {
+    pub(super) fn is_right(&self) -> bool {
         self.reply.content.as_deref() == Some(&self.label)
     }
 
-    fn is_local(&self) -> bool {
+    pub(super) fn is_local(&self) -> bool {
         self.reply.escalated == "no" && self.reply.content.is_some()
     }
 
