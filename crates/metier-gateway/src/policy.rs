@@ -2,7 +2,7 @@
 //!
 //! Which question: *which backends may see this request?* In go facts; out comes a [`Permit`] that lists them, or a [`Denial`]
 //! with the reasons. Pure: no clock, no I/O. Deliberately absent: who of the permitted ones answers (that is `route`), and a rule
-//! language: Cedar takes the place of [`Policy::allows`] later, behind the same facts and the same verdict.
+//! language: Cedar takes the place of `Policy::allows` later, behind the same facts and the same verdict.
 //!
 //! The rules, closed by default:
 //!

@@ -45,7 +45,7 @@ impl PageShape {
 /// Queries that share one pass over the pages.
 pub const QUERIES: usize = 8;
 
-/// `out[r] = Σ_j softmax_j(scale · q[r]·key[j]) · value[j]`, j < visible[r].
+/// `out[r] = Σ_j softmax_j(scale · q[r]·key[j]) · value[j]`, for `j < visible[r]`.
 ///
 /// `queries`, `out`: (r, head_dim), at most [`QUERIES`] rows; `visible[r]` ≥ 1 positions, which `pages` must hold; `scratch` is
 /// made as long as needed.

@@ -5,7 +5,7 @@
 //!
 //! # One source, three tiers, one answer
 //!
-//! Every kernel is written once over [`lanes::Lanes`], sixteen f32 lanes (or sixteen i32 accumulators), and compiled for
+//! Every kernel is written once over `lanes::Lanes`, sixteen f32 lanes (or sixteen i32 accumulators), and compiled for
 //! each [`Tier`]: plain arrays, AVX2, AVX-512 with VNNI. A lane never talks to another lane except through one fixed tree,
 //! products are always fused with their sum (`mul_add`), integer dots are exact, and each output is summed over `k` in
 //! ascending order. So tiers agree **bit for bit**, and a row of a batch equals the row computed alone. The one exception
