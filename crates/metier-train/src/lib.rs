@@ -4,7 +4,7 @@
 //! - [`data`]: rows, split by hash and group, checked for leaks.
 //! - [`craft`]: the rungs of the ladder and the choice between them.
 //! - [`eval`]: metrics with intervals, calibrator, certificate, report and model card.
-//! - [`build`]: the one function that calls the rooms in order; [`plan`] is its dry run.
+//! - [`build`](mod@build): the one function that calls the rooms in order; [`plan`](mod@plan) is its dry run.
 //! - [`init`]: a first task file for a data file.
 //!
 //! Deliberately absent: clocks, the environment and the terminal (handed in by the roof), model downloads, calls to any

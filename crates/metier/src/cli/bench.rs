@@ -152,7 +152,8 @@ fn engine(settings: &Settings, environment: &Environment, tell: &mut dyn FnMut(R
     let case = format!("{name}, reads {PREFILL_TOKENS} tokens, {machine}");
     tell(rate(case, "tokens/s", PREFILL_TOKENS, || generate(&decoder, &pool, &prompt, 1, 1))?);
     for sequences in [1, 8] {
-        let short = &prompt[..16];
+        // Long enough that the greedy answer goes on repeating the sentence instead of ending.
+        let short = &prompt[..128];
         // The time to read the prompt and write one token is taken off: what stays is writing.
         let case = format!("{name}, writes, {sequences} at once, {machine}");
         tell(rate(case, "tokens/s", sequences * DECODE_TOKENS, || {
