@@ -4,6 +4,7 @@
 //! bits for a row whoever shares its batch. **Absent:** text, sampling, queues.
 
 pub mod bert;
+mod linear;
 pub mod llama;
 
 use metier_kernels::{Pool, dense::DenseMatrix};
