@@ -44,7 +44,7 @@ use crate::{
     route::{self, Target},
 };
 
-use stages::{Answered, Settled};
+use stages::{Answered, Chosen, Settled};
 
 /// Names told to a caller whose model is unknown.
 const MAX_KNOWN_NAMES: usize = 10;
@@ -194,7 +194,7 @@ impl Gateway {
                 self.bounded(&context, self.generate(target, &request, &context, &mut bracket)).await
             }
             Target::Specialist(idx) => {
-                let asked = self.specialist(&experts[idx], None, &request, &context, &mut bracket);
+                let asked = self.specialist(&experts[idx], Chosen::Named, &request, &context, &mut bracket);
                 self.bounded(&context, asked).await.map(Answered::Settled)
             }
             Target::Auto => {

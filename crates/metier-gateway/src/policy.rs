@@ -14,6 +14,8 @@
 //!    caller has chosen to let the text leave, and the operator has allowed callers to choose. No task is involved, so `may_leave`
 //!    says nothing there.
 //! 5. `auto` is no such choice: where no task fits, nothing leaves.
+//! 6. Where `auto` guessed the task, its `may_leave` is not enough: the guess may be wrong, and the text one of a task that keeps
+//!    its texts. What `auto` defers goes outside only if no task of this server keeps them.
 //!
 //! A permit cannot be made elsewhere, nor be used twice over by copying:
 //!
@@ -75,6 +77,15 @@ pub enum Purpose<'a> {
         task: &'a str,
         /// Whether its requests may leave.
         may_leave: bool,
+        /// Its calibrated score, in basis points.
+        score_bp: u32,
+    },
+    /// `auto` guessed a task, which did not accept its own answer.
+    Guess {
+        /// The task that was guessed.
+        task: &'a str,
+        /// A task of this server whose requests must not leave, if there is one.
+        keeper: Option<&'a str>,
         /// Its calibrated score, in basis points.
         score_bp: u32,
     },
@@ -142,8 +153,7 @@ pub struct Policy {
 }
 
 /// Changes whenever a rule changes, so that an entry tells under which rules it was decided.
-const RULES: &str =
-    "metier/policy/v1: audited; inside any; outside deferred if may_leave; outside direct if direct; auto none";
+const RULES: &str = "metier/policy/v2: audited; inside any; outside deferred if may_leave; outside direct if direct; auto if all may_leave";
 
 impl Policy {
     /// The built-in rules over a configuration's backends.
@@ -189,6 +199,11 @@ impl Policy {
             (Boundary::Outside, Purpose::Defer { task, .. }) => {
                 Err(format!("backend `{id}` lies outside and task `{task}` does not say `may_leave = true`"))
             }
+            (Boundary::Outside, Purpose::Guess { keeper: None, .. }) => Ok(()),
+            (Boundary::Outside, Purpose::Guess { task, keeper: Some(keeper), .. }) => Err(format!(
+                "backend `{id}` lies outside, `auto` only guessed the task `{task}`, and the text may be one of task `{keeper}`, \
+                 which does not say `may_leave = true`: ask for `{task}` by name if it is one of its texts"
+            )),
             (Boundary::Outside, Purpose::NoTask) => {
                 Err(format!("backend `{id}` lies outside and no task says that the request may leave"))
             }
@@ -237,6 +252,9 @@ mod tests {
         check(deferred(false), &["in"]);
         check(deferred(true), &["in", "out", "direct"]);
         check(Purpose::NoTask, &["in"]);
+        let guess = |keeper| Purpose::Guess { task: "t", keeper, score_bp: 4_100 };
+        check(guess(Some("claims")), &["in"]);
+        check(guess(None), &["in", "out", "direct"]);
     }
 
     #[test]

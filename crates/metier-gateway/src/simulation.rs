@@ -502,6 +502,34 @@ async fn auto_finds_the_nearest_task_or_says_that_none_fits() {
     assert_eq!(world.llm.asked.lock().unwrap()[0].messages, ask("x", "sing me a song").messages);
 }
 
+/// Two tasks lie in the same direction, so `auto` may take one for the other. Whichever it guesses, the text leaves only if both let it.
+#[tokio::test]
+async fn what_any_task_keeps_auto_keeps() {
+    for (first, second) in [(true, false), (false, true), (false, false), (true, true)] {
+        let experts = vec![
+            Scripted { may_leave: first, ..unsure() },
+            Scripted { name: "claims", may_leave: second, centroids: vec![vec![0.9, 0.1]], ..unsure() },
+        ];
+        let start = || {
+            Setup { experts: experts.clone(), backends: outside(vec![Act::Say("refund")]), ..Setup::default() }.start()
+        };
+        let world = start();
+        let (response, decision) = world.whole(ask("auto", "my card, please")).await.unwrap();
+        assert_eq!(decision.task.as_deref(), Some("tickets"), "the guess");
+        let leaves = first && second;
+        assert_eq!((world.n_asked() > 0, content(&response).is_some()), (leaves, leaves), "{first} {second}");
+        if !leaves {
+            let reason = decision.reason.unwrap();
+            assert_eq!(decision.escalated, Escalated::Denied);
+            assert!(reason.contains("only guessed the task `tickets`") && reason.contains("by name"), "{reason}");
+        }
+        assert_eq!(world.closed().boundary, if leaves { "outside" } else { "inside" });
+        // By name the task's own word counts.
+        let (response, _) = start().whole(ask("tickets", "my card, please")).await.unwrap();
+        assert_eq!(content(&response).is_some(), first);
+    }
+}
+
 #[tokio::test]
 async fn a_named_model_outside_needs_the_operators_direct() {
     let world = one(expert(0.93), outside(Vec::new()));

@@ -73,7 +73,9 @@ impl Gateway {
                 describe(&mut bracket.entry, &**expert);
                 // The same text has the same embedding.
                 let known = expert.read(message).is_ok_and(|read| read == message).then_some(embedded);
-                return self.specialist(expert, known, request, context, bracket).await;
+                // The guess may be wrong: what any task here keeps inside, `auto` keeps inside.
+                let keeper = experts.iter().find(|expert| !expert.may_leave()).map(|expert| expert.name());
+                return self.specialist(expert, Chosen::Guessed { keeper, known }, request, context, bracket).await;
             }
             Nearest::NoneFits { best } => best.map(|(idx, score, threshold)| (readable[idx], score, threshold)),
         };
@@ -98,7 +100,7 @@ impl Gateway {
     pub(super) async fn specialist(
         &self,
         expert: &Arc<dyn Expert>,
-        embedded: Option<Embedded>,
+        chosen: Chosen<'_>,
         request: &ChatRequest,
         context: &RequestContext,
         bracket: &mut Bracket,
@@ -110,6 +112,10 @@ impl Gateway {
             code: "invalid_value",
         })?;
         let permit = self.permit_inside(Purpose::Answer, bracket)?;
+        let (guess, embedded) = match chosen {
+            Chosen::Named => (None, None),
+            Chosen::Guessed { keeper, known } => (Some(keeper), known),
+        };
         let (judged, n_tokens) = self.judge(&permit, expert, &text, embedded).await?;
         let usage = Usage::of(n_tokens, 0);
         let mut decision = Decision {
@@ -134,7 +140,10 @@ impl Gateway {
             None => format!("score {:.2} without a certified threshold", floor(judged.score)),
         };
         let score_bp = basis_points(judged.score);
-        let purpose = Purpose::Defer { task: expert.name(), may_leave: expert.may_leave(), score_bp };
+        let purpose = match guess {
+            None => Purpose::Defer { task: expert.name(), may_leave: expert.may_leave(), score_bp },
+            Some(keeper) => Purpose::Guess { task: expert.name(), keeper, score_bp },
+        };
         let unanswered = Unanswered { why, decision, usage };
         self.escalate(purpose, Some((&**expert, text)), request, context, bracket, unanswered).await
     }
@@ -363,6 +372,19 @@ impl Gateway {
         };
         Ok(Reply::Stream { decision, chunks: passage.into_stream() })
     }
+}
+
+/// How a specialist came to be asked.
+pub(super) enum Chosen<'a> {
+    /// By its name.
+    Named,
+    /// By `auto`, as the nearest task.
+    Guessed {
+        /// A task of this server whose texts must not leave.
+        keeper: Option<&'a str>,
+        /// The embedding that the task was found by, where the specialist reads the same text.
+        known: Option<Embedded>,
+    },
 }
 
 /// A request that nobody inside has answered.

@@ -114,9 +114,24 @@ pub fn run(args: &DemoArgs) -> Outcome {
     let runtime = runtime.context("cannot start a client").map_err(Failure::Environment)?;
     let client = Client::new(server.url()).map_err(Failure::Environment)?;
     say.stage("Held-out requests, one client, over HTTP");
-    let rows = runtime.block_on(ask_all(&client, &tasks)).map_err(Failure::Environment)?;
-    let none_fits = runtime.block_on(ask_far(&client)).map_err(Failure::Environment)?;
-    let receipts = runtime.block_on(verify_receipts(&client, &rows, &place)).map_err(Failure::Environment)?;
+    let asking = async {
+        let rows = ask_all(&client, &tasks).await?;
+        let none_fits = ask_far(&client).await?;
+        let receipts = verify_receipts(&client, &rows, &place).await?;
+        anyhow::Ok((rows, none_fits, receipts))
+    };
+    let asked = runtime.block_on(async {
+        tokio::select! {
+            asked = asking => asked.map(Some),
+            () = crate::server::stop(false) => Ok(None),
+        }
+    });
+    let Some((rows, none_fits, receipts)) = asked.map_err(Failure::Environment)? else {
+        end([server, llm])?;
+        return Err(Failure::environment(anyhow::anyhow!(
+            "stopped while asking: no figures, and nothing is left running"
+        )));
+    };
     let log = verify_log(&place);
 
     let built: Vec<Built> = tasks.iter().map(Task::built).collect();
@@ -134,12 +149,17 @@ pub fn run(args: &DemoArgs) -> Outcome {
         say.invite(server.url(), &tasks.iter().map(|task| task.name).collect::<Vec<_>>(), &rows, &place.state());
         runtime.block_on(crate::server::stop(false));
     }
-    // The server first: it may still be asking the stand-in.
-    for process in [server, llm] {
+    end([server, llm])?;
+    let good = figures.all_held() && figures.leaked == 0 && figures.receipts_failed == 0 && log.is_ok();
+    if good { Ok(()) } else { Err(Failure::Found) }
+}
+
+/// Lets the servers finish what they do: the one that asks first, then the one that it asks.
+fn end(servers: [ServerProcess; 2]) -> Result<(), Failure> {
+    for process in servers {
         process.stop().context("cannot wait for a server of the demo").map_err(Failure::Environment)?;
     }
-    let good = figures.all_held() && figures.receipts_failed == 0 && log.is_ok();
-    if good { Ok(()) } else { Err(Failure::Found) }
+    Ok(())
 }
 
 /// Builds every example into a store; returns their names. For the bench, which serves the same specialists.

@@ -80,6 +80,8 @@ pub(super) struct Figures {
     deferred: u64,
     answered_by_llm: u64,
     refused: u64,
+    /// Requests of tasks whose texts must stay inside that went outside all the same.
+    pub(super) leaked: u64,
     /// Of what was answered locally.
     accuracy: Option<f64>,
     accuracy_interval: Option<[f64; 2]>,
@@ -134,6 +136,7 @@ impl Figures {
             deferred: counts.requests - counts.answered_locally,
             answered_by_llm: counts.answered_by_llm,
             refused: counts.refused,
+            leaked: rows.iter().filter(|row| !built[row.task_idx].may_leave && row.is_llm()).count() as u64,
             accuracy: counts.local_accuracy().map(|(value, _)| value),
             accuracy_interval: counts.local_accuracy().map(|(_, interval)| interval),
             accuracy_answered: counts.accuracy().map(|(value, _)| value),
@@ -254,6 +257,13 @@ impl Say {
             figures.auto.none_fits,
             figures.none_fits.asked,
             figures.none_fits.refused
+        ));
+
+        let kept: Vec<&TaskFigures> = figures.tasks.iter().filter(|task| !task.may_leave).collect();
+        let kept_requests: u64 = kept.iter().map(|task| task.counts.requests).sum();
+        self.line(format_args!(
+            "privacy: {} of {kept_requests} texts of tasks that keep them inside went outside; `auto` lets nothing out where any task keeps its texts",
+            figures.leaked
         ));
 
         self.stage("Certificates against the held-out rows (rows asked by name)");

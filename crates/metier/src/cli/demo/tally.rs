@@ -34,7 +34,7 @@ impl Asked {
         self.reply.escalated == "no" && self.reply.content.is_some()
     }
 
-    fn is_llm(&self) -> bool {
+    pub(super) fn is_llm(&self) -> bool {
         self.reply.escalated == "llm" && self.reply.content.is_some()
     }
 }
