@@ -11,7 +11,7 @@ use std::{path::Path, sync::Arc, time::Instant};
 use metier_kernels::{Pool, Tier};
 use metier_model::{
     Decoder, Encoder, Engine, EngineLimits, TokenId,
-    engine::{GenerationRequest, Sampling, WeightFormat},
+    engine::{GenerationRequest, WeightFormat},
 };
 use serde_json::json;
 
@@ -67,9 +67,8 @@ fn decode(decoder: &Arc<Decoder>, format: WeightFormat, pool: &Pool) {
     let generate = |streams: usize, prompt_len: u32, max_tokens: usize| {
         let mut engine = Engine::new(Arc::clone(decoder), EngineLimits::default());
         for _ in 0..streams {
-            let (sampling, stop) = (Sampling::default(), Vec::new());
             let prompt = prompt(prompt_len);
-            engine.submit(GenerationRequest { prompt, max_tokens, sampling, stop, top_logprobs: None }).unwrap();
+            engine.submit(GenerationRequest { prompt, max_tokens, ..Default::default() }).unwrap();
         }
         engine.drain(pool).iter().map(|answer| answer.completion_tokens).sum::<usize>()
     };

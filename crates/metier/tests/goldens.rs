@@ -24,7 +24,7 @@ use metier_model::{
     Encoder, TokenId,
     chat::ChatMessage,
     engine::{Decoder, Engine, EngineLimits, GenerationRequest, WeightFormat},
-    sample::{Sampling, argmax, logprobs},
+    sample::{argmax, logprobs},
 };
 use serde_json::Value;
 
@@ -196,9 +196,7 @@ fn smollm2_writes_what_the_reference_writes() {
             .submit(GenerationRequest {
                 prompt,
                 max_tokens: golden["greedy_new_tokens"].as_u64().unwrap() as usize,
-                sampling: Sampling::default(),
-                stop: vec![],
-                top_logprobs: None,
+                ..Default::default()
             })
             .unwrap();
         let written = engine.drain(pool()).pop().unwrap();

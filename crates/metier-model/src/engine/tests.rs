@@ -3,7 +3,7 @@
 use metier_kernels::Tier;
 use proptest::prelude::*;
 
-use super::*;
+use super::{stop::StopFilter, *};
 use crate::{chat::ChatMessage, format::TensorType, tiny};
 
 fn decoder(weights: WeightFormat) -> Arc<Decoder> {
@@ -15,13 +15,7 @@ fn limits(max_sequences: usize) -> EngineLimits {
 }
 
 fn request(prompt: &[u32], max_tokens: usize) -> GenerationRequest {
-    GenerationRequest {
-        prompt: prompt.iter().map(|id| TokenId(*id)).collect(),
-        max_tokens,
-        sampling: Sampling::default(),
-        stop: Vec::new(),
-        top_logprobs: None,
-    }
+    GenerationRequest { prompt: prompt.iter().map(|id| TokenId(*id)).collect(), max_tokens, ..Default::default() }
 }
 
 /// Requests of many lengths, one longer than a prefill chunk, greedy and sampled.

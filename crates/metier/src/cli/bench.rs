@@ -15,7 +15,6 @@ use clap::{Args, Subcommand};
 use metier_kernels::Pool;
 use metier_model::{
     Decoder, Encoder, Engine, EngineLimits, Specialist, SpecialistStore, TokenId, engine::GenerationRequest,
-    sample::Sampling,
 };
 use serde::Serialize;
 
@@ -188,13 +187,7 @@ fn generate(
 ) -> Result<Duration, Failure> {
     let mut engine = Engine::new(Arc::clone(decoder), EngineLimits::default());
     for _ in 0..sequences {
-        let request = GenerationRequest {
-            prompt: prompt.to_vec(),
-            max_tokens,
-            sampling: Sampling::default(),
-            stop: Vec::new(),
-            top_logprobs: None,
-        };
+        let request = GenerationRequest { prompt: prompt.to_vec(), max_tokens, ..Default::default() };
         engine.submit(request).map_err(Failure::environment)?;
     }
     let begun = Instant::now();

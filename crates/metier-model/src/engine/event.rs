@@ -1,0 +1,74 @@
+//! What a step brought.
+
+use crate::tokenizer::TokenId;
+
+/// Names a sequence of one engine; never used twice.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct SequenceId(pub u64);
+
+/// A token and its log-probability.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct TokenLogprob {
+    /// The token.
+    pub token: TokenId,
+    /// Natural logarithm of its probability at temperature 1, before top-k and top-p.
+    pub logprob: f32,
+}
+
+/// Why a sequence ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Finish {
+    /// The model ended its answer, or a stop text appeared.
+    Stop,
+    /// `max_tokens` were written.
+    Length,
+    /// It was cancelled.
+    Cancelled,
+}
+
+/// What a step brought.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Event {
+    /// A sequence wrote a token.
+    Token {
+        /// The sequence.
+        id: SequenceId,
+        /// Text that is certain now: whole characters that cannot be part of a stop text. May be empty, and may come later than
+        /// its token.
+        text: String,
+        /// The token. The token that ends an answer is reported only where held-back text comes with it.
+        token: TokenId,
+        /// Natural logarithm of its probability.
+        logprob: f32,
+        /// The most probable tokens, best first; empty unless asked for.
+        top: Vec<TokenLogprob>,
+    },
+    /// A sequence ended; no event of it follows.
+    Done {
+        /// The sequence.
+        id: SequenceId,
+        /// Why.
+        finish: Finish,
+        /// Tokens of the prompt.
+        prompt_tokens: usize,
+        /// Tokens drawn, the one that ended the answer included.
+        completion_tokens: usize,
+    },
+}
+
+/// A whole answer, from [`Engine::drain`].
+#[derive(Clone, Debug, PartialEq)]
+pub struct Generation {
+    /// The sequence.
+    pub id: SequenceId,
+    /// Its text.
+    pub text: String,
+    /// Its tokens, without the one that ended it.
+    pub tokens: Vec<TokenId>,
+    /// Why it ended.
+    pub finish: Finish,
+    /// Tokens of the prompt.
+    pub prompt_tokens: usize,
+    /// Tokens drawn, the one that ended the answer included.
+    pub completion_tokens: usize,
+}

@@ -1,0 +1,131 @@
+//! What may be asked of an engine, and when it is refused.
+
+use crate::{arch::llama::LlamaConfig, sample::Sampling, tokenizer::TokenId};
+
+/// Stop texts of a request, at most.
+pub const MAX_STOPS: usize = 16;
+/// Bytes of a stop text, at most.
+pub const MAX_STOP_BYTES: usize = 1024;
+/// Alternatives that come with a token, at most.
+pub const MAX_TOP_LOGPROBS: u8 = 20;
+
+/// What an engine may hold.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct EngineLimits {
+    /// Sequences that are read or written at the same time.
+    pub max_sequences: usize,
+    /// Requests that wait for a place.
+    pub max_queue: usize,
+    /// Bytes of keys and values. SmolLM2-135M needs 46 KB a token: 377 MB for its whole context of 8,192.
+    pub kv_cache_bytes: usize,
+}
+
+impl Default for EngineLimits {
+    fn default() -> Self {
+        Self { max_sequences: 32, max_queue: 256, kv_cache_bytes: 384 << 20 }
+    }
+}
+
+/// What is to be continued, and how. Fields will be added: write the ones you mean and `..Default::default()`.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct GenerationRequest {
+    /// At least one token.
+    pub prompt: Vec<TokenId>,
+    /// Tokens to write, at most.
+    pub max_tokens: usize,
+    /// How tokens are drawn.
+    pub sampling: Sampling,
+    /// Texts that end the answer; they and what follows are never given out.
+    pub stop: Vec<String>,
+    /// So many alternatives with each token.
+    pub top_logprobs: Option<u8>,
+}
+
+/// A request is not taken.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum SubmitError {
+    /// Try later.
+    #[error("{limit} requests are waiting already")]
+    QueueFull {
+        /// The bound.
+        limit: usize,
+    },
+    /// Nothing to continue.
+    #[error("the prompt is empty")]
+    EmptyPrompt,
+    /// More tokens than the model reads and writes.
+    #[error("{prompt} prompt tokens and {max_tokens} new ones do not fit into the context of {context}")]
+    TooLong {
+        /// Tokens of the prompt.
+        prompt: usize,
+        /// Tokens asked for.
+        max_tokens: usize,
+        /// Tokens of the context.
+        context: usize,
+    },
+    /// More cache than the engine has in all.
+    #[error("the request needs {needed} bytes of cache, the engine has {limit}")]
+    CacheTooSmall {
+        /// Bytes for this request.
+        needed: usize,
+        /// Bytes in all.
+        limit: usize,
+    },
+    /// An id outside the vocabulary.
+    #[error("token {token} lies outside the vocabulary of {vocabulary}")]
+    UnknownToken {
+        /// The id.
+        token: TokenId,
+        /// Ids must be below.
+        vocabulary: usize,
+    },
+    /// A stop text is empty or too long, or there are too many.
+    #[error("stop texts must be 1 to {MAX_STOP_BYTES} bytes long, at most {MAX_STOPS} of them")]
+    Stop,
+    /// Too many alternatives.
+    #[error("{0} alternatives a token are more than {MAX_TOP_LOGPROBS}")]
+    TopLogprobs(u8),
+    /// A temperature or top-p that is no number in range.
+    #[error("temperature {temperature} and top-p {top_p} must be finite numbers of at least 0")]
+    Sampling {
+        /// As given.
+        temperature: String,
+        /// As given.
+        top_p: String,
+    },
+}
+
+impl GenerationRequest {
+    /// Whether an engine with these limits over this network can serve it at all.
+    pub(super) fn check(&self, config: &LlamaConfig, limits: &EngineLimits) -> Result<(), SubmitError> {
+        let (prompt, max_tokens) = (self.prompt.len(), self.max_tokens);
+        if prompt == 0 {
+            return Err(SubmitError::EmptyPrompt);
+        }
+        let positions = prompt.saturating_add(max_tokens);
+        if positions > config.context {
+            return Err(SubmitError::TooLong { prompt, max_tokens, context: config.context });
+        }
+        let (needed, limit) = (config.cache().bytes_for(positions), limits.kv_cache_bytes);
+        if needed > limit {
+            return Err(SubmitError::CacheTooSmall { needed, limit });
+        }
+        let vocabulary = config.vocabulary;
+        if let Some(token) = self.prompt.iter().find(|id| id.0 as usize >= vocabulary) {
+            return Err(SubmitError::UnknownToken { token: *token, vocabulary });
+        }
+        let stop_fits = |stop: &String| (1..=MAX_STOP_BYTES).contains(&stop.len());
+        if self.stop.len() > MAX_STOPS || !self.stop.iter().all(stop_fits) {
+            return Err(SubmitError::Stop);
+        }
+        if let Some(n) = self.top_logprobs.filter(|n| *n > MAX_TOP_LOGPROBS) {
+            return Err(SubmitError::TopLogprobs(n));
+        }
+        let Sampling { temperature, top_p, .. } = self.sampling;
+        if !(temperature.is_finite() && temperature >= 0.0 && top_p.is_finite() && top_p >= 0.0) {
+            let (temperature, top_p) = (temperature.to_string(), top_p.to_string());
+            return Err(SubmitError::Sampling { temperature, top_p });
+        }
+        Ok(())
+    }
+}
