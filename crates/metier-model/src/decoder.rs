@@ -11,7 +11,7 @@ use crate::{
     Digest,
     arch::{
         WeightsError, config_error,
-        llama::{Llama, Span, Wanted, WeightFormat},
+        transformer::{Span, Transformer, Wanted, WeightFormat},
     },
     base::{BaseId, Bytes},
     cache::PageStore,
@@ -88,7 +88,7 @@ pub enum DecoderError {
 
 /// A Llama-type decoder with its tokenizer and chat template. `Send + Sync`.
 pub struct Decoder {
-    llama: Llama,
+    network: Transformer,
     tokenizer: Tokenizer,
     template: Option<ChatTemplate>,
     ends: Vec<TokenId>,
@@ -114,13 +114,13 @@ impl Decoder {
     fn load(bytes: Bytes, base: BaseId, path: &Path, weights: WeightFormat) -> Result<Self, DecoderError> {
         let path = || path.to_owned();
         let gguf = Gguf::parse(&bytes).map_err(|source| DecoderError::Format { path: path(), source })?;
-        let llama =
-            Llama::load(bytes, &gguf, weights).map_err(|source| DecoderError::Weights { path: path(), source })?;
+        let network = Transformer::load(bytes, &gguf, weights)
+            .map_err(|source| DecoderError::Weights { path: path(), source })?;
         let tokenizer =
             Tokenizer::from_gguf(&gguf).map_err(|source| DecoderError::Tokenizer { path: path(), source })?;
-        if tokenizer.vocabulary() > llama.config().vocabulary {
+        if tokenizer.vocabulary() > network.config().vocabulary {
             let problem =
-                format!("{} rows for the tokenizer's {} tokens", llama.config().vocabulary, tokenizer.vocabulary());
+                format!("{} rows for the tokenizer's {} tokens", network.config().vocabulary, tokenizer.vocabulary());
             let source = config_error("token_embd.weight", problem);
             return Err(DecoderError::Weights { path: path(), source });
         }
@@ -128,7 +128,7 @@ impl Decoder {
         let template = template.map_err(|source| DecoderError::Template { path: path(), source })?;
         let end = |key| gguf.count(key).and_then(|id| u32::try_from(id).ok()).map(TokenId);
         let ends = ["tokenizer.ggml.eos_token_id", "tokenizer.ggml.eot_token_id"].into_iter().filter_map(end).collect();
-        Ok(Self { llama, tokenizer, template, ends, base })
+        Ok(Self { network, tokenizer, template, ends, base })
     }
 
     /// Gives the base another name than its file's, e.g. the catalogue's.
@@ -145,7 +145,7 @@ impl Decoder {
 
     /// Tokens that the model reads and writes in one sequence, at most.
     pub fn context_len(&self) -> usize {
-        self.llama.config().context
+        self.network.config().context
     }
 
     /// The tokenizer.
@@ -154,8 +154,8 @@ impl Decoder {
     }
 
     /// The network.
-    pub fn llama(&self) -> &Llama {
-        &self.llama
+    pub fn network(&self) -> &Transformer {
+        &self.network
     }
 
     /// Tokens that end an answer.
@@ -172,7 +172,7 @@ impl Decoder {
 
     /// The logits after each token of one text: for tests, perplexity and comparison with references.
     pub fn logits(&self, pool: &Pool, tokens: &[TokenId]) -> Result<Vec<Vec<f32>>, DecoderError> {
-        let (context, vocabulary) = (self.context_len(), self.llama.config().vocabulary);
+        let (context, vocabulary) = (self.context_len(), self.network.config().vocabulary);
         if tokens.len() > context {
             return Err(DecoderError::TooLong { tokens: tokens.len(), context });
         }
@@ -182,18 +182,18 @@ impl Decoder {
         if tokens.is_empty() {
             return Ok(Vec::new());
         }
-        let shape = self.llama.config().cache();
+        let shape = self.network.config().cache();
         let mut cache = PageStore::new(shape, shape.bytes_for(tokens.len()))
             .reserve(tokens.len())
             .expect("the store was made for exactly this");
         let logits =
-            pool.enter(|| self.llama.forward(pool, &mut [Span { tokens, cache: &mut cache, wanted: Wanted::All }]));
+            pool.enter(|| self.network.forward(pool, &mut [Span { tokens, cache: &mut cache, wanted: Wanted::All }]));
         Ok(logits.chunks_exact(vocabulary).map(<[f32]>::to_vec).collect())
     }
 }
 
 impl std::fmt::Debug for Decoder {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Decoder({}, {:?})", self.base.name, self.llama.config())
+        write!(f, "Decoder({}, {:?})", self.base.name, self.network.config())
     }
 }

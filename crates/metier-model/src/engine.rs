@@ -30,12 +30,12 @@ pub use self::{
     schedule::PREFILL_TOKENS_PER_STEP,
 };
 pub use crate::{
-    arch::llama::WeightFormat,
+    arch::transformer::WeightFormat,
     decoder::{Decoder, DecoderError},
     sample::Sampling,
 };
 use crate::{
-    arch::llama::{Span, Wanted},
+    arch::transformer::{Span, Wanted},
     cache::PageStore,
     tokenizer::TokenId,
 };
@@ -54,7 +54,7 @@ pub struct Engine {
 impl Engine {
     /// An engine without sequences.
     pub fn new(decoder: Arc<Decoder>, limits: EngineLimits) -> Self {
-        let pages = PageStore::new(decoder.llama().config().cache(), limits.kv_cache_bytes);
+        let pages = PageStore::new(decoder.network().config().cache(), limits.kv_cache_bytes);
         Self { decoder, limits, pages, queue: VecDeque::new(), running: Vec::new(), cancelled: Vec::new(), next_id: 0 }
     }
 
@@ -65,7 +65,7 @@ impl Engine {
 
     /// Takes a request, or says why not. Nothing is computed yet.
     pub fn submit(&mut self, request: GenerationRequest) -> Result<SequenceId, SubmitError> {
-        request.check(self.decoder.llama().config(), &self.limits)?;
+        request.check(self.decoder.network().config(), &self.limits)?;
         if self.queue.len() >= self.limits.max_queue {
             return Err(SubmitError::QueueFull { limit: self.limits.max_queue });
         }
@@ -113,7 +113,7 @@ impl Engine {
         self.plan();
         let decoder = Arc::clone(&self.decoder);
         let running = &mut self.running;
-        let vocabulary = decoder.llama().config().vocabulary;
+        let vocabulary = decoder.network().config().vocabulary;
         let stepped = pool.enter(|| {
             let mut wanting = Vec::new();
             let mut spans = Vec::new();
@@ -128,7 +128,7 @@ impl Engine {
             if spans.is_empty() {
                 return Vec::new();
             }
-            let logits = decoder.llama().forward(pool, &mut spans);
+            let logits = decoder.network().forward(pool, &mut spans);
             drop(spans);
             let mut events = Vec::new();
             for (i, logits) in wanting.into_iter().zip(logits.chunks_exact(vocabulary)) {

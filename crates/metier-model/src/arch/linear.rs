@@ -6,10 +6,11 @@
 use metier_kernels::{
     Pool,
     dense::{self, DenseMatrix},
+    elementwise,
     quant::{self, BlockFormat, QuantMatrix, QuantRows},
 };
 
-use super::{WeightsError, pack_dense};
+use super::{ROW_GRAIN, WeightsError, pack_dense};
 use crate::format::{Tensor, TensorType};
 
 /// A weight beyond this is damage: its 8-bit scale would not fit into an f16.
@@ -94,6 +95,31 @@ impl Matrix {
                 rows.quantise(pool, x, self.k());
                 quant::matmul(pool, rows, quant, &mut out);
             }
+        }
+        out
+    }
+}
+
+/// A linear map with what is added to its products.
+pub(crate) struct Linear {
+    pub(crate) matrix: Matrix,
+    /// One value an output; `None` where the network has no biases.
+    pub(crate) bias: Option<Vec<f32>>,
+}
+
+impl Linear {
+    /// Packs the rows of tensors of one width under each other, without a bias.
+    pub(crate) fn pack(tensors: &[Tensor<'_>], format: WeightFormat) -> Result<Self, WeightsError> {
+        Ok(Self { matrix: Matrix::pack(tensors, format)?, bias: None })
+    }
+
+    /// `x`: (m, k) → (m, n).
+    pub(crate) fn apply(&self, pool: &Pool, x: &[f32], rows: &mut QuantRows) -> Vec<f32> {
+        let mut out = self.matrix.apply(pool, x, rows);
+        if let Some(bias) = &self.bias {
+            pool.run_rows(&mut out, bias.len(), ROW_GRAIN, &|_, rows| {
+                rows.chunks_exact_mut(bias.len()).for_each(|row| elementwise::add(pool.isa(), row, bias));
+            });
         }
         out
     }

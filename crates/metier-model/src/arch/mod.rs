@@ -1,11 +1,11 @@
-//! Config + weights → forward; one file an architecture.
+//! Config + weights → forward; one room a kind of network.
 //!
 //! **Question:** what does this network compute? **In:** token ids and packed weights. **Out:** hidden rows or logits, the same
 //! bits for a row whoever shares its batch. **Absent:** text, sampling, queues.
 
 pub mod bert;
 mod linear;
-pub mod llama;
+pub mod transformer;
 
 use metier_kernels::{Pool, dense::DenseMatrix};
 

@@ -1,6 +1,6 @@
 //! What may be asked of an engine, and when it is refused.
 
-use crate::{arch::llama::LlamaConfig, sample::Sampling, tokenizer::TokenId};
+use crate::{arch::transformer::TransformerConfig, sample::Sampling, tokenizer::TokenId};
 
 /// Stop texts of a request, at most.
 pub const MAX_STOPS: usize = 16;
@@ -97,7 +97,7 @@ pub enum SubmitError {
 
 impl GenerationRequest {
     /// Whether an engine with these limits over this network can serve it at all.
-    pub(super) fn check(&self, config: &LlamaConfig, limits: &EngineLimits) -> Result<(), SubmitError> {
+    pub(super) fn check(&self, config: &TransformerConfig, limits: &EngineLimits) -> Result<(), SubmitError> {
         let (prompt, max_tokens) = (self.prompt.len(), self.max_tokens);
         if prompt == 0 {
             return Err(SubmitError::EmptyPrompt);

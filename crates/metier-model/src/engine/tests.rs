@@ -102,7 +102,7 @@ fn limits_are_said_on_both_sides() {
     engine.submit(request(&[1; 6], context - 6)).unwrap();
     engine.submit(request(&[261], 3)).unwrap();
     assert_eq!(engine.submit(request(&[1], 1)), Err(SubmitError::QueueFull { limit: 2 }));
-    let small = decoder.llama().config().cache().page_bytes();
+    let small = decoder.network().config().cache().page_bytes();
     let mut engine = Engine::new(decoder, EngineLimits { kv_cache_bytes: small, ..limits(1) });
     engine.submit(request(&[1], 31)).unwrap();
     assert!(matches!(engine.submit(request(&[1], 32)), Err(SubmitError::CacheTooSmall { .. })));
@@ -112,7 +112,7 @@ fn limits_are_said_on_both_sides() {
 fn requests_wait_for_cache_and_are_served_in_order() {
     let decoder = decoder(WeightFormat::AsFile);
     let pool = Pool::new(1, Tier::detect());
-    let page = decoder.llama().config().cache().page_bytes();
+    let page = decoder.network().config().cache().page_bytes();
     let mut engine = Engine::new(decoder, EngineLimits { max_sequences: 8, max_queue: 8, kv_cache_bytes: 2 * page });
     for (i, positions) in [32, 64, 32].into_iter().enumerate() {
         engine.submit(request(&[i as u32 + 1], positions - 1)).unwrap();

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use anyhow::Context as _;
 use metier_kernels::{Pool, Tier};
-use metier_model::{Decoder, Encoder, arch::llama::WeightFormat};
+use metier_model::{Decoder, Encoder, arch::transformer::WeightFormat};
 
 use super::{Failure, models, progress::Bars};
 use crate::{
