@@ -30,7 +30,7 @@ use crate::{
 /// Bytes of a register of weights.
 const LINE: usize = 64;
 
-/// A block format of GGUF that is kept bit for bit.
+/// How 32 weights lie in a row: the block formats of GGUF that are kept bit for bit, and one of our own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum BlockFormat {
     /// 18 bytes: f16 scale, 32 nibbles; `w = scale · (q − 8)`.
@@ -39,6 +39,9 @@ pub enum BlockFormat {
     Q4_1,
     /// 34 bytes: f16 scale, 32 × i8; `w = scale · q`.
     Q8_0,
+    /// 36 bytes: f16 scale, f16 min, 32 × u8; `w = scale · q + min`. No format of any file (GGUF's `q8_1` holds activations):
+    /// it takes what has more than four bits and a min, as Q5_1 and the K formats have.
+    U8Min,
 }
 
 impl BlockFormat {
@@ -48,6 +51,7 @@ impl BlockFormat {
             Self::Q4_0 => 18,
             Self::Q4_1 => 20,
             Self::Q8_0 => 34,
+            Self::U8Min => 36,
         }
     }
 
@@ -55,22 +59,27 @@ impl BlockFormat {
     const fn quants_at(self) -> usize {
         match self {
             Self::Q4_0 | Self::Q8_0 => 2,
-            Self::Q4_1 => 4,
+            Self::Q4_1 | Self::U8Min => 4,
         }
     }
 
     const fn lines(self) -> usize {
         match self {
             Self::Q4_0 | Self::Q4_1 => 4,
-            Self::Q8_0 => 8,
+            Self::Q8_0 | Self::U8Min => 8,
         }
+    }
+
+    /// Whether a block has a min behind its scale.
+    const fn has_min(self) -> bool {
+        matches!(self, Self::Q4_1 | Self::U8Min)
     }
 
     /// What is taken off the unsigned quant.
     const fn zero(self) -> i32 {
         match self {
             Self::Q4_0 => 8,
-            Self::Q4_1 => 0,
+            Self::Q4_1 | Self::U8Min => 0,
             Self::Q8_0 => 128,
         }
     }
@@ -84,7 +93,7 @@ pub struct QuantMatrix {
     blocks: usize,
     quants: AlignedBytes, // (n / 16, blocks, lines, 64)
     scales: Vec<u16>,     // (n / 16, blocks, 16)
-    mins: Vec<u16>,       // likewise, for Q4_1; else empty
+    mins: Vec<u16>,       // likewise where the format has mins; else empty
 }
 
 impl QuantMatrix {
@@ -100,7 +109,7 @@ impl QuantMatrix {
         let lines = format.lines();
         let mut quants = AlignedBytes::zeroed(n_panels * blocks * lines * LINE);
         let mut scales = vec![0; n_panels * blocks * PANEL];
-        let mut mins = vec![0; if format == BlockFormat::Q4_1 { scales.len() } else { 0 }];
+        let mut mins = vec![0; if format.has_min() { scales.len() } else { 0 }];
         let flip = if format == BlockFormat::Q8_0 { 0x80 } else { 0 };
         for i in 0..n {
             let (panel, lane) = (i / PANEL, i % PANEL);
@@ -109,7 +118,7 @@ impl QuantMatrix {
             for (b, block) in row.chunks_exact(format.block_bytes()).enumerate() {
                 let at = (panel * blocks + b) * PANEL + lane;
                 scales[at] = u16::from_le_bytes([block[0], block[1]]);
-                if format == BlockFormat::Q4_1 {
+                if format.has_min() {
                     mins[at] = u16::from_le_bytes([block[2], block[3]]);
                 }
                 let lines_at = (panel * blocks + b) * lines * LINE;
@@ -320,9 +329,10 @@ unsafe fn quant_panels_body<L: Lanes>(
             }
             let tile = Tile { x, weights, quants, first: from, out };
             let nibbles = weights.format.lines() == 4 && !unpack;
-            let mins = weights.format == BlockFormat::Q4_1;
+            let mins = weights.format.has_min();
             match (panels, nibbles, mins) {
                 (4, false, false) => tile.rows::<L, 4, false, false>(),
+                (4, false, true) => tile.rows::<L, 4, false, true>(),
                 (4, true, false) => tile.rows::<L, 4, true, false>(),
                 (4, true, true) => tile.rows::<L, 4, true, true>(),
                 (2, false, false) => tile.rows::<L, 2, false, false>(),
@@ -463,7 +473,7 @@ mod tests {
         let mut bytes = Vec::new();
         for _ in 0..count {
             bytes.extend(f16::from_f32(random.unit() * 0.1).to_bits().to_le_bytes());
-            if format == BlockFormat::Q4_1 {
+            if format.has_min() {
                 bytes.extend(f16::from_f32(random.unit()).to_bits().to_le_bytes());
             }
             let rest = format.block_bytes() - format.quants_at();
@@ -484,6 +494,7 @@ mod tests {
                 BlockFormat::Q4_0 => half(0) * (nibble(i) - 8.0),
                 BlockFormat::Q4_1 => half(0) * nibble(i) + half(2),
                 BlockFormat::Q8_0 => half(0) * f64::from(block[2 + i].cast_signed()),
+                BlockFormat::U8Min => half(0) * f64::from(block[4 + i]) + half(2),
             })
             .collect()
     }
@@ -536,25 +547,50 @@ mod tests {
         #![proptest_config(ProptestConfig::with_cases(40))]
         #[test]
         fn tiers_agree_with_each_other_and_the_formula(
-            format in prop::sample::select(vec![BlockFormat::Q4_0, BlockFormat::Q4_1, BlockFormat::Q8_0]),
+            format in prop::sample::select(vec![
+                BlockFormat::Q4_0, BlockFormat::Q4_1, BlockFormat::Q8_0, BlockFormat::U8Min,
+            ]),
             m in 1usize..28, n in 1usize..90, blocks in 1usize..5, seed: u64,
         ) {
             check(format, m, n, blocks, seed);
         }
     }
 
+    /// Weights and activations at their ends: where a narrow sum would saturate, it does so here.
     #[test]
     fn the_widest_values_do_not_overflow() {
-        let mut block = f16::from_f32(1.0).to_bits().to_le_bytes().to_vec();
-        block.extend([0x80u8; 32]);
-        let packed = QuantMatrix::pack(BlockFormat::Q8_0, 1, 32, |_| &block);
-        for tier in Tier::available() {
-            let pool = Pool::new(1, tier);
-            let mut rows = QuantRows::default();
-            rows.quantise(&pool, &[-127.0; 32], 32);
-            let mut out = [0.0];
-            matmul(&pool, &rows, &packed, &mut out);
-            assert_eq!(out, [32.0 * 127.0 * 128.0], "{tier}");
+        let one = f16::from_f32(1.0).to_bits().to_le_bytes();
+        let half = f16::from_f32(0.5).to_bits().to_le_bytes();
+        for (format, byte, weight) in [
+            (BlockFormat::Q8_0, 0x80, -128.0),
+            (BlockFormat::Q8_0, 0x7f, 127.0),
+            (BlockFormat::U8Min, 0xff, 255.5),
+            (BlockFormat::U8Min, 0x80, 128.5),
+            (BlockFormat::U8Min, 0, 0.5),
+            (BlockFormat::Q4_0, 0xff, 7.0),
+            (BlockFormat::Q4_0, 0, -8.0),
+            (BlockFormat::Q4_1, 0xff, 15.5),
+        ] {
+            let mut block = one.to_vec();
+            if format.has_min() {
+                block.extend(half);
+            }
+            block.resize(format.block_bytes(), byte);
+            for tier in Tier::available() {
+                let pool = Pool::new(1, tier);
+                for m in [1, 2, 4, 13] {
+                    for n in [1, 16, 32, 64] {
+                        let packed = QuantMatrix::pack(format, n, 32, |_| &block);
+                        for x in [127.0, -127.0] {
+                            let mut rows = QuantRows::default();
+                            rows.quantise(&pool, &vec![x; m * 32], 32);
+                            let mut out = vec![f32::NAN; m * n];
+                            matmul(&pool, &rows, &packed, &mut out);
+                            assert_eq!(out, vec![32.0 * x * weight; m * n], "{tier} {format:?} {byte}: ({m}, {n})");
+                        }
+                    }
+                }
+            }
         }
     }
 
