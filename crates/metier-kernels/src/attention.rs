@@ -7,8 +7,10 @@
 //! values (page_len, head_dim)
 //! ```
 //!
-//! Each score is summed over `head_dim` in order, each output over positions in order, the softmax sum runs in 16 strides of
-//! the position: none of it depends on how many queries share the call or how positions are cut into pages.
+//! Each score is summed over `head_dim` in order, each output over positions in order, the softmax sum runs in 16 strides from
+//! the first visible position: none of it depends on how many queries share the call or how positions are cut into pages.
+
+use std::ops::Range;
 
 use crate::{
     elementwise::softmax_body,
@@ -45,10 +47,10 @@ impl PageShape {
 /// Queries that share one pass over the pages.
 pub const QUERIES: usize = 8;
 
-/// `out[r] = Σ_j softmax_j(scale · q[r]·key[j]) · value[j]`, for `j < visible[r]`.
+/// `out[r] = Σ_j softmax_j(scale · q[r]·key[j]) · value[j]`, for `j` in `visible[r]`.
 ///
-/// `queries`, `out`: (r, head_dim), at most [`QUERIES`] rows; `visible[r]` ≥ 1 positions, which `pages` must hold; `scratch` is
-/// made as long as needed.
+/// `queries`, `out`: (r, head_dim), at most [`QUERIES`] rows; `visible[r]` is no empty range, counted from the first position of
+/// `pages`, which must hold it (all values there must be finite, seen or not); `scratch` is made as long as needed.
 ///
 /// # Panics
 ///
@@ -58,7 +60,7 @@ pub fn attend(
     isa: crate::Isa,
     shape: PageShape,
     queries: &[f32],
-    visible: &[usize],
+    visible: &[Range<usize>],
     pages: &[&[f32]],
     scale: f32,
     scratch: &mut Vec<f32>,
@@ -68,17 +70,27 @@ pub fn attend(
     assert!((1..=QUERIES).contains(&rows), "one to eight queries");
     assert!(shape.head_dim.is_multiple_of(LANES) && shape.page_len.is_multiple_of(LANES), "multiples of 16");
     assert!(queries.len() == rows * shape.head_dim && out.len() == queries.len(), "(rows, head_dim)");
-    let longest = visible.iter().copied().max().expect("at least one row");
-    assert!(visible.iter().all(|&v| v > 0) && longest <= pages.len() * shape.page_len, "visible positions are there");
+    let span = span(visible);
+    assert!(
+        visible.iter().all(|v| !v.is_empty()) && span.end <= pages.len() * shape.page_len,
+        "visible positions are there"
+    );
     assert!(pages.iter().all(|page| page.len() == shape.floats()), "whole pages");
-    let padded = longest.next_multiple_of(LANES);
+    let padded = span.len().next_multiple_of(LANES);
     scratch.clear();
     scratch.resize(rows * padded, 0.0);
     attend_rows(isa, shape, queries, visible, pages, scale, scratch, out);
 }
 
+/// What any row sees, from the start of a tile of 16 positions.
+fn span(visible: &[Range<usize>]) -> Range<usize> {
+    let from = visible.iter().map(|v| v.start).min().unwrap_or(0);
+    let to = visible.iter().map(|v| v.end).max().unwrap_or(0);
+    from / LANES * LANES..to
+}
+
 per_tier! {
-    fn attend_rows(shape: PageShape, queries: &[f32], visible: &[usize], pages: &[&[f32]], scale: f32, scores: &mut [f32],
+    fn attend_rows(shape: PageShape, queries: &[f32], visible: &[Range<usize>], pages: &[&[f32]], scale: f32, scores: &mut [f32],
         out: &mut [f32]) = attend_rows_body
 }
 
@@ -87,7 +99,7 @@ per_tier! {
 unsafe fn attend_rows_body<L: Lanes>(
     shape: PageShape,
     queries: &[f32],
-    visible: &[usize],
+    visible: &[Range<usize>],
     pages: &[&[f32]],
     scale: f32,
     scores: &mut [f32],
@@ -134,7 +146,7 @@ unsafe fn attend_rows_body<L: Lanes>(
 struct Rows<'a> {
     shape: PageShape,
     queries: &'a [f32],
-    visible: &'a [usize],
+    visible: &'a [Range<usize>],
     pages: &'a [&'a [f32]],
     scale: f32,
 }
@@ -144,11 +156,11 @@ impl Rows<'_> {
     unsafe fn attend<L: Lanes, const R: usize>(self, scores: &mut [f32], out: &mut [f32]) {
         let PageShape { head_dim, page_len } = self.shape;
         let padded = scores.len() / R;
-        let longest = self.visible.iter().copied().fold(0, usize::max);
-        // SAFETY: tiles of 16 positions that start below `longest` lie inside `scores` (padded to 16) and inside their page
-        // (page_len is a multiple of 16); queries and values are indexed below head_dim; features as the trait demands.
+        let span = span(self.visible);
+        // SAFETY: tiles of 16 positions that start inside `span` lie inside `scores` (padded to 16) and inside their page
+        // (span.start and page_len are multiples of 16); queries and values are indexed below head_dim; features as the trait demands.
         unsafe {
-            for at in (0..longest).step_by(LANES) {
+            for at in span.clone().step_by(LANES) {
                 let keys = self.pages[at / page_len].as_ptr().add(at % page_len);
                 let mut sums = [L::splat(0.0); R];
                 for d in 0..head_dim {
@@ -158,25 +170,28 @@ impl Rows<'_> {
                     }
                 }
                 for r in 0..R {
-                    L::store(scores.as_mut_ptr().add(r * padded + at), L::mul(sums[r], L::splat(self.scale)));
+                    L::store(
+                        scores.as_mut_ptr().add(r * padded + at - span.start),
+                        L::mul(sums[r], L::splat(self.scale)),
+                    );
                 }
             }
-            for (row, &visible) in scores.chunks_exact_mut(padded).zip(self.visible) {
-                softmax_body::<L>(&mut row[..visible]);
-                row[visible..].fill(0.0);
+            for (row, visible) in scores.chunks_exact_mut(padded).zip(self.visible) {
+                let (from, to) = (visible.start - span.start, visible.end - span.start);
+                row[..from].fill(0.0);
+                softmax_body::<L>(&mut row[from..to]);
+                row[to..].fill(0.0);
             }
             for d in (0..head_dim).step_by(LANES) {
                 let mut sums = [L::splat(0.0); R];
-                for (page_idx, page) in self.pages.iter().enumerate() {
-                    let from = page_idx * page_len;
-                    if from >= longest {
-                        break;
-                    }
-                    let values = page.as_ptr().add(head_dim * page_len + d);
-                    for j in 0..page_len.min(longest - from) {
-                        let value = L::load(values.add(j * head_dim));
+                for page_idx in span.start / page_len..span.end.div_ceil(page_len) {
+                    let (first, last) = (page_idx * page_len, (page_idx + 1) * page_len);
+                    let values = self.pages[page_idx].as_ptr().add(head_dim * page_len + d);
+                    for j in first.max(span.start)..last.min(span.end) {
+                        let value = L::load(values.add((j - first) * head_dim));
                         for r in 0..R {
-                            sums[r] = L::fma(L::splat(*scores.as_ptr().add(r * padded + from + j)), value, sums[r]);
+                            sums[r] =
+                                L::fma(L::splat(*scores.as_ptr().add(r * padded + j - span.start)), value, sums[r]);
                         }
                     }
                 }
@@ -199,7 +214,9 @@ mod tests {
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(48))]
         #[test]
-        fn tiers_agree_and_are_softmax_attention(rows in 1usize..=8, first in 1usize..60, pages in 2usize..5, wide: bool) {
+        fn tiers_agree_and_are_softmax_attention(
+            rows in 1usize..=8, first in 1usize..60, pages in 2usize..5, window in 1usize..90, wide: bool,
+        ) {
             let shape = PageShape { head_dim: if wide { 64 } else { 16 }, page_len: 32 };
             let first = first.min(pages * 32 - rows + 1);
             let value = |i: usize, salt: usize| ((i * 37 + salt * 101) % 257) as f32 / 128.0 - 1.0;
@@ -212,8 +229,8 @@ mod tests {
             }
             let store: Vec<&[f32]> = store.iter().map(Vec::as_slice).collect();
             let queries: Vec<f32> = (0..rows * shape.head_dim).map(|i| value(i, 3)).collect();
-            let visible: Vec<usize> = (first..first + rows).collect();
-            let run = |isa: Isa, queries: &[f32], visible: &[usize]| {
+            let visible: Vec<Range<usize>> = (first..first + rows).map(|to| to.saturating_sub(window)..to).collect();
+            let run = |isa: Isa, queries: &[f32], visible: &[Range<usize>]| {
                 let mut out = vec![f32::NAN; queries.len()];
                 attend(isa, shape, queries, visible, &store, 0.3, &mut Vec::new(), &mut out);
                 out
@@ -221,12 +238,12 @@ mod tests {
             let expected = run(Isa::SCALAR, &queries, &visible);
             for r in 0..rows {
                 let q = &queries[r * shape.head_dim..(r + 1) * shape.head_dim];
-                let e: Vec<f64> = keys[..visible[r]].iter()
+                let e: Vec<f64> = keys[visible[r].clone()].iter()
                     .map(|k| (q.iter().zip(k).map(|(q, k)| f64::from(*q) * f64::from(*k)).sum::<f64>() * f64::from(0.3f32)).exp())
                     .collect();
                 let sum: f64 = e.iter().sum();
                 for d in 0..shape.head_dim {
-                    let exact: f64 = e.iter().zip(&values).map(|(e, v)| e * f64::from(v[d])).sum::<f64>() / sum;
+                    let exact: f64 = e.iter().zip(&values[visible[r].clone()]).map(|(e, v)| e * f64::from(v[d])).sum::<f64>() / sum;
                     prop_assert!((exact - f64::from(expected[r * shape.head_dim + d])).abs() < 1e-5);
                 }
             }

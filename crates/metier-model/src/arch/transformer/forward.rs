@@ -184,9 +184,9 @@ impl Transformer {
             let mut visible = Vec::with_capacity(QUERIES);
             for (i, head) in &block.queries {
                 queries.extend_from_slice(&qkv[(block.first_row + i) * stride + head * head_dim..][..head_dim]);
-                visible.push(cache.len() + i + 1);
+                visible.push(0..cache.len() + i + 1);
             }
-            let longest = visible.last().copied().unwrap_or(0);
+            let longest = visible.last().map_or(0, |range| range.end);
             let pages = cache.head_pages(layer_idx, block.kv_head, longest);
             attend(isa, shape, &queries, &visible, &pages, scale, &mut Vec::new(), out);
         });
