@@ -27,6 +27,7 @@ pub mod dense;
 pub mod elementwise;
 mod gemm_f32;
 mod lanes;
+pub mod lora;
 mod mapped;
 mod math;
 mod memory;
