@@ -141,8 +141,12 @@ fn start_encoder(encoder: Arc<Encoder>, pool: Arc<Pool>) -> Result<EncoderSlot, 
 
 fn start_base(decoder: Arc<Decoder>, pool: Arc<Pool>) -> Result<BaseSlot, OpenError> {
     let (name, digest) = (decoder.base().name.clone(), decoder.base().digest);
-    let limits =
-        EngineLimits { max_sequences: MAX_SEQUENCES, max_queue: MAX_WAITING_SEQUENCES, kv_cache_bytes: KV_CACHE_BYTES };
+    let limits = EngineLimits {
+        max_sequences: MAX_SEQUENCES,
+        max_queue: MAX_WAITING_SEQUENCES,
+        kv_cache_bytes: KV_CACHE_BYTES,
+        ..EngineLimits::default()
+    };
     let engine = PooledEngine::new(Engine::new(Arc::clone(&decoder), limits), pool);
     let backend = LocalBase::start(name.clone(), Arc::new(ChatPrompting(decoder)), engine)
         .map_err(|error| OpenError::Thread("decoder", error))?;

@@ -8,13 +8,13 @@ use std::{
 use metier_kernels::Pool;
 
 use crate::{
-    Digest,
+    Adapter, Digest,
     arch::{
         WeightsError, config_error,
         transformer::{Span, Transformer, Wanted, WeightFormat},
     },
     base::{BaseId, Bytes},
-    cache::PageStore,
+    cache::KvSequence,
     chat::{ChatError, ChatMessage, ChatTemplate, Prompt},
     format::{FormatError, Gguf},
     tokenizer::{TokenId, Tokenizer, TokenizerError},
@@ -76,6 +76,9 @@ pub enum DecoderError {
         /// Tokens of the context.
         context: usize,
     },
+    /// The adapter has another shape.
+    #[error("the adapter was made for another base")]
+    OtherBase,
     /// An id outside the vocabulary.
     #[error("token {token} lies outside the vocabulary of {vocabulary}")]
     UnknownToken {
@@ -172,6 +175,16 @@ impl Decoder {
 
     /// The logits after each token of one text: for tests, perplexity and comparison with references.
     pub fn logits(&self, pool: &Pool, tokens: &[TokenId]) -> Result<Vec<Vec<f32>>, DecoderError> {
+        self.logits_with(pool, tokens, None)
+    }
+
+    /// The same with an adapter, which must have been made for this base.
+    pub fn logits_with(
+        &self,
+        pool: &Pool,
+        tokens: &[TokenId],
+        adapter: Option<&Adapter>,
+    ) -> Result<Vec<Vec<f32>>, DecoderError> {
         let (context, vocabulary) = (self.context_len(), self.network.config().vocabulary);
         if tokens.len() > context {
             return Err(DecoderError::TooLong { tokens: tokens.len(), context });
@@ -179,15 +192,15 @@ impl Decoder {
         if let Some(token) = tokens.iter().find(|id| id.0 as usize >= vocabulary) {
             return Err(DecoderError::UnknownToken { token: *token, vocabulary });
         }
+        if !adapter.is_none_or(|adapter| adapter.fits(self.network.config())) {
+            return Err(DecoderError::OtherBase);
+        }
         if tokens.is_empty() {
             return Ok(Vec::new());
         }
-        let shape = self.network.config().cache();
-        let mut cache = PageStore::new(shape, shape.bytes_for(tokens.len()))
-            .reserve(tokens.len())
-            .expect("the store was made for exactly this");
-        let logits =
-            pool.enter(|| self.network.forward(pool, &mut [Span { tokens, cache: &mut cache, wanted: Wanted::All }]));
+        let mut cache = KvSequence::alone(self.network.config().cache(), tokens.len());
+        let span = Span { tokens, cache: &mut cache, wanted: Wanted::All, adapter };
+        let logits = pool.enter(|| self.network.forward(pool, &mut [span]));
         Ok(logits.chunks_exact(vocabulary).map(<[f32]>::to_vec).collect())
     }
 }

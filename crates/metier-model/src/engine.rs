@@ -5,38 +5,47 @@
 //! a pool.
 //!
 //! ```text
-//! submit → queue ──admit (slot and cache pages free, first come first served)──▶ prefill … ▶ decode … ▶ Done
-//! one step = one forward pass: a token of every decoding sequence + up to 128 prompt tokens of the prefilling ones
+//! submit → queue ──admit (slot and cache pages free; adapters and tenants take turns)──▶ prefill … ▶ decode … ▶ Done
+//! one step = one forward pass: a token of every decoding sequence + prompt tokens of the prefilling ones, up to a budget
 //! ```
 //!
-//! Prompts are read in chunks, so that a long one never stops the others' answers for more than a step; the oldest is served
-//! first. A sequence reserves all its cache at admission and can therefore not fail later. What a sequence writes does not depend
+//! Sequences of different adapters and of different kept layers share each step and each product with the base's weights; only the
+//! low-rank deltas are computed apart.
+//!
+//! Prompts are read in chunks, so that a long one never stops the others' answers for more than a step. A sequence reserves all its cache at admission and can therefore not fail later. What a sequence writes does not depend
 //! on who shares its batch, to the last bit of its logits.
 
+mod adapters;
 mod event;
 mod request;
 mod schedule;
 mod sequence;
 mod stop;
 
-use std::{collections::VecDeque, sync::Arc};
+use std::sync::Arc;
 
 use metier_kernels::Pool;
 
-use self::sequence::Sequence;
+use self::{
+    adapters::Adapters,
+    schedule::{Queue, Waiting},
+    sequence::Sequence,
+};
 pub use self::{
+    adapters::{AdapterId, LoadAdapterError},
     event::{Event, Finish, Generation, SequenceId, TokenLogprob},
-    request::{EngineLimits, GenerationRequest, MAX_STOP_BYTES, MAX_STOPS, MAX_TOP_LOGPROBS, SubmitError},
-    schedule::PREFILL_TOKENS_PER_STEP,
+    request::{CacheScope, EngineLimits, GenerationRequest, MAX_STOP_BYTES, MAX_STOPS, MAX_TOP_LOGPROBS, SubmitError},
+    schedule::{PREFILL_TOKENS_ALONE, PREFILL_TOKENS_PER_STEP},
 };
 pub use crate::{
     arch::transformer::WeightFormat,
+    cache::KeptLayers,
     decoder::{Decoder, DecoderError},
     sample::Sampling,
 };
 use crate::{
     arch::transformer::{Span, Wanted},
-    cache::PageStore,
+    cache::{CacheStats, KvCache},
     tokenizer::TokenId,
 };
 
@@ -44,18 +53,35 @@ use crate::{
 pub struct Engine {
     decoder: Arc<Decoder>,
     limits: EngineLimits,
-    pages: PageStore,
-    queue: VecDeque<(SequenceId, GenerationRequest)>,
+    cache: KvCache,
+    adapters: Adapters,
+    queue: Queue,
     running: Vec<Sequence>,
     cancelled: Vec<Event>,
     next_id: u64,
 }
 
+/// What an engine holds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct EngineStats {
+    /// Requests that wait for a place.
+    pub queued: usize,
+    /// Sequences that are read or written.
+    pub running: usize,
+    /// Adapters that requests can name.
+    pub adapters: usize,
+    /// Bytes of adapters that are loaded or still in use.
+    pub adapter_bytes: usize,
+    /// Keys and values.
+    pub cache: CacheStats,
+}
+
 impl Engine {
     /// An engine without sequences.
     pub fn new(decoder: Arc<Decoder>, limits: EngineLimits) -> Self {
-        let pages = PageStore::new(decoder.network().config().cache(), limits.kv_cache_bytes);
-        Self { decoder, limits, pages, queue: VecDeque::new(), running: Vec::new(), cancelled: Vec::new(), next_id: 0 }
+        let cache = KvCache::new(decoder.network().config().cache(), limits.kv_cache_bytes);
+        let (adapters, queue) = (Adapters::default(), Queue::default());
+        Self { decoder, limits, cache, adapters, queue, running: Vec::new(), cancelled: Vec::new(), next_id: 0 }
     }
 
     /// The decoder.
@@ -66,18 +92,20 @@ impl Engine {
     /// Takes a request, or says why not. Nothing is computed yet.
     pub fn submit(&mut self, request: GenerationRequest) -> Result<SequenceId, SubmitError> {
         request.check(self.decoder.network().config(), &self.limits)?;
+        let named = |id| self.adapters.get(id).cloned().ok_or(SubmitError::UnknownAdapter(id));
+        let adapter = request.adapter.map(named).transpose()?;
         if self.queue.len() >= self.limits.max_queue {
             return Err(SubmitError::QueueFull { limit: self.limits.max_queue });
         }
         let id = SequenceId(self.next_id);
         self.next_id += 1;
-        self.queue.push_back((id, request));
+        self.queue.push(Waiting { id, request, adapter });
         Ok(id)
     }
 
     /// Nothing waits, runs, or has yet to be reported.
     pub fn is_idle(&self) -> bool {
-        self.queue.is_empty() && self.running.is_empty() && self.cancelled.is_empty()
+        self.queue.len() == 0 && self.running.is_empty() && self.cancelled.is_empty()
     }
 
     /// Requests that wait for a place.
@@ -90,19 +118,29 @@ impl Engine {
         self.running.len()
     }
 
+    /// What it holds, and what its cache has saved.
+    pub fn stats(&self) -> EngineStats {
+        EngineStats {
+            queued: self.queue.len(),
+            running: self.running.len(),
+            adapters: self.adapters.len(),
+            adapter_bytes: self.adapters.bytes(),
+            cache: self.cache.stats(),
+        }
+    }
+
     /// Ends a sequence; the next step reports it as done. Unknown and finished ids are ignored.
     pub fn cancel(&mut self, id: SequenceId) {
-        let (prompt_tokens, completion_tokens) =
-            if let Some(at) = self.queue.iter().position(|(queued, _)| *queued == id) {
-                let (_, request) = self.queue.remove(at).expect("found at this place");
-                (request.prompt.len(), 0)
-            } else if let Some(at) = self.running.iter().position(|sequence| sequence.id == id) {
-                let sequence = self.running.remove(at);
-                self.pages.give_back(sequence.cache);
-                (sequence.request.prompt.len(), sequence.drawn)
-            } else {
-                return;
-            };
+        let (prompt_tokens, completion_tokens) = if let Some(waiting) = self.queue.remove(id) {
+            (waiting.request.prompt.len(), 0)
+        } else if let Some(at) = self.running.iter().position(|sequence| sequence.id == id) {
+            let sequence = self.running.remove(at);
+            let counts = (sequence.request.prompt.len(), sequence.written.len());
+            self.give_back(sequence);
+            counts
+        } else {
+            return;
+        };
         self.cancelled.push(Event::Done { id, finish: Finish::Cancelled, prompt_tokens, completion_tokens });
     }
 
@@ -112,27 +150,38 @@ impl Engine {
         self.admit();
         self.plan();
         let decoder = Arc::clone(&self.decoder);
-        let running = &mut self.running;
+        let (running, cache) = (&mut self.running, &mut self.cache);
         let vocabulary = decoder.network().config().vocabulary;
         let stepped = pool.enter(|| {
+            let mut stepping: Vec<(usize, &mut Sequence)> =
+                running.iter_mut().enumerate().filter(|(_, sequence)| !sequence.step_tokens.is_empty()).collect();
+            // Rows of one adapter lie under each other: they share a pass over its weights.
+            stepping.sort_by_key(|(i, sequence)| (sequence.request.adapter, *i));
             let mut wanting = Vec::new();
             let mut spans = Vec::new();
-            for (i, sequence) in running.iter_mut().enumerate().filter(|(_, s)| !s.step_tokens.is_empty()) {
+            for (i, sequence) in stepping {
                 let reads_all = sequence.cache.len() + sequence.step_tokens.len() >= sequence.request.prompt.len();
                 let wanted = if reads_all { Wanted::Last } else { Wanted::None };
                 if reads_all {
                     wanting.push(i);
                 }
-                spans.push(Span { tokens: &sequence.step_tokens, cache: &mut sequence.cache, wanted });
+                let Sequence { step_tokens: tokens, cache, adapter, .. } = sequence;
+                spans.push(Span { tokens, cache, wanted, adapter: adapter.as_deref() });
             }
             if spans.is_empty() {
                 return Vec::new();
             }
             let logits = decoder.network().forward(pool, &mut spans);
             drop(spans);
+            let mut drawing: Vec<(usize, &[f32])> = wanting.into_iter().zip(logits.chunks_exact(vocabulary)).collect();
+            drawing.sort_by_key(|(i, _)| *i);
             let mut events = Vec::new();
-            for (i, logits) in wanting.into_iter().zip(logits.chunks_exact(vocabulary)) {
-                events.extend(running[i].draw(&decoder, logits));
+            for (i, logits) in drawing {
+                let sequence = &mut running[i];
+                events.extend(sequence.draw(&decoder, logits));
+                if let (1, Some(key)) = (sequence.written.len(), &sequence.key) {
+                    cache.remember(key, &sequence.request.prompt, &mut sequence.cache);
+                }
             }
             events
         });
@@ -148,11 +197,17 @@ impl Engine {
                 id: sequence.id,
                 finish,
                 prompt_tokens: sequence.request.prompt.len(),
-                completion_tokens: sequence.drawn,
+                completion_tokens: sequence.written.len(),
             });
-            self.pages.give_back(sequence.cache);
+            self.give_back(sequence);
         }
         events
+    }
+
+    /// Frees a sequence's pages, or remembers them.
+    fn give_back(&mut self, sequence: Sequence) {
+        let tokens = sequence.tokens();
+        self.cache.give_back(sequence.key.as_ref(), &tokens, sequence.cache);
     }
 
     /// Steps until everybody is done; whole answers in the order of submission.

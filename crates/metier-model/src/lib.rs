@@ -4,6 +4,7 @@
 //! Deliberately absent: threads of its own, clocks, randomness, sockets, the environment and the user's folders. Seeds and
 //! verified paths are arguments.
 
+pub mod adapter;
 pub mod arch;
 mod base;
 pub mod cache;
@@ -22,6 +23,7 @@ pub mod specialist;
 pub mod tiny;
 pub mod tokenizer;
 
+pub use adapter::{Adapter, AdapterError, LoraFormat};
 pub use base::BaseId;
 pub use decoder::{Decoder, DecoderError};
 pub use digest::Digest;

@@ -4,7 +4,10 @@
 
 use half::f16;
 
+use safetensors::{Dtype, tensor::TensorView};
+
 use crate::{
+    arch::transformer::TransformerConfig,
     format::{TensorType, gguf::Value, gguf_write::GgufWriter},
     tokenizer::byte_of_char,
 };
@@ -87,6 +90,57 @@ pub fn gguf_with(seed: u64, dtype: TensorType) -> Vec<u8> {
         add(&name("ffn_down"), &[WIDTH, INNER], dtype, 0.3);
     }
     writer.finish()
+}
+
+/// PEFT's two files of an adapter over a base: `adapter_config.json` and `adapter_model.safetensors` (f16).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AdapterFiles {
+    /// `adapter_config.json`.
+    pub config: String,
+    /// `adapter_model.safetensors`.
+    pub weights: Vec<u8>,
+}
+
+/// A random adapter over a base: on the maps `targets` (such as `q_proj`; all seven where empty) of all layers, α = 2 · rank. Its
+/// deltas are about `strength` times as large as the input's rows.
+///
+/// # Panics
+///
+/// Where the base has no rows.
+pub fn adapter(base: &TransformerConfig, seed: u64, rank: usize, targets: &[&str], strength: f32) -> AdapterFiles {
+    let mut random = Random(seed ^ 0x5eed_ada9);
+    let (q, kv) = (base.heads * base.head_dim, base.kv_heads * base.head_dim);
+    let maps = [
+        ("self_attn.q_proj", base.width, q),
+        ("self_attn.k_proj", base.width, kv),
+        ("self_attn.v_proj", base.width, kv),
+        ("self_attn.o_proj", q, base.width),
+        ("mlp.gate_proj", base.width, base.inner),
+        ("mlp.up_proj", base.width, base.inner),
+        ("mlp.down_proj", base.inner, base.width),
+    ];
+    let adapted = |map: &str| targets.is_empty() || targets.iter().any(|target| map.ends_with(target));
+    let mut tensors = Vec::new();
+    for layer in 0..base.layers {
+        for (map, k, n) in maps.iter().filter(|(map, ..)| adapted(map)) {
+            // Elements of variance 1/3: A·x is as large as x, B·(A·x) as large as `strength` says.
+            let a = random.weights(rank * k, TensorType::F16, (3.0 / *k as f32).sqrt());
+            let b = random.weights(n * rank, TensorType::F16, strength / 2.0 * (3.0 / rank as f32).sqrt());
+            let name = |half: &str| format!("base_model.model.model.layers.{layer}.{map}.lora_{half}.weight");
+            tensors.push((name("A"), vec![rank, *k], a));
+            tensors.push((name("B"), vec![*n, rank], b));
+        }
+    }
+    let views = tensors.iter().map(|(name, shape, bytes)| {
+        let view = TensorView::new(Dtype::F16, shape.clone(), bytes).expect("two bytes an element");
+        (name.as_str(), view)
+    });
+    let weights = safetensors::serialize(views, None).expect("names and shapes fit into a header");
+    let targets = serde_json::json!(targets);
+    let config = serde_json::json!({
+        "peft_type": "LORA", "r": rank, "lora_alpha": 2 * rank, "bias": "none", "target_modules": targets,
+    });
+    AdapterFiles { config: config.to_string(), weights }
 }
 
 /// SplitMix64.

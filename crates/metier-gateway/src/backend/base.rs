@@ -67,6 +67,7 @@ impl Drive for PooledEngine {
             },
             stop: sequence.stop,
             top_logprobs: sequence.top_logprobs,
+            ..Default::default()
         };
         let SequenceId(id) = self.engine.submit(request).map_err(refused)?;
         if wants_logprobs {
@@ -139,6 +140,8 @@ fn refused(error: SubmitError) -> BackendError {
         SubmitError::Stop => invalid("stop", "invalid_value"),
         SubmitError::TopLogprobs(_) => invalid("top_logprobs", "invalid_value"),
         SubmitError::Sampling { .. } => invalid("temperature", "invalid_value"),
-        SubmitError::UnknownToken { .. } => BackendError::Failed(error.to_string()),
+        SubmitError::UnknownToken { .. } | SubmitError::UnknownAdapter(_) | SubmitError::KeptLayers { .. } => {
+            BackendError::Failed(error.to_string())
+        }
     }
 }

@@ -1,37 +1,157 @@
 //! Who gets a place, and which tokens a step reads.
+//!
+//! Waiting requests stand in *lanes*, one for each adapter and tenant. Lanes take turns, one request a turn, and inside a lane the
+//! order is that of arrival: whoever floods one specialist waits behind himself. The request whose turn it is is not overtaken
+//! while it waits for cache, so a large one cannot starve either.
+//!
+//! The prompts that are being read share a step's budget: half of it belongs to the oldest, so that a long prompt is sure to be
+//! read; the other half goes to those that have least left, so that short prompts pass a long one.
 
-use super::{Engine, sequence::Sequence};
+use std::{collections::VecDeque, sync::Arc};
 
-/// Prompt tokens that one step reads, all sequences together.
+use super::{AdapterId, CacheScope, Engine, GenerationRequest, SequenceId, sequence::Sequence};
+use crate::{adapter::Adapter, cache::prefix::PrefixKey};
+
+/// Prompt tokens that one step reads while others write: what bounds the time between two of their tokens.
 pub const PREFILL_TOKENS_PER_STEP: usize = 128;
+/// Prompt tokens that one step reads while nobody writes.
+pub const PREFILL_TOKENS_ALONE: usize = 512;
+
+/// A request without a place.
+pub(super) struct Waiting {
+    pub(super) id: SequenceId,
+    pub(super) request: GenerationRequest,
+    pub(super) adapter: Option<Arc<Adapter>>,
+}
+
+/// Requests of a lane share this.
+type LaneKey = (Option<AdapterId>, CacheScope);
+
+/// Requests without a place: lanes that take turns.
+#[derive(Default)]
+pub(super) struct Queue {
+    lanes: VecDeque<(LaneKey, VecDeque<Waiting>)>,
+    len: usize,
+}
+
+impl Queue {
+    pub(super) fn len(&self) -> usize {
+        self.len
+    }
+
+    pub(super) fn push(&mut self, waiting: Waiting) {
+        let key = (waiting.request.adapter, waiting.request.scope);
+        self.len += 1;
+        match self.lanes.iter_mut().find(|(lane, _)| *lane == key) {
+            Some((_, lane)) => lane.push_back(waiting),
+            None => self.lanes.push_back((key, VecDeque::from([waiting]))),
+        }
+    }
+
+    /// The request whose turn it is.
+    fn front(&self) -> Option<&Waiting> {
+        self.lanes.front().and_then(|(_, lane)| lane.front())
+    }
+
+    /// Takes it; its lane goes behind the others.
+    fn pop(&mut self) -> Option<Waiting> {
+        let (key, mut lane) = self.lanes.pop_front()?;
+        let waiting = lane.pop_front()?;
+        self.len -= 1;
+        if !lane.is_empty() {
+            self.lanes.push_back((key, lane));
+        }
+        Some(waiting)
+    }
+
+    pub(super) fn remove(&mut self, id: SequenceId) -> Option<Waiting> {
+        let find = |(at, (_, lane)): (usize, &(LaneKey, VecDeque<Waiting>))| {
+            Some((at, lane.iter().position(|waiting| waiting.id == id)?))
+        };
+        let (lane_idx, at) = self.lanes.iter().enumerate().find_map(find)?;
+        let lane = &mut self.lanes[lane_idx].1;
+        let waiting = lane.remove(at)?;
+        if lane.is_empty() {
+            self.lanes.remove(lane_idx);
+        }
+        self.len -= 1;
+        Some(waiting)
+    }
+}
 
 impl Engine {
-    /// Gives waiting requests a place, in their order: a large one at the head is not overtaken, so it cannot starve.
+    /// Gives waiting requests a place while there is one.
     pub(super) fn admit(&mut self) {
         while self.running.len() < self.limits.max_sequences.max(1) {
-            let Some((_, request)) = self.queue.front() else { return };
-            let Some(cache) = self.pages.reserve(request.prompt.len() + request.max_tokens) else { return };
-            let (id, request) = self.queue.pop_front().expect("there is a front");
-            self.running.push(Sequence::new(id, request, cache));
+            let Some(Waiting { request, .. }) = self.queue.front() else { return };
+            // An adapter that was unloaded meanwhile serves this request, but nothing is remembered for it any more.
+            let loaded = request.adapter.is_none_or(|id| self.adapters.get(id).is_some());
+            let key = match request.scope {
+                CacheScope::Tenant(tenant) if loaded => {
+                    let (adapter, kept) = (request.adapter.map(|id| id.0), request.kept_layers.clone());
+                    Some(PrefixKey { tenant, adapter, kept })
+                }
+                _ => None,
+            };
+            let positions = request.prompt.len() + request.max_tokens;
+            let kept = request.kept_layers.as_ref();
+            let Some(cache) = self.cache.reserve(key.as_ref(), kept, &request.prompt, positions) else { return };
+            let Waiting { id, request, adapter } = self.queue.pop().expect("there is a front");
+            self.running.push(Sequence::new(id, request, adapter, key, cache));
         }
     }
 
     /// Chooses the tokens that each sequence reads in this step.
     pub(super) fn plan(&mut self) {
-        let mut room = PREFILL_TOKENS_PER_STEP;
-        for sequence in &mut self.running {
+        let mut reading = Vec::new();
+        let mut writing = false;
+        for (i, sequence) in self.running.iter_mut().enumerate() {
             sequence.step_tokens.clear();
             if sequence.finish.is_some() {
                 continue;
             }
             if let Some(token) = sequence.last {
                 sequence.step_tokens.push(token);
+                writing = true;
             } else {
-                let rest = &sequence.request.prompt[sequence.cache.len()..];
-                let chunk = &rest[..rest.len().min(room)];
-                sequence.step_tokens.extend_from_slice(chunk);
-                room -= chunk.len();
+                reading.push((sequence.request.prompt.len() - sequence.cache.len(), i));
             }
         }
+        let budget = if writing { PREFILL_TOKENS_PER_STEP } else { PREFILL_TOKENS_ALONE };
+        for (i, tokens) in shares(&reading, budget) {
+            let sequence = &mut self.running[i];
+            let from = sequence.cache.len();
+            sequence.step_tokens.extend_from_slice(&sequence.request.prompt[from..from + tokens]);
+        }
+    }
+}
+
+/// How many tokens each prompt may read: `reading` holds (tokens left, who), oldest first.
+fn shares(reading: &[(usize, usize)], budget: usize) -> Vec<(usize, usize)> {
+    let Some((&(oldest_left, oldest), others)) = reading.split_first() else { return Vec::new() };
+    let mut others = others.to_vec();
+    others.sort_unstable();
+    let mut left = budget - oldest_left.min(budget / 2);
+    let mut shares = vec![(oldest, budget - left)];
+    for (tokens, who) in others {
+        let share = tokens.min(left);
+        left -= share;
+        shares.push((who, share));
+    }
+    shares[0].1 += (oldest_left - shares[0].1).min(left);
+    shares
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn prompts_share_a_step() {
+        assert_eq!(shares(&[], 128), []);
+        assert_eq!(shares(&[(1000, 0)], 128), [(0, 128)], "alone");
+        assert_eq!(shares(&[(1000, 0), (20, 1), (90, 2)], 128), [(0, 64), (1, 20), (2, 44)], "short ones pass");
+        assert_eq!(shares(&[(1000, 0), (20, 1)], 128), [(0, 108), (1, 20)], "what is left goes to the oldest");
+        assert_eq!(shares(&[(8, 3), (500, 1), (500, 2)], 128), [(3, 8), (1, 120), (2, 0)]);
     }
 }

@@ -1,8 +1,11 @@
 //! One sequence that has a place: what it has read and written, and how its next token is drawn.
 
+use std::sync::Arc;
+
 use super::{Event, Finish, GenerationRequest, SequenceId, TokenLogprob, stop::StopFilter};
 use crate::{
-    cache::KvSequence,
+    adapter::Adapter,
+    cache::{KvSequence, prefix::PrefixKey},
     decoder::Decoder,
     sample::{self, Sampler},
     tokenizer::TokenId,
@@ -11,31 +14,48 @@ use crate::{
 pub(super) struct Sequence {
     pub(super) id: SequenceId,
     pub(super) request: GenerationRequest,
+    pub(super) adapter: Option<Arc<Adapter>>,
+    /// Under which its pages are remembered.
+    pub(super) key: Option<PrefixKey>,
     pub(super) cache: KvSequence,
     sampler: Sampler,
     text: StopFilter,
     /// Token that the next step reads; `None` while the prompt is being read.
     pub(super) last: Option<TokenId>,
-    pub(super) drawn: usize,
+    /// Tokens drawn, the one that ended the answer included.
+    pub(super) written: Vec<TokenId>,
     /// Tokens of this step.
     pub(super) step_tokens: Vec<TokenId>,
     pub(super) finish: Option<Finish>,
 }
 
 impl Sequence {
-    /// A sequence that has read nothing.
-    pub(super) fn new(id: SequenceId, request: GenerationRequest, cache: KvSequence) -> Self {
+    /// A sequence that has read what its cache holds.
+    pub(super) fn new(
+        id: SequenceId,
+        request: GenerationRequest,
+        adapter: Option<Arc<Adapter>>,
+        key: Option<PrefixKey>,
+        cache: KvSequence,
+    ) -> Self {
         Self {
             id,
             sampler: Sampler::new(request.sampling),
             text: StopFilter::new(&request.stop),
             finish: (request.max_tokens == 0).then_some(Finish::Length),
             request,
+            adapter,
+            key,
             cache,
             last: None,
-            drawn: 0,
+            written: Vec::new(),
             step_tokens: Vec::new(),
         }
+    }
+
+    /// Everything that it has read or will read next.
+    pub(super) fn tokens(&self) -> Vec<TokenId> {
+        self.request.prompt.iter().chain(&self.written).copied().collect()
     }
 
     /// Draws the next token from its logits.
@@ -43,7 +63,7 @@ impl Sequence {
         let token = TokenId(self.sampler.pick(logits));
         let (logprob, top) = sample::logprobs(logits, token.0, usize::from(self.request.top_logprobs.unwrap_or(0)));
         let top = top.into_iter().map(|(id, logprob)| TokenLogprob { token: TokenId(id), logprob }).collect();
-        self.drawn += 1;
+        self.written.push(token);
         self.last = Some(token);
         let ended = decoder.ends().contains(&token);
         let mut text = String::new();
@@ -52,7 +72,7 @@ impl Sequence {
         }
         if self.text.stopped() || ended {
             self.finish = Some(Finish::Stop);
-        } else if self.drawn >= self.request.max_tokens {
+        } else if self.written.len() >= self.request.max_tokens {
             self.finish = Some(Finish::Length);
         }
         if self.finish.is_some() {

@@ -4,14 +4,19 @@ use metier_kernels::Tier;
 use proptest::prelude::*;
 
 use super::{stop::StopFilter, *};
-use crate::{chat::ChatMessage, format::TensorType, tiny};
+use crate::{
+    adapter::{Adapter, LoraFormat},
+    chat::ChatMessage,
+    format::TensorType,
+    tiny,
+};
 
 fn decoder(weights: WeightFormat) -> Arc<Decoder> {
     Arc::new(Decoder::from_bytes(tiny::gguf(7), "tiny", weights).unwrap())
 }
 
 fn limits(max_sequences: usize) -> EngineLimits {
-    EngineLimits { max_sequences, max_queue: 64, kv_cache_bytes: 16 << 20 }
+    EngineLimits { max_sequences, max_queue: 64, kv_cache_bytes: 16 << 20, ..EngineLimits::default() }
 }
 
 fn request(prompt: &[u32], max_tokens: usize) -> GenerationRequest {
@@ -68,6 +73,179 @@ fn a_batch_writes_what_its_members_write_alone_on_every_tier() {
     }
 }
 
+fn adapter(decoder: &Decoder, seed: u64) -> Arc<Adapter> {
+    let base = decoder.network().config();
+    let (rank, targets): (usize, &[&str]) =
+        if seed.is_multiple_of(2) { (4, &[]) } else { (7, &["q_proj", "down_proj"]) };
+    let format = if seed.is_multiple_of(3) { LoraFormat::F16 } else { LoraFormat::Int8 };
+    let files = tiny::adapter(base, seed, rank, targets, 1.0);
+    Arc::new(Adapter::from_bytes(files.config.as_bytes(), &files.weights, base, format).unwrap())
+}
+
+#[test]
+fn specialists_that_share_a_batch_write_what_they_write_alone_on_every_tier() {
+    let decoder = decoder(WeightFormat::AsFile);
+    let mut expected: Option<Vec<Generation>> = None;
+    for tier in Tier::available() {
+        let pool = Pool::new(2, tier);
+        let engine = || {
+            let mut engine = Engine::new(decoder.clone(), limits(12));
+            let ids: Vec<_> = (0..4).map(|seed| engine.load_adapter(adapter(&decoder, seed)).unwrap()).collect();
+            (engine, ids)
+        };
+        let requests = |ids: &[AdapterId]| -> Vec<GenerationRequest> {
+            let specialists = [None, Some(vec![1]), Some(vec![0])].into_iter().cycle();
+            mixed_requests()
+                .into_iter()
+                .chain(mixed_requests())
+                .zip(specialists)
+                .enumerate()
+                .map(|(i, (request, kept))| GenerationRequest {
+                    adapter: ids.get(i % 5).copied(),
+                    kept_layers: kept.map(|kept| KeptLayers::new(kept).unwrap()),
+                    ..request
+                })
+                .collect()
+        };
+        let (mut together, ids) = engine();
+        for request in requests(&ids) {
+            together.submit(request).unwrap();
+        }
+        let together: Vec<_> = together.drain(&pool);
+        for (request, expected) in requests(&ids).into_iter().zip(&together) {
+            let (mut engine, _) = engine();
+            engine.submit(request).unwrap();
+            let alone = engine.drain(&pool).pop().unwrap();
+            assert_eq!((&alone.tokens, &alone.text), (&expected.tokens, &expected.text), "{:?} on {tier}", expected.id);
+        }
+        assert_eq!(*expected.get_or_insert_with(|| together.clone()), together, "{tier} is not scalar");
+    }
+    let distinct: std::collections::BTreeSet<_> = expected.unwrap().into_iter().map(|g| g.tokens).collect();
+    assert!(distinct.len() > 9, "adapters and layers make a difference");
+}
+
+#[test]
+fn adapters_come_and_go_while_sequences_run() {
+    let decoder = decoder(WeightFormat::AsFile);
+    let pool = Pool::new(1, Tier::detect());
+    let one = adapter(&decoder, 2);
+    let mut engine = Engine::new(decoder.clone(), EngineLimits { adapter_bytes: one.bytes() * 3 / 2, ..limits(1) });
+    let id = engine.load_adapter(one.clone()).unwrap();
+    let full = LoadAdapterError::Full { bytes: one.bytes(), resident: one.bytes(), limit: one.bytes() * 3 / 2 };
+    assert_eq!(engine.load_adapter(one.clone()), Err(full.clone()));
+    let with = |adapter| GenerationRequest { adapter: Some(adapter), ..request(&[5, 6, 7], 6) };
+    for _ in 0..3 {
+        engine.submit(with(id)).unwrap();
+    }
+    engine.step(&pool);
+    let second = one.clone();
+    drop(one);
+    assert!(engine.unload_adapter(id) && !engine.unload_adapter(id));
+    assert_eq!(engine.submit(with(id)), Err(SubmitError::UnknownAdapter(id)));
+    assert_eq!(engine.load_adapter(second.clone()), Err(full), "running sequences still hold it");
+    let written = engine.drain(&pool);
+    assert_eq!(written.len(), 3);
+    assert_eq!(written[0].tokens, written[1].tokens[1..], "with the adapter to the end; one token came before");
+    assert_eq!(written[2].tokens, written[1].tokens);
+    drop(second);
+    let again = engine.load_adapter(adapter(&decoder, 2)).unwrap();
+    assert_ne!(again, id);
+    let wider = tiny_config_of_another_base(&decoder);
+    let files = tiny::adapter(&wider, 1, 2, &[], 0.1);
+    let other = Adapter::from_bytes(files.config.as_bytes(), &files.weights, &wider, LoraFormat::F16).unwrap();
+    assert_eq!(engine.load_adapter(Arc::new(other)), Err(LoadAdapterError::OtherBase));
+    let kept_layers = KeptLayers::new(vec![0, 2]);
+    let refused = engine.submit(GenerationRequest { kept_layers, ..request(&[1], 1) });
+    assert_eq!(refused, Err(SubmitError::KeptLayers { layers: 2 }));
+}
+
+fn tiny_config_of_another_base(decoder: &Decoder) -> crate::arch::transformer::TransformerConfig {
+    crate::arch::transformer::TransformerConfig { inner: 128, ..*decoder.network().config() }
+}
+
+#[test]
+fn a_remembered_prefix_changes_no_bit() {
+    let decoder = decoder(WeightFormat::AsFile);
+    let pool = Pool::new(2, Tier::detect());
+    let events = |engine: &mut Engine, request: GenerationRequest| {
+        engine.submit(request).unwrap();
+        let mut events = Vec::new();
+        while !engine.is_idle() {
+            events.extend(engine.step(&pool).into_iter().filter_map(|event| match event {
+                Event::Token { token, logprob, top, .. } => Some((token, logprob.to_bits(), top)),
+                Event::Done { .. } => None,
+            }));
+        }
+        events
+    };
+    let long: Vec<u32> = (0..150).map(|i| i * 7 % 250).collect();
+    let mut engine = Engine::new(decoder.clone(), limits(2));
+    let id = engine.load_adapter(adapter(&decoder, 3)).unwrap();
+    let mut read = 0;
+    for (len, scope, adapter, saved) in [
+        (150, CacheScope::Tenant(1), None, 0),
+        (150, CacheScope::Tenant(1), None, 149),
+        (97, CacheScope::Tenant(1), None, 96),
+        (101, CacheScope::Tenant(1), Some(id), 0),
+        (150, CacheScope::Tenant(1), Some(id), 101),
+        (150, CacheScope::Tenant(2), None, 0),
+        (150, CacheScope::Private, None, 0),
+    ] {
+        let request = GenerationRequest { adapter, top_logprobs: Some(4), ..request(&long[..len], 9) };
+        let mut fresh = Engine::new(decoder.clone(), limits(2));
+        if adapter.is_some() {
+            fresh.load_adapter(super::tests::adapter(&decoder, 3)).unwrap();
+        }
+        let expected = events(&mut fresh, request.clone());
+        let got = events(&mut engine, GenerationRequest { scope, ..request });
+        assert_eq!(got, expected, "{len} tokens, {scope:?}, {adapter:?}");
+        let stats = engine.stats().cache;
+        // What the adapter itself wrote after 101 tokens may happen to go on like the text.
+        assert!(stats.saved_tokens - read >= saved && stats.saved_tokens - read < saved + 5, "{len} tokens, {scope:?}");
+        read = stats.saved_tokens;
+    }
+    // A conversation that goes on starts from what was written, too.
+    let mut turn = request(&long[..40], 9);
+    turn.scope = CacheScope::Tenant(3);
+    engine.submit(turn.clone()).unwrap();
+    let answer = engine.drain(&pool).pop().unwrap();
+    turn.prompt.extend(&answer.tokens);
+    turn.prompt.extend([TokenId(77), TokenId(78)]);
+    engine.submit(turn).unwrap();
+    engine.drain(&pool);
+    assert_eq!(engine.stats().cache.saved_tokens - read, 40 + answer.tokens.len() as u64 - 1);
+}
+
+#[test]
+fn nobody_starves_beside_a_flood_or_a_long_prompt() {
+    let decoder = decoder(WeightFormat::AsFile);
+    let pool = Pool::new(1, Tier::detect());
+    let mut engine = Engine::new(decoder.clone(), limits(2));
+    let ids: Vec<_> = (0..3).map(|seed| engine.load_adapter(adapter(&decoder, seed)).unwrap()).collect();
+    let with = |i: usize| GenerationRequest { adapter: Some(ids[i]), ..request(&[9, 8, 7], 4) };
+    for _ in 0..20 {
+        engine.submit(with(0)).unwrap();
+    }
+    let late = [engine.submit(with(1)).unwrap(), engine.submit(with(2)).unwrap()];
+    let mut order = Vec::new();
+    while !engine.is_idle() {
+        order.extend(engine.step(&pool).into_iter().filter_map(|event| match event {
+            Event::Done { id, .. } => Some(id),
+            Event::Token { .. } => None,
+        }));
+    }
+    assert!(late.iter().all(|id| order.iter().position(|o| o == id).unwrap() < 6), "{order:?}");
+
+    let mut engine = Engine::new(decoder.clone(), limits(4));
+    let writer = engine.submit(request(&[1], 30)).unwrap();
+    engine.step(&pool);
+    engine.submit(request(&[2; 250], 1)).unwrap();
+    let short = engine.submit(request(&[3; 30], 1)).unwrap();
+    let first = engine.step(&pool);
+    let wrote = |id| first.iter().any(|event| matches!(event, Event::Token { id: of, .. } if *of == id));
+    assert!(wrote(writer) && wrote(short), "the long prompt takes its share only");
+}
+
 #[test]
 fn logits_do_not_depend_on_how_a_text_is_cut() {
     let decoder = decoder(WeightFormat::AsFile);
@@ -82,8 +260,10 @@ fn logits_do_not_depend_on_how_a_text_is_cut() {
 #[test]
 fn limits_are_said_on_both_sides() {
     let decoder = decoder(WeightFormat::AsFile);
-    let mut engine =
-        Engine::new(decoder.clone(), EngineLimits { max_sequences: 1, max_queue: 2, kv_cache_bytes: 16 << 20 });
+    let mut engine = Engine::new(
+        decoder.clone(),
+        EngineLimits { max_sequences: 1, max_queue: 2, kv_cache_bytes: 16 << 20, ..EngineLimits::default() },
+    );
     let context = tiny::CONTEXT;
     assert_eq!(engine.submit(request(&[], 1)), Err(SubmitError::EmptyPrompt));
     let too_long = SubmitError::TooLong { prompt: 6, max_tokens: context - 5, context };
@@ -113,7 +293,10 @@ fn requests_wait_for_cache_and_are_served_in_order() {
     let decoder = decoder(WeightFormat::AsFile);
     let pool = Pool::new(1, Tier::detect());
     let page = decoder.network().config().cache().page_bytes();
-    let mut engine = Engine::new(decoder, EngineLimits { max_sequences: 8, max_queue: 8, kv_cache_bytes: 2 * page });
+    let mut engine = Engine::new(
+        decoder,
+        EngineLimits { max_sequences: 8, max_queue: 8, kv_cache_bytes: 2 * page, ..EngineLimits::default() },
+    );
     for (i, positions) in [32, 64, 32].into_iter().enumerate() {
         engine.submit(request(&[i as u32 + 1], positions - 1)).unwrap();
     }

@@ -11,16 +11,20 @@ use metier_kernels::{
     Pool,
     attention::{QUERIES, attend},
     elementwise,
+    lora::{LoraSegment, add_deltas},
     quant::QuantRows,
 };
 
 use super::{Span, Transformer, TransformerConfig, Wanted};
-use crate::arch::{ROW_GRAIN, linear::Linear};
+use crate::{
+    adapter::Site,
+    arch::{ROW_GRAIN, linear::Linear},
+};
 
 /// One pass: who reads what, where its rows lie, and what all layers need to know about them.
 struct Step<'p, 's, 'c> {
     pool: &'p Pool,
-    spans: &'s mut [Span<'c>],
+    spans: Vec<&'s mut Span<'c>>,
     /// Rows of each span: one a token.
     rows: Vec<Range<usize>>,
     /// `(cos, sin)` of each row's rotary angles: (rows, head_dim / 2).
@@ -30,10 +34,11 @@ struct Step<'p, 's, 'c> {
 
 impl<'p, 's, 'c> Step<'p, 's, 'c> {
     fn new(pool: &'p Pool, spans: &'s mut [Span<'c>], frequencies: &[f32]) -> Self {
+        let spans: Vec<&mut Span<'c>> = spans.iter_mut().collect();
         let mut rows = Vec::with_capacity(spans.len());
         let mut turns = Vec::new();
         let mut first = 0;
-        for span in &*spans {
+        for span in &spans {
             rows.push(first..first + span.tokens.len());
             first += span.tokens.len();
             for position in span.cache.len()..span.cache.len() + span.tokens.len() {
@@ -52,6 +57,54 @@ impl<'p, 's, 'c> Step<'p, 's, 'c> {
     fn apply(&mut self, linear: &Linear, x: &[f32]) -> Vec<f32> {
         linear.apply(self.pool, x, &mut self.quantised)
     }
+
+    /// Adds to `y` what the spans' adapters do to this site's input `x`.
+    fn adapt(&self, layer_idx: usize, site: Site, x: &[f32], y: &mut [f32]) {
+        let mut segments: Vec<LoraSegment<'_>> = Vec::new();
+        for (span, rows) in self.spans.iter().zip(&self.rows) {
+            let Some(stack) = span.adapter.and_then(|adapter| adapter.stack(layer_idx, site)) else { continue };
+            match segments.last_mut() {
+                Some(last) if std::ptr::eq(last.stack, stack) && last.rows.end == rows.start => {
+                    last.rows.end = rows.end
+                }
+                _ => segments.push(LoraSegment { rows: rows.clone(), stack }),
+            }
+        }
+        add_deltas(self.pool, x, y, &segments);
+    }
+
+    /// The step without the spans that skip this layer, with the rows of `x` that are left; `None` where nobody skips it.
+    fn of_layer(&mut self, layer_idx: usize, x: &[f32]) -> Option<(Step<'p, '_, 'c>, Vec<f32>)> {
+        if self.spans.iter().all(|span| span.cache.keeps(layer_idx)) {
+            return None;
+        }
+        let n_rows = self.n_rows();
+        let (width, pairs) = (x.len() / n_rows, self.turns.len() / n_rows);
+        let (mut left, mut turns, mut rows, mut first) = (Vec::new(), Vec::new(), Vec::new(), 0);
+        let keeping = self.spans.iter_mut().zip(&self.rows).filter(|(span, _)| span.cache.keeps(layer_idx));
+        let spans = keeping
+            .map(|(span, of_all)| {
+                left.extend_from_slice(&x[of_all.start * width..of_all.end * width]);
+                turns.extend_from_slice(&self.turns[of_all.start * pairs..of_all.end * pairs]);
+                rows.push(first..first + of_all.len());
+                first += of_all.len();
+                &mut **span
+            })
+            .collect();
+        let quantised = std::mem::take(&mut self.quantised);
+        Some((Step { pool: self.pool, spans, rows, turns, quantised }, left))
+    }
+
+    /// Puts the rows that a layer computed back among those that skipped it.
+    fn put_back(&self, layer_idx: usize, left: &[f32], x: &mut [f32]) {
+        let width = x.len() / self.n_rows();
+        let mut left = left;
+        for (_, rows) in self.spans.iter().zip(&self.rows).filter(|(span, _)| span.cache.keeps(layer_idx)) {
+            let (own, rest) = left.split_at(rows.len() * width);
+            x[rows.start * width..rows.end * width].copy_from_slice(own);
+            left = rest;
+        }
+    }
 }
 
 impl Transformer {
@@ -65,10 +118,20 @@ impl Transformer {
         let mut step = Step::new(pool, spans, &self.frequencies);
         let mut x = self.embed(&step);
         for layer_idx in 0..self.layers.len() {
-            self.attention_block(&mut step, layer_idx, &mut x);
-            self.ffn_block(&mut step, layer_idx, &mut x);
+            if let Some((mut part, mut left)) = step.of_layer(layer_idx, &x) {
+                if !left.is_empty() {
+                    self.attention_block(&mut part, layer_idx, &mut left);
+                    self.ffn_block(&mut part, layer_idx, &mut left);
+                }
+                let quantised = part.quantised;
+                step.quantised = quantised;
+                step.put_back(layer_idx, &left, &mut x);
+            } else {
+                self.attention_block(&mut step, layer_idx, &mut x);
+                self.ffn_block(&mut step, layer_idx, &mut x);
+            }
         }
-        for span in &mut *step.spans {
+        for span in &mut step.spans {
             span.cache.advance(span.tokens.len());
         }
         self.logits(&mut step, &x)
@@ -89,10 +152,12 @@ impl Transformer {
         let layer = &self.layers[layer_idx];
         let normed = norm_rows(step.pool, x, &layer.attention_norm, self.config.eps);
         let mut qkv = step.apply(&layer.qkv, &normed);
+        step.adapt(layer_idx, Site::Qkv, &normed, &mut qkv);
         self.turn(step, &mut qkv);
         self.store(step, layer_idx, &qkv);
         let context = self.attention(step, layer_idx, &qkv);
-        let mixed = step.apply(&layer.output, &context);
+        let mut mixed = step.apply(&layer.output, &context);
+        step.adapt(layer_idx, Site::Output, &context, &mut mixed);
         elementwise::add(step.pool.isa(), x, &mixed);
     }
 
@@ -100,9 +165,11 @@ impl Transformer {
     fn ffn_block(&self, step: &mut Step<'_, '_, '_>, layer_idx: usize, x: &mut [f32]) {
         let layer = &self.layers[layer_idx];
         let normed = norm_rows(step.pool, x, &layer.ffn_norm, self.config.eps);
-        let wide = step.apply(&layer.gate_up, &normed);
+        let mut wide = step.apply(&layer.gate_up, &normed);
+        step.adapt(layer_idx, Site::GateUp, &normed, &mut wide);
         let activated = self.activate(step.pool, &wide);
-        let mixed = step.apply(&layer.down, &activated);
+        let mut mixed = step.apply(&layer.down, &activated);
+        step.adapt(layer_idx, Site::Down, &activated, &mut mixed);
         elementwise::add(step.pool.isa(), x, &mixed);
     }
 
@@ -176,7 +243,7 @@ impl Transformer {
         let lens: Vec<usize> = blocks.iter().map(|block| block.queries.len() * head_dim).collect();
         let mut by_block = vec![0.0; step.n_rows() * q_len];
         let scale = 1.0 / (head_dim as f32).sqrt();
-        let (isa, shape, spans) = (step.pool.isa(), self.config.cache().head(), &*step.spans);
+        let (isa, shape, spans) = (step.pool.isa(), self.config.cache().head(), &step.spans);
         step.pool.run_pieces(&mut by_block, &lens, &|i, out| {
             let block = &blocks[i];
             let cache = &*spans[block.span_idx].cache;

@@ -21,6 +21,7 @@ use weights::Layer;
 use super::linear::Linear;
 pub use super::linear::WeightFormat;
 use crate::{
+    adapter::Adapter,
     base::Bytes,
     cache::KvSequence,
     format::{Tensor, TensorInfo},
@@ -57,6 +58,8 @@ pub struct Span<'a> {
     pub cache: &'a mut KvSequence,
     /// Rows that get logits.
     pub wanted: Wanted,
+    /// Deltas of its rows. Neighbouring spans of one adapter share their passes over its weights.
+    pub adapter: Option<&'a Adapter>,
 }
 
 impl Transformer {
