@@ -22,6 +22,7 @@ use half::f16;
 
 use crate::{
     PANEL,
+    dense::PARTS_PER_THREAD,
     lanes::{LANES, Lanes, Scalar},
     memory::Shared,
     pool::Pool,
@@ -37,6 +38,8 @@ const DOT: usize = 32;
 const GROUP: usize = 128;
 /// Rows of a segment that one part takes, at most: their quantised inputs stay in the first-level cache.
 const PART_ROWS: usize = 16;
+/// Rows below which a part is not cut further: that many share one pass over the weights.
+const TILE_ROWS: usize = 4;
 
 /// How weights of adapters are kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -219,12 +222,15 @@ pub fn add_deltas(pool: &Pool, x: &[f32], y: &mut [f32], segments: &[LoraSegment
     assert!(x.len() == n_rows * k && y.len() == n_rows * n, "x is (rows, k), y is (rows, n)");
     let mut end = 0;
     let mut parts = Vec::with_capacity(segments.len());
+    let adapted: usize = segments.iter().map(|segment| segment.rows.len()).sum();
+    let share = adapted.div_ceil(pool.threads() * PARTS_PER_THREAD).next_multiple_of(TILE_ROWS);
+    let part_rows = share.clamp(TILE_ROWS, PART_ROWS);
     for segment in segments {
         assert!(segment.stack.k == k && segment.stack.n == n, "stacks of one shape");
         assert!(segment.rows.start >= end && segment.rows.end <= n_rows, "segments follow each other inside the batch");
         end = segment.rows.end;
-        for from in segment.rows.clone().step_by(PART_ROWS) {
-            parts.push((from..segment.rows.end.min(from + PART_ROWS), segment.stack));
+        for from in segment.rows.clone().step_by(part_rows) {
+            parts.push((from..segment.rows.end.min(from + part_rows), segment.stack));
         }
     }
     let y = Shared::new(y);
@@ -374,10 +380,10 @@ unsafe fn add_bytes<L: Widen>(
                 let tile = Dots { a: a.as_ptr(), height, scales, groups, padded };
                 let x = values.as_ptr().add(row * padded);
                 let h = &mut h[row * ranks + first..];
-                if height == HEIGHT && m - row >= 4 {
-                    tile.run::<L, 4, 2>(0, x, h, ranks);
-                    tile.run::<L, 4, 2>(2, x, &mut h[2..], ranks);
-                    row += 4;
+                if height == HEIGHT && m - row >= TILE_ROWS {
+                    tile.run::<L, TILE_ROWS, 2>(0, x, h, ranks);
+                    tile.run::<L, TILE_ROWS, 2>(2, x, &mut h[2..], ranks);
+                    row += TILE_ROWS;
                 } else if height == HEIGHT {
                     tile.run::<L, 1, HEIGHT>(0, x, h, ranks);
                     row += 1;

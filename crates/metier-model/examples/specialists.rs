@@ -1,11 +1,12 @@
 //! What do many specialists over one base cost? One JSON line a case; two pinned threads, the fastest tier.
 //!
-//! `cargo run --release -p metier-model --example specialists -- SMOLLM2_GGUF [as-file|int8] [mixed] [prefix] [many] [budget]`
+//! `cargo run --release -p metier-model --example specialists -- SMOLLM2_GGUF [as-file|int8] [mixed] [prefix] [many] [chunks] [clients]`
 //!
 //! - `mixed`: 8 clients with 8 adapters (rank 16, all maps), 64 tokens in and 64 out, against the same without adapters, in turns;
 //! - `prefix`: time to the first token of 600 remembered tokens and 16 new ones, one adapter and adapters that alternate;
 //! - `many`: memory and time a token with 1, 10, 100 and 1,000 adapters of rank 8;
-//! - `budget`: tokens a second of long prompts by the length of a chunk.
+//! - `chunks`: time of one prompt by its length: what a step's budget costs those who wait for it;
+//! - `clients`: 8 clients with 8 adapters that each ask again when answered, for 20 seconds: first tokens and completions.
 
 #![allow(clippy::print_stdout, clippy::unwrap_used, reason = "an example prints, and stops at the first error")]
 
@@ -31,22 +32,21 @@ const CLIENTS: usize = 8;
 fn main() {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let Some(gguf) = arguments.first() else {
-        println!("usage: specialists SMOLLM2_GGUF [as-file|int8] [mixed] [prefix] [many]");
+        println!("usage: specialists SMOLLM2_GGUF [as-file|int8] [mixed] [prefix] [many] [chunks] [clients]");
         return;
     };
     let asked = |name: &str| arguments.iter().any(|argument| argument == name);
     let weights = if asked("int8") { WeightFormat::Int8 } else { WeightFormat::AsFile };
     let decoder = Arc::new(Decoder::open(Path::new(gguf), weights).unwrap());
     let pool = Pool::new(THREADS, Tier::detect());
-    let all = !["mixed", "prefix", "many"].iter().any(|name| asked(name));
-    if all || asked("mixed") {
-        mixed(&decoder, &pool);
-    }
-    if all || asked("prefix") {
-        prefix(&decoder, &pool);
-    }
-    if all || asked("many") {
-        many(&decoder, &pool);
+    type Case = fn(&Arc<Decoder>, &Pool);
+    let cases: [(&str, Case); 5] =
+        [("mixed", mixed), ("prefix", prefix), ("many", many), ("chunks", chunks), ("clients", clients)];
+    let all = !cases.iter().any(|(name, _)| asked(name));
+    for (name, case) in cases {
+        if all || asked(name) {
+            case(&decoder, &pool);
+        }
     }
 }
 
@@ -150,11 +150,18 @@ fn prefix(decoder: &Arc<Decoder>, pool: &Pool) {
         ms(timed(&mut engine, pool).0[0])
     };
     let tenant = CacheScope::Tenant(1);
-    for (turn, adapter) in [None, Some(ids[0]), Some(ids[1])].into_iter().enumerate() {
+    let mut turn = 0;
+    for adapter in [None, Some(ids[0]), Some(ids[1])] {
+        turn += 1;
         first_token(adapter, tenant, turn);
     }
     let mut report = |case: &str, scope, adapters: &[Option<AdapterId>]| {
-        let runs = (0..2 * RUNS).map(|turn| first_token(adapters[turn % adapters.len()], scope, 10 + turn)).collect();
+        let runs = (0..2 * RUNS).map(|_| {
+            // The new tokens are new each time.
+            turn += 1;
+            first_token(adapters[turn % adapters.len()], scope, turn)
+        });
+        let runs = runs.collect();
         let (value, spread) = median(runs);
         println!("{}", json!({"case": case, "unit": "ms to the first token", "value": value, "spread": spread}));
     };
@@ -192,10 +199,12 @@ fn many(decoder: &Arc<Decoder>, pool: &Pool) {
     decode(&mut engine, &[warm]);
     engine.unload_adapter(warm);
     let before = resident();
-    let mut ids = Vec::new();
+    let mut ids: Vec<AdapterId> = Vec::new();
     for n in [1, 10, 100, 1000] {
         while ids.len() < n {
-            ids.push(engine.load_adapter(adapter(decoder, ids.len() as u64, rank, LoraFormat::Int8)).unwrap());
+            // The same numbers in memory of their own: what is measured does not depend on them.
+            let adapter = Adapter::from_bytes(files.config.as_bytes(), &files.weights, base, LoraFormat::Int8);
+            ids.push(engine.load_adapter(Arc::new(adapter.unwrap())).unwrap());
         }
         let (value, spread) = decode(&mut engine, &ids);
         let (counted, grown) = (engine.stats().adapter_bytes as f64, resident() - before);
@@ -207,4 +216,68 @@ fn many(decoder: &Arc<Decoder>, pool: &Pool) {
                 "weights_mb": mb(n as f64 * files.weights.len() as f64 / 2.0)})
         );
     }
+}
+
+fn chunks(decoder: &Arc<Decoder>, pool: &Pool) {
+    let mut engine = engine(decoder);
+    for n in [1, 16, 32, 64, 128, 256, 512] {
+        let runs = (0..=RUNS).map(|run| {
+            engine.submit(GenerationRequest { prompt: prompt(run, n), max_tokens: 1, ..Default::default() }).unwrap();
+            ms(timed(&mut engine, pool).1)
+        });
+        let (value, spread) = median(runs.skip(1).collect());
+        let rate = (n as f64 / value * 1000.0).round();
+        let case = format!("a prompt of {n} tokens");
+        println!("{}", json!({"case": case, "unit": "ms", "value": value, "spread": spread, "tokens_per_s": rate}));
+    }
+}
+
+fn clients(decoder: &Arc<Decoder>, pool: &Pool) {
+    let mut engine = engine(decoder);
+    let ids: Vec<AdapterId> =
+        (0..CLIENTS).map(|i| engine.load_adapter(adapter(decoder, i as u64, 16, LoraFormat::Int8)).unwrap()).collect();
+    let mut asked: Vec<(SequenceId, usize, Instant, bool)> = Vec::new();
+    let mut done = [0usize; CLIENTS];
+    // The eight that start at once have one step together: they are a case of `mixed`.
+    let mut first = Vec::new();
+    let mut turn = 0;
+    let begun = Instant::now();
+    while begun.elapsed() < Duration::from_secs(20) {
+        for (client, id) in ids.iter().enumerate() {
+            if !asked.iter().any(|(_, of, ..)| *of == client) {
+                turn += 1;
+                let request = GenerationRequest {
+                    prompt: prompt(turn, 16 + turn * 37 % 100),
+                    max_tokens: 16 + turn * 53 % 64,
+                    adapter: Some(*id),
+                    ..Default::default()
+                };
+                asked.push((engine.submit(request).unwrap(), client, Instant::now(), false));
+            }
+        }
+        for event in engine.step(pool) {
+            match event {
+                Event::Token { id, .. } => {
+                    if let Some((_, client, since, seen @ false)) = asked.iter_mut().find(|(of, ..)| *of == id) {
+                        if done[*client] > 0 {
+                            first.push(ms(since.elapsed()));
+                        }
+                        *seen = true;
+                    }
+                }
+                Event::Done { id, .. } => {
+                    if let Some(at) = asked.iter().position(|(of, ..)| *of == id) {
+                        done[asked.swap_remove(at).1] += 1;
+                    }
+                }
+            }
+        }
+    }
+    first.sort_by(f64::total_cmp);
+    let at = |share: f64| first[((first.len() - 1) as f64 * share) as usize];
+    println!(
+        "{}",
+        json!({"case": "8 clients, 8 adapters, 16-115 in, 16-79 out", "unit": "ms to the first token", "p50": at(0.5),
+            "p95": at(0.95), "slowest": at(1.0), "completions": done})
+    );
 }
