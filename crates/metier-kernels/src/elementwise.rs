@@ -68,6 +68,32 @@ unsafe fn rms_norm_body<L: Lanes>(x: &[f32], weight: &[f32], eps: f32, out: &mut
 }
 
 per_tier! {
+    /// [`rms_norm`] in place of each piece of `x` that is as long as `weight`: of each head, or of each row.
+    pub fn rms_norm_heads(x: &mut [f32], weight: &[f32], eps: f32) = rms_norm_heads_body
+}
+
+#[inline(always)]
+unsafe fn rms_norm_heads_body<L: Lanes>(x: &mut [f32], weight: &[f32], eps: f32) {
+    assert!(!weight.is_empty() && x.len().is_multiple_of(weight.len()), "whole heads");
+    for head in x.chunks_exact_mut(weight.len()) {
+        // SAFETY: features as the trait demands.
+        let sum = unsafe {
+            L::sum(fold::<L>(
+                head,
+                0.0,
+                0.0,
+                #[inline(always)]
+                |acc, x| L::fma(x, x, acc),
+            ))
+        };
+        let scale = 1.0 / (sum / weight.len() as f32 + eps).sqrt();
+        for (x, weight) in head.iter_mut().zip(weight) {
+            *x = *x * scale * weight;
+        }
+    }
+}
+
+per_tier! {
     /// `x[i] = (x[i] − mean) / √(var + eps) · weight[i] + bias[i]`, variance over n (Ba et al. 2016).
     pub fn layer_norm(x: &mut [f32], weight: &[f32], bias: &[f32], eps: f32) = layer_norm_body
 }
@@ -155,6 +181,27 @@ unsafe fn swiglu_body<L: Lanes>(gate: &mut [f32], up: &[f32]) {
 }
 
 per_tier! {
+    /// GeGLU (Shazeer 2020) with GELU's tanh form: `gate[i] = gelu(gate[i]) · up[i]`.
+    pub fn geglu_tanh(gate: &mut [f32], up: &[f32]) = geglu_tanh_body
+}
+
+#[inline(always)]
+unsafe fn geglu_tanh_body<L: Lanes>(gate: &mut [f32], up: &[f32]) {
+    assert_eq!(gate.len(), up.len(), "as many on both sides");
+    // SAFETY: features as the trait demands.
+    unsafe {
+        map_in_place::<L>(
+            gate,
+            #[inline(always)]
+            |x| math::gelu_tanh::<L>(x),
+        )
+    };
+    for (gate, up) in gate.iter_mut().zip(up) {
+        *gate *= up;
+    }
+}
+
+per_tier! {
     /// Softmax in place over all of `x`; the greatest element is taken off first.
     pub fn softmax(x: &mut [f32]) = softmax_body
 }
@@ -230,6 +277,23 @@ pub fn rope_adjacent(x: &mut [f32], head_dim: usize, turns: &[(f32, f32)]) {
             let (a, b) = (pair[0], pair[1]);
             pair[0] = a * cos - b * sin;
             pair[1] = a * sin + b * cos;
+        }
+    }
+}
+
+per_tier! {
+    /// Rotary positions on halves, as Transformers lays rows out: `(x[i], x[i + turns.len()])` is turned by the angle whose
+    /// `(cos, sin)` is `turns[i]`; what lies behind the pairs of a head stays. `x`: (n_heads, head_dim).
+    pub fn rope_halves(x: &mut [f32], head_dim: usize, turns: &[(f32, f32)]) = rope_halves_body
+}
+
+#[inline(always)]
+unsafe fn rope_halves_body<L: Lanes>(x: &mut [f32], head_dim: usize, turns: &[(f32, f32)]) {
+    assert!(turns.len() * 2 <= head_dim && x.len().is_multiple_of(head_dim), "pairs lie inside whole heads");
+    for head in x.chunks_exact_mut(head_dim) {
+        let (left, right) = head.split_at_mut(turns.len());
+        for ((left, right), (cos, sin)) in left.iter_mut().zip(right).zip(turns) {
+            (*left, *right) = (*left * cos - *right * sin, *left * sin + *right * cos);
         }
     }
 }
@@ -323,6 +387,46 @@ mod tests {
             let up: Vec<f32> = (0..x.len()).map(|i| i as f32 * 0.3 - 4.0).collect();
             check(&x, |isa, x| swiglu(isa, x, &up),
                 |x| x.iter().enumerate().map(|(i, x)| x / (1.0 + (-x).exp()) * f64::from(up[i])).collect(), 1e-5);
+        }
+
+        #[test]
+        fn geglu_is_gelu_times_up(x in prop::collection::vec(-100.0f32..100.0, 1..70)) {
+            let up: Vec<f32> = (0..x.len()).map(|i| i as f32 * 0.3 - 4.0).collect();
+            check(&x, |isa, x| geglu_tanh(isa, x, &up), |x| {
+                let gelu = |x: f64| x / 2.0 * (1.0 + ((2.0 / std::f64::consts::PI).sqrt() * (x + 0.044715 * x * x * x)).tanh());
+                x.iter().enumerate().map(|(i, x)| gelu(*x) * f64::from(up[i])).collect()
+            }, 1e-5);
+        }
+
+        #[test]
+        fn each_head_has_its_norm(x in prop::collection::vec(-20.0f32..20.0, 1..5 * 23), width in 1usize..23) {
+            let x = &x[..x.len() / width * width];
+            let weight: Vec<f32> = (0..width).map(|i| 1.0 + i as f32 * 0.01).collect();
+            check(x, |isa, x| rms_norm_heads(isa, x, &weight, 1e-5), |x| {
+                let norm = |head: &[f64]| (head.iter().map(|x| x * x).sum::<f64>() / width as f64 + 1e-5).sqrt();
+                let heads = x.chunks_exact(width);
+                heads.flat_map(|head| head.iter().zip(&weight).map(|(x, w)| x / norm(head) * f64::from(*w)).collect::<Vec<_>>()).collect()
+            }, 1e-5);
+        }
+
+        #[test]
+        fn halves_turn_together(x in prop::collection::vec(-20.0f32..20.0, 1..200), pairs in 1usize..20, rest in 0usize..5) {
+            let head_dim = 2 * pairs + rest;
+            let x = &x[..x.len() / head_dim * head_dim];
+            let turns: Vec<(f32, f32)> = (0..pairs).map(|i| ((i as f32).cos(), (i as f32).sin())).collect();
+            check(x, |isa, x| rope_halves(isa, x, head_dim, &turns), |x| {
+                let mut out = x.to_vec();
+                for (i, out) in out.iter_mut().enumerate() {
+                    let (head, at) = (i / head_dim * head_dim, i % head_dim);
+                    let (cos, sin) = turns.get(at % pairs).map_or((1.0, 0.0), |(c, s)| (f64::from(*c), f64::from(*s)));
+                    if at < pairs {
+                        *out = x[head + at] * cos - x[head + at + pairs] * sin;
+                    } else if at < 2 * pairs {
+                        *out = x[head + at - pairs] * sin + x[head + at] * cos;
+                    }
+                }
+                out
+            }, 1e-5);
         }
 
         #[test]

@@ -72,3 +72,15 @@ pub(crate) unsafe fn gelu<L: Lanes>(x: L::F) -> L::F {
         L::fma(half, erf::<L>(L::mul(x, L::splat(std::f32::consts::FRAC_1_SQRT_2))), half)
     }
 }
+
+/// GELU in its tanh form, `x/2 · (1 + tanh(√(2/π)·(x + 0.044715·x³)))` (Hendrycks and Gimpel 2016), as `x / (1 + e^{−2u})`.
+#[inline(always)]
+pub(crate) unsafe fn gelu_tanh<L: Lanes>(x: L::F) -> L::F {
+    // SAFETY: features as the trait demands.
+    unsafe {
+        let cube = L::mul(L::mul(x, x), x);
+        let u = L::fma(cube, L::splat(0.044_715), x);
+        let e = exp::<L>(L::mul(u, L::splat(-1.595_769))); // −2·√(2/π)
+        L::div(x, L::add(L::splat(1.0), e))
+    }
+}

@@ -22,7 +22,7 @@ use metier_kernels::lora::{LoraPart, LoraStack};
 use serde::Deserialize;
 
 use crate::{
-    arch::transformer::TransformerConfig,
+    arch::transformer::{RopePairs, TransformerConfig},
     format::{FormatError, Safetensors},
 };
 
@@ -358,7 +358,11 @@ impl AdapterShape {
     fn targets(self, base: &TransformerConfig) -> [Target; 7] {
         let Self { width, inner, q_len, kv_len, .. } = self;
         let plain = |name, site, k, n, first| Target { name, site, k, n, first, rotary_heads: 0 };
-        let turned = |name, n, first, heads| Target { rotary_heads: heads, ..plain(name, Site::Qkv, width, n, first) };
+        let reordered = base.rope_pairs == RopePairs::Adjacent;
+        let turned = |name, n, first, heads| {
+            let rotary_heads = if reordered { heads } else { 0 };
+            Target { rotary_heads, ..plain(name, Site::Qkv, width, n, first) }
+        };
         [
             turned("self_attn.q_proj", q_len, 0, base.heads),
             turned("self_attn.k_proj", kv_len, q_len, base.kv_heads),

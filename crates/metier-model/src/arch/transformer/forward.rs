@@ -2,8 +2,6 @@
 //!
 //! The tokens of all spans lie under each other as the *rows* of one [`Step`]; every linear map sees them all at once, attention
 //! keeps the sequences apart. Nothing that is computed for a row depends on the rows beside it.
-//!
-//! GGUF stores the rows of a Llama's Q and K so that rotary pairs are neighbours `(2i, 2i+1)`: they are turned as they lie.
 
 use std::ops::Range;
 
@@ -15,7 +13,7 @@ use metier_kernels::{
     quant::QuantRows,
 };
 
-use super::{Span, Transformer, TransformerConfig, Wanted};
+use super::{Activation, RopePairs, Span, Transformer, TransformerConfig, Wanted, rope::Rope};
 use crate::{
     adapter::Site,
     arch::{ROW_GRAIN, linear::Linear},
@@ -27,13 +25,13 @@ struct Step<'p, 's, 'c> {
     spans: Vec<&'s mut Span<'c>>,
     /// Rows of each span: one a token.
     rows: Vec<Range<usize>>,
-    /// `(cos, sin)` of each row's rotary angles: (rows, head_dim / 2).
+    /// `(cos, sin)` of each row's rotary angles, as [`Rope`] lays them out.
     turns: Vec<(f32, f32)>,
     quantised: QuantRows,
 }
 
 impl<'p, 's, 'c> Step<'p, 's, 'c> {
-    fn new(pool: &'p Pool, spans: &'s mut [Span<'c>], frequencies: &[f32]) -> Self {
+    fn new(pool: &'p Pool, spans: &'s mut [Span<'c>], rope: &Rope) -> Self {
         let spans: Vec<&mut Span<'c>> = spans.iter_mut().collect();
         let mut rows = Vec::with_capacity(spans.len());
         let mut turns = Vec::new();
@@ -42,8 +40,7 @@ impl<'p, 's, 'c> Step<'p, 's, 'c> {
             rows.push(first..first + span.tokens.len());
             first += span.tokens.len();
             for position in span.cache.len()..span.cache.len() + span.tokens.len() {
-                let angles = frequencies.iter().map(|f| position as f32 * f);
-                turns.extend(angles.map(|angle| (angle.cos(), angle.sin())));
+                turns.extend(rope.turns(position));
             }
         }
         Self { pool, spans, rows, turns, quantised: QuantRows::default() }
@@ -115,7 +112,7 @@ impl Transformer {
     ///
     /// Where a span is empty, its cache has no room for it, or an id lies outside the vocabulary: the engine admits none such.
     pub(crate) fn forward(&self, pool: &Pool, spans: &mut [Span<'_>]) -> Vec<f32> {
-        let mut step = Step::new(pool, spans, &self.frequencies);
+        let mut step = Step::new(pool, spans, &self.rope);
         let mut x = self.embed(&step);
         for layer_idx in 0..self.layers.len() {
             if let Some((mut part, mut left)) = step.of_layer(layer_idx, &x) {
@@ -143,25 +140,30 @@ impl Transformer {
         let ids = step.spans.iter().flat_map(|span| span.tokens);
         for (id, row) in ids.zip(x.chunks_exact_mut(width)) {
             assert!(table.read_row(id.0 as usize, row), "the table's type was checked at load");
+            if self.config.embedding_scale != 1.0 {
+                row.iter_mut().for_each(|x| *x *= self.config.embedding_scale);
+            }
         }
         x
     }
 
-    /// `x += O·attention(rope(Q·h), rope(K·h), V·h)`, `h = rms(x)`; keys and values go into the caches. `x`: (rows, width).
+    /// `x += post(O·attention(rope(n(Q·h)), rope(n(K·h)), V·h))`, `h = rms(x)`; keys and values go into the caches.
+    /// `x`: (rows, width).
     fn attention_block(&self, step: &mut Step<'_, '_, '_>, layer_idx: usize, x: &mut [f32]) {
         let layer = &self.layers[layer_idx];
         let normed = norm_rows(step.pool, x, &layer.attention_norm, self.config.eps);
         let mut qkv = step.apply(&layer.qkv, &normed);
         step.adapt(layer_idx, Site::Qkv, &normed, &mut qkv);
-        self.turn(step, &mut qkv);
+        self.turn(step, layer_idx, &mut qkv);
         self.store(step, layer_idx, &qkv);
         let context = self.attention(step, layer_idx, &qkv);
         let mut mixed = step.apply(&layer.output, &context);
         step.adapt(layer_idx, Site::Output, &context, &mut mixed);
+        self.post_norm(step.pool, layer.post_attention_norm.as_deref(), &mut mixed);
         elementwise::add(step.pool.isa(), x, &mixed);
     }
 
-    /// `x += D·(silu(G·h) ∘ U·h)`, `h = rms(x)`. `x`: (rows, width).
+    /// `x += post(D·(act(G·h) ∘ U·h))`, `h = rms(x)`. `x`: (rows, width).
     fn ffn_block(&self, step: &mut Step<'_, '_, '_>, layer_idx: usize, x: &mut [f32]) {
         let layer = &self.layers[layer_idx];
         let normed = norm_rows(step.pool, x, &layer.ffn_norm, self.config.eps);
@@ -170,6 +172,7 @@ impl Transformer {
         let activated = self.activate(step.pool, &wide);
         let mut mixed = step.apply(&layer.down, &activated);
         step.adapt(layer_idx, Site::Down, &activated, &mut mixed);
+        self.post_norm(step.pool, layer.post_ffn_norm.as_deref(), &mut mixed);
         elementwise::add(step.pool.isa(), x, &mixed);
     }
 
@@ -191,7 +194,7 @@ impl Transformer {
         step.apply(&self.head, &normed)
     }
 
-    /// `wide`: (rows, gate + up) → `silu(gate) ∘ up`: (rows, inner).
+    /// `wide`: (rows, gate + up) → `act(gate) ∘ up`: (rows, inner).
     fn activate(&self, pool: &Pool, wide: &[f32]) -> Vec<f32> {
         let (isa, inner) = (pool.isa(), self.config.inner);
         let mut out = vec![0.0; wide.len() / 2];
@@ -199,21 +202,45 @@ impl Transformer {
             for (i, row) in rows.chunks_exact_mut(inner).enumerate() {
                 let (gate, up) = wide[(first + i) * 2 * inner..(first + i + 1) * 2 * inner].split_at(inner);
                 row.copy_from_slice(gate);
-                elementwise::swiglu(isa, row, up);
+                match self.config.activation {
+                    Activation::Silu => elementwise::swiglu(isa, row, up),
+                    Activation::GeluTanh => elementwise::geglu_tanh(isa, row, up),
+                }
             }
         });
         out
     }
 
-    /// Turns queries and keys by their positions. `qkv`: (rows, q + k + v).
-    fn turn(&self, step: &Step<'_, '_, '_>, qkv: &mut [f32]) {
-        let (turned, stride) =
-            (self.config.q_len() + self.config.kv_len(), self.config.q_len() + 2 * self.config.kv_len());
-        let pairs = self.frequencies.len();
-        step.pool.run_rows(qkv, stride, ROW_GRAIN, &|first, rows| {
-            for (i, row) in rows.chunks_exact_mut(stride).enumerate() {
-                let turns = &step.turns[(first + i) * pairs..(first + i + 1) * pairs];
-                elementwise::rope_adjacent(&mut row[..turned], self.config.head_dim, turns);
+    /// What a block returns, normed where the network does that.
+    fn post_norm(&self, pool: &Pool, weight: Option<&[f32]>, x: &mut [f32]) {
+        let Some(weight) = weight else { return };
+        pool.run_rows(x, weight.len(), ROW_GRAIN, &|_, rows| {
+            elementwise::rms_norm_heads(pool.isa(), rows, weight, self.config.eps);
+        });
+    }
+
+    /// Norms the heads of queries and keys where the network does that, then turns them by their positions.
+    /// `qkv`: (rows, q + k + v).
+    fn turn(&self, step: &Step<'_, '_, '_>, layer_idx: usize, qkv: &mut [f32]) {
+        let TransformerConfig { head_dim, eps, rope_pairs, .. } = self.config;
+        let (q_len, kv_len) = (self.config.q_len(), self.config.kv_len());
+        let (head_norms, turns) = (self.layers[layer_idx].head_norms.as_ref(), self.config.turns(layer_idx));
+        let windowed = self.config.window_of(layer_idx).is_some();
+        let isa = step.pool.isa();
+        step.pool.run_rows(qkv, q_len + 2 * kv_len, ROW_GRAIN, &|first, rows| {
+            for (i, row) in rows.chunks_exact_mut(q_len + 2 * kv_len).enumerate() {
+                let heads = &mut row[..q_len + kv_len];
+                if let Some([q_weight, k_weight]) = head_norms {
+                    let (queries, keys) = heads.split_at_mut(q_len);
+                    elementwise::rms_norm_heads(isa, queries, q_weight, eps);
+                    elementwise::rms_norm_heads(isa, keys, k_weight, eps);
+                }
+                let turned = self.rope.of_row(&step.turns, first + i, windowed);
+                match rope_pairs {
+                    _ if !turns => {}
+                    RopePairs::Adjacent => elementwise::rope_adjacent(heads, head_dim, turned),
+                    RopePairs::Halves => elementwise::rope_halves(isa, heads, head_dim, turned),
+                }
             }
         });
     }
@@ -242,7 +269,7 @@ impl Transformer {
         let blocks = self.blocks(step);
         let lens: Vec<usize> = blocks.iter().map(|block| block.queries.len() * head_dim).collect();
         let mut by_block = vec![0.0; step.n_rows() * q_len];
-        let scale = 1.0 / (head_dim as f32).sqrt();
+        let (scale, window) = (self.config.score_scale, self.config.window_of(layer_idx).unwrap_or(usize::MAX));
         let (isa, shape, spans) = (step.pool.isa(), self.config.cache().head(), &step.spans);
         step.pool.run_pieces(&mut by_block, &lens, &|i, out| {
             let block = &blocks[i];
@@ -251,7 +278,8 @@ impl Transformer {
             let mut visible = Vec::with_capacity(QUERIES);
             for (i, head) in &block.queries {
                 queries.extend_from_slice(&qkv[(block.first_row + i) * stride + head * head_dim..][..head_dim]);
-                visible.push(0..cache.len() + i + 1);
+                let end = cache.len() + i + 1;
+                visible.push(end.saturating_sub(window)..end);
             }
             let longest = visible.last().map_or(0, |range| range.end);
             let pages = cache.head_pages(layer_idx, block.kv_head, longest);

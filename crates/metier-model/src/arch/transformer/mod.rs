@@ -1,21 +1,34 @@
 //! Decoders of the Llama kind (Touvron et al. 2023): pre-norm blocks, rotary positions, grouped queries, gated feed-forward.
 //!
 //! ```text
-//! x = embedding[id]
-//! each layer:  x += O·attention(rope(Q·h), rope(K·h), V·h),  h = rms(x);   x += D·(silu(G·h) ∘ U·h),  h = rms(x)
+//! x = s·embedding[id]
+//! each layer:  x += post(O·attention(rope(n(Q·h)), rope(n(K·h)), V·h)),  h = rms(x)
+//!              x += post(D·(act(G·h) ∘ U·h)),                            h = rms(x)
 //! logits = E·rms(x)
 //! ```
 //!
-//! [`config`] says what a file's network is, [`weights`] finds and packs its tensors, [`forward`] computes.
+//! | | differs by |
+//! |---|---|
+//! | Llama 2, SmolLM2 | `s` = 1, no `n`, no `post`, act = SiLU |
+//! | Llama 3 | frequencies divided by a tensor |
+//! | Mistral | heads wider than width / heads; some have a window |
+//! | SmolLM3 | every 4th layer is not turned |
+//! | Qwen 2.5 | biases of Q, K, V |
+//! | Qwen 3 | `n`: norm of each head |
+//! | Phi-3, Phi-4-mini | fused tensors; only a part of a head is turned; LongRoPE's short factors |
+//! | Gemma 3 | `s` = √width, `n`, `post`: norms, act = GELU, five of six layers have a window and their own frequencies |
+//!
+//! [`config`] says what a file's network is, [`weights`] finds and packs its tensors, [`rope`] knows the angles, [`forward`] computes.
 //!
 //! Cost of one decoded token of SmolLM2-135M at its own bits: 106.2 M layer weights of 5 bits and a head of 28.3 M weights of
 //! 8.5 bits = 96 MB; at 29 GB/s at most 300 tokens/s.
 
 mod config;
 mod forward;
+mod rope;
 mod weights;
 
-pub use config::TransformerConfig;
+pub use config::{Activation, RopePairs, TransformerConfig, Window};
 use weights::Layer;
 
 use super::linear::Linear;
@@ -36,7 +49,7 @@ pub struct Transformer {
     layers: Vec<Layer>,
     output_norm: Vec<f32>,
     head: Linear,
-    frequencies: Vec<f32>, // rope_base^(−2i / head_dim)
+    rope: rope::Rope,
 }
 
 /// Which rows of a span get logits.
