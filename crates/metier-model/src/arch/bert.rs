@@ -278,7 +278,7 @@ impl Bert {
                 shape.write(&mut page, i, k, v);
                 queries[i * head_dim..(i + 1) * head_dim].copy_from_slice(q);
             }
-            let visible = [const { 0..0 }; QUERIES].map(|_: std::ops::Range<usize>| 0..len);
+            let visible: [_; QUERIES] = std::array::from_fn(|_| 0..len);
             let mut scratch = Vec::new();
             let step = QUERIES * head_dim;
             for (queries, out) in queries.chunks(step).zip(out.chunks_mut(step)) {
