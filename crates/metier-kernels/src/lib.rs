@@ -23,6 +23,7 @@
 #[macro_use]
 mod dispatch;
 pub mod attention;
+pub mod ceilings;
 pub mod dense;
 pub mod elementwise;
 mod gemm_f32;
