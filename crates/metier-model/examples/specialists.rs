@@ -220,15 +220,24 @@ fn many(decoder: &Arc<Decoder>, pool: &Pool) {
 
 fn chunks(decoder: &Arc<Decoder>, pool: &Pool) {
     let mut engine = engine(decoder);
-    for n in [1, 16, 32, 64, 128, 256, 512] {
-        let runs = (0..=RUNS).map(|run| {
-            engine.submit(GenerationRequest { prompt: prompt(run, n), max_tokens: 1, ..Default::default() }).unwrap();
-            ms(timed(&mut engine, pool).1)
-        });
-        let (value, spread) = median(runs.skip(1).collect());
+    let id = engine.load_adapter(adapter(decoder, 0, 16, LoraFormat::Int8)).unwrap();
+    for n in [1, 16, 64, 128, 512] {
+        let mut values = [Vec::new(), Vec::new()];
+        for run in 0..=2 * RUNS {
+            for (values, adapter) in values.iter_mut().zip([None, Some(id)]) {
+                let prompt = prompt(run, n);
+                engine.submit(GenerationRequest { prompt, max_tokens: 1, adapter, ..Default::default() }).unwrap();
+                values.push(ms(timed(&mut engine, pool).1));
+            }
+        }
+        let [(value, spread), (with, _)] = values.map(|values| median(values[1..].to_vec()));
         let rate = (n as f64 / value * 1000.0).round();
-        let case = format!("a prompt of {n} tokens");
-        println!("{}", json!({"case": case, "unit": "ms", "value": value, "spread": spread, "tokens_per_s": rate}));
+        let ratio = (value / with * 1000.0).round() / 1000.0;
+        println!(
+            "{}",
+            json!({"case": format!("a prompt of {n} tokens"), "unit": "ms", "value": value, "spread": spread,
+                "tokens_per_s": rate, "with_an_adapter": with, "ratio": ratio})
+        );
     }
 }
 

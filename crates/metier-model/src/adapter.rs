@@ -237,7 +237,8 @@ impl Config {
         if !matches!(init, Setting::Null | Setting::Bool(_)) && init != "gaussian" && init != "orthogonal" {
             return refuse("init_lora_weights", init.to_string());
         }
-        if !config.lora_alpha.is_finite() {
+        // A rank of 0 is named with the first tensor.
+        if config.r > 0 && !config.scale().is_finite() {
             return refuse("lora_alpha", config.lora_alpha.to_string());
         }
         Ok(config)

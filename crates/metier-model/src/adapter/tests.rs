@@ -2,6 +2,8 @@
 
 use metier_kernels::{Pool, Tier};
 
+use proptest::prelude::*;
+
 use super::*;
 use crate::{
     Decoder, TokenId,
@@ -129,12 +131,14 @@ fn what_does_not_fit_is_refused_by_name() {
         (r#""modules_to_save": ["lm_head"]"#, "`modules_to_save`"),
         (r#""rank_pattern": {"q_proj": 8}"#, "`rank_pattern`"),
         (r#""init_lora_weights": "pissa""#, "`init_lora_weights`"),
+        (r#""use_rslora": true, "lora_bias": true"#, "`lora_bias` is true"),
         (r#""peft_type": "IA3""#, "`peft_type` is `IA3`"),
     ] {
         check(&format!(r#"{{"r": 4, "lora_alpha": 8, {setting}}}"#), &good, message);
     }
     check(PLAIN, b"nothing", "cannot parse the adapter's weights");
     check(PLAIN, &file(&[]), "no tensors");
+    check(r#"{"r": 4, "lora_alpha": 1e300}"#, &good, "`lora_alpha`");
     check(r#"{"r": 8, "lora_alpha": 8}"#, &good, "has rank 4, the configuration says 8");
     check(r#"{"r": 0, "lora_alpha": 8}"#, &good, "configuration says 0 (1 to 256)");
     check(PLAIN, &file(&[(A, &[4, 64], 0.1), (B, &[64, 5], 0.1)]), "lora_B.weight` has rank 5");
@@ -147,6 +151,27 @@ fn what_does_not_fit_is_refused_by_name() {
     check(PLAIN, &file(&[(&deep, &[4, 64], 0.1)]), "belongs to layer 7, the base has 2");
     for unknown in ["lm_head.lora_A.weight", "model.layers.0.self_attn.q_proj.lora_magnitude_vector"] {
         check(PLAIN, &file(&[(unknown, &[4, 64], 0.1)]), "has no place");
+    }
+}
+
+proptest! {
+    #[test]
+    fn damaged_files_never_panic(
+        damage in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..8), cut in 0usize..400,
+    ) {
+        let base = base();
+        let files = tiny::adapter(&base, 1, 2, &["k_proj", "down_proj"], 0.1);
+        for of_config in [false, true] {
+            let (mut config, mut weights) = (files.config.clone().into_bytes(), files.weights.clone());
+            // The first kilobyte is the header, where damage has consequences.
+            let target = if of_config { &mut config[..] } else { &mut weights[..1024] };
+            for (at, byte) in &damage {
+                target[at.index(target.len())] = *byte;
+            }
+            let whole = weights.len();
+            weights.truncate(whole - cut.saturating_sub(200).min(whole));
+            let _ = Adapter::from_bytes(&config, &weights, &base, LoraFormat::Int8);
+        }
     }
 }
 

@@ -333,6 +333,33 @@ fn cancelled_sequences_end_and_leave_room() {
 }
 
 #[test]
+fn thousands_of_cancels_leave_nothing_behind() {
+    let decoder = decoder(WeightFormat::AsFile);
+    let pool = Pool::new(1, Tier::detect());
+    let mut engine = Engine::new(decoder.clone(), limits(4));
+    let id = engine.load_adapter(adapter(&decoder, 2)).unwrap();
+    let mut done = 0;
+    for round in 0..200u32 {
+        let asked: Vec<_> = (0..20)
+            .map(|i| {
+                let scope = if i % 2 == 0 { CacheScope::Private } else { CacheScope::Tenant(u64::from(i)) };
+                let adapter = (i % 3 == 0).then_some(id);
+                engine.submit(GenerationRequest { scope, adapter, ..request(&[round % 250, i, 7, 8], 9) }).unwrap()
+            })
+            .collect();
+        if round % 8 == 0 {
+            done += engine.step(&pool).iter().filter(|event| matches!(event, Event::Done { .. })).count();
+        }
+        asked.into_iter().rev().for_each(|id| engine.cancel(id));
+        assert_eq!((engine.queued(), engine.running()), (0, 0));
+    }
+    done += engine.step(&pool).iter().filter(|event| matches!(event, Event::Done { .. })).count();
+    assert!(engine.is_idle() && done == 4_000);
+    let stats = engine.stats().cache;
+    assert_eq!(stats.used_bytes, stats.remembered_bytes);
+}
+
+#[test]
 fn no_tokens_asked_none_written() {
     let pool = Pool::new(1, Tier::detect());
     let mut engine = Engine::new(decoder(WeightFormat::AsFile), limits(1));
