@@ -148,7 +148,7 @@ fn start_base(decoder: Arc<Decoder>, pool: Arc<Pool>) -> Result<BaseSlot, OpenEr
         ..EngineLimits::default()
     };
     let engine = PooledEngine::new(Engine::new(Arc::clone(&decoder), limits), pool);
-    let backend = LocalBase::start(name.clone(), Arc::new(ChatPrompting(decoder)), engine)
+    let backend = LocalBase::start(name.clone(), Arc::new(ChatPrompting::new(decoder)), engine)
         .map_err(|error| OpenError::Thread("decoder", error))?;
     Ok(BaseSlot { backend: Arc::new(backend), name, digest })
 }

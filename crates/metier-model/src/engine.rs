@@ -6,7 +6,7 @@
 //!
 //! ```text
 //! submit → queue ──admit (slot and cache pages free; adapters and tenants take turns)──▶ prefill … ▶ decode … ▶ Done
-//! one step = one forward pass: a token of every decoding sequence + prompt tokens of the prefilling ones, up to a budget
+//! one step = one forward pass: a token of every decoding sequence, with those behind it that its form makes certain, + prompt tokens of the prefilling ones, up to a budget
 //! ```
 //!
 //! Sequences of different adapters and of different kept layers share each step and each product with the base's weights; only the
@@ -92,6 +92,9 @@ impl Engine {
     /// Takes a request, or says why not. Nothing is computed yet.
     pub fn submit(&mut self, request: GenerationRequest) -> Result<SequenceId, SubmitError> {
         request.check(self.decoder.network().config(), &self.limits)?;
+        if request.constraint.as_ref().is_some_and(|constraint| *constraint.base() != self.decoder.base().digest) {
+            return Err(SubmitError::Constraint);
+        }
         let named = |id| self.adapters.get(id).cloned().ok_or(SubmitError::UnknownAdapter(id));
         let adapter = request.adapter.map(named).transpose()?;
         if self.queue.len() >= self.limits.max_queue {
@@ -178,8 +181,9 @@ impl Engine {
             let mut events = Vec::new();
             for (i, logits) in drawing {
                 let sequence = &mut running[i];
+                let first = sequence.written.is_empty();
                 events.extend(sequence.draw(&decoder, logits));
-                if let (1, Some(key)) = (sequence.written.len(), &sequence.key) {
+                if let (true, Some(key)) = (first, &sequence.key) {
                     cache.remember(key, &sequence.request.prompt, &mut sequence.cache);
                 }
             }

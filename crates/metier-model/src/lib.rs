@@ -15,6 +15,7 @@ pub mod encoder;
 pub mod engine;
 pub mod features;
 pub mod format;
+pub mod grammar;
 pub mod head;
 pub mod progress;
 pub mod proof;

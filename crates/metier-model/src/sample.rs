@@ -1,7 +1,51 @@
 //! Which question: *which token comes next?* Logits and the caller's wishes go in; a token with its log-probability comes out. The same logits, wishes and
 //! seed give the same token everywhere: ties go to the smaller id, sums run in one order.
 
-use std::cmp::Ordering;
+use std::{cmp::Ordering, collections::BTreeMap};
+
+use crate::tokenizer::TokenId;
+
+/// The tokens that may be drawn: a bit each.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TokenMask {
+    words: Vec<u32>,
+}
+
+impl TokenMask {
+    /// `words`: bit `i % 32` of word `i / 32` is token `i`; bits from `vocabulary` on are ignored.
+    pub fn new(words: &[u32], vocabulary: usize) -> Self {
+        let mut words = words[..words.len().min(vocabulary.div_ceil(32))].to_vec();
+        if let (Some(last), 1..) = (words.get_mut(vocabulary / 32), vocabulary % 32) {
+            *last &= (1 << (vocabulary % 32)) - 1;
+        }
+        Self { words }
+    }
+
+    /// Whether the token may be drawn.
+    pub fn contains(&self, token: TokenId) -> bool {
+        self.words.get(token.0 as usize / 32).is_some_and(|word| word >> (token.0 % 32) & 1 == 1)
+    }
+
+    /// Tokens that may be drawn.
+    pub fn count(&self) -> usize {
+        self.words.iter().map(|word| word.count_ones() as usize).sum()
+    }
+
+    /// Sets all others to −∞.
+    fn apply(&self, logits: &mut [f32]) {
+        for (i, logits) in logits.chunks_mut(32).enumerate() {
+            match self.words.get(i).copied().unwrap_or(0) {
+                u32::MAX => {}
+                0 => logits.fill(f32::NEG_INFINITY),
+                word => {
+                    for (_, logit) in logits.iter_mut().enumerate().filter(|(bit, _)| word >> bit & 1 == 0) {
+                        *logit = f32::NEG_INFINITY;
+                    }
+                }
+            }
+        }
+    }
+}
 
 /// How tokens are drawn.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -12,14 +56,46 @@ pub struct Sampling {
     pub top_p: f32,
     /// Draw from so many most probable tokens; 0 keeps all.
     pub top_k: usize,
+    /// Leave out tokens whose probability is below this share of the most probable token's; 0 keeps all.
+    pub min_p: f32,
+    /// Taken from the logit of a token once for each time it was written: −2 to 2.
+    pub frequency_penalty: f32,
+    /// Taken from the logit of a token that was written: −2 to 2.
+    pub presence_penalty: f32,
     /// Seed of the draws.
     pub seed: u64,
+}
+
+/// Bound of the penalties, both ways, as in the OpenAI API.
+pub const MAX_PENALTY: f32 = 2.0;
+/// Tokens whose logits a request moves, at most.
+pub const MAX_BIASED: usize = 1024;
+/// Bound of what is added to a logit, both ways, as in the OpenAI API.
+pub const MAX_BIAS: f32 = 100.0;
+
+impl Sampling {
+    /// Every number lies in its range.
+    pub fn is_valid(&self) -> bool {
+        let Self { temperature, top_p, min_p, frequency_penalty, presence_penalty, .. } = *self;
+        let penalties = [frequency_penalty, presence_penalty];
+        [temperature, top_p].iter().all(|x| x.is_finite() && *x >= 0.0)
+            && (0.0..=1.0).contains(&min_p)
+            && penalties.iter().all(|penalty| penalty.abs() <= MAX_PENALTY)
+    }
 }
 
 impl Default for Sampling {
     /// Greedy.
     fn default() -> Self {
-        Self { temperature: 0.0, top_p: 1.0, top_k: 0, seed: 0 }
+        Self {
+            temperature: 0.0,
+            top_p: 1.0,
+            top_k: 0,
+            min_p: 0.0,
+            frequency_penalty: 0.0,
+            presence_penalty: 0.0,
+            seed: 0,
+        }
     }
 }
 
@@ -27,49 +103,80 @@ impl Default for Sampling {
 #[derive(Clone, Debug)]
 pub struct Sampler {
     sampling: Sampling,
-    state: u64,
+    bias: Vec<(TokenId, f32)>,
+    /// How often each token was written; kept only where a penalty wants to know.
+    written: BTreeMap<TokenId, u32>,
     candidates: Vec<(u32, f32)>,
+    moved: Vec<f32>,
 }
 
 impl Sampler {
-    /// A sampler at the start of its seed's sequence.
-    pub fn new(sampling: Sampling) -> Self {
-        Self { sampling, state: sampling.seed, candidates: Vec::new() }
+    /// A sampler that has written nothing. `bias` is added to logits.
+    pub fn new(sampling: Sampling, bias: &[(TokenId, f32)]) -> Self {
+        Self { sampling, bias: bias.to_vec(), written: BTreeMap::new(), candidates: Vec::new(), moved: Vec::new() }
     }
 
-    /// Index of the next token. `logits`: (vocabulary,), finite.
-    pub fn pick(&mut self, logits: &[f32]) -> u32 {
-        let Sampling { temperature, top_p, top_k, .. } = self.sampling;
+    /// Counts a token that the answer goes on with, drawn or not.
+    pub fn wrote(&mut self, token: TokenId) {
+        if self.sampling.frequency_penalty != 0.0 || self.sampling.presence_penalty != 0.0 {
+            *self.written.entry(token).or_default() += 1;
+        }
+    }
+
+    /// The token at a position of the answer: bias and penalties, then the mask, then temperature, top-k, top-p and min-p. The draw
+    /// depends on seed and position alone, so that tokens that were certain without a draw change none behind them. `logits`:
+    /// (vocabulary,), finite.
+    pub fn pick(&mut self, position: usize, logits: &[f32], mask: Option<&TokenMask>) -> u32 {
+        if mask.is_none() && self.bias.is_empty() && self.written.is_empty() {
+            return self.draw(position, logits);
+        }
+        let mut moved = std::mem::take(&mut self.moved);
+        moved.clear();
+        moved.extend_from_slice(logits);
+        for (token, bias) in &self.bias {
+            moved[token.0 as usize] += bias;
+        }
+        let Sampling { frequency_penalty, presence_penalty, .. } = self.sampling;
+        for (token, count) in &self.written {
+            moved[token.0 as usize] -= frequency_penalty * *count as f32 + presence_penalty;
+        }
+        if let Some(mask) = mask {
+            mask.apply(&mut moved);
+        }
+        let token = self.draw(position, &moved);
+        self.moved = moved;
+        token
+    }
+
+    /// Draws; −∞ stands for what may not be drawn.
+    fn draw(&mut self, position: usize, logits: &[f32]) -> u32 {
+        let Sampling { temperature, top_p, top_k, min_p, .. } = self.sampling;
         // Below this, exp leaves one token anyway.
         if temperature.is_nan() || temperature < 1e-5 {
             return argmax(logits);
         }
         let max = logits[argmax(logits) as usize];
         self.candidates.clear();
-        self.candidates
-            .extend(logits.iter().enumerate().map(|(id, &logit)| (id as u32, ((logit - max) / temperature).exp())));
+        let weights = logits.iter().enumerate().filter(|(_, logit)| **logit > f32::NEG_INFINITY);
+        self.candidates.extend(weights.map(|(id, &logit)| (id as u32, ((logit - max) / temperature).exp())));
 
-        let everything = top_k == 0 || top_k >= logits.len();
+        let everything = top_k == 0 || top_k >= self.candidates.len();
         if !everything {
             self.candidates.select_nth_unstable_by(top_k - 1, descending);
             self.candidates.truncate(top_k);
         }
         if top_p < 1.0 {
-            self.candidates.sort_unstable_by(descending);
-            let total: f32 = self.candidates.iter().map(|(_, weight)| weight).sum();
-            let mut sum = 0.0;
-            let kept = self.candidates.iter().position(|(_, weight)| {
-                sum += weight;
-                sum >= top_p.max(0.0) * total
-            });
-            self.candidates.truncate(kept.map_or(self.candidates.len(), |last| last + 1));
+            self.keep_top_p(top_p.max(0.0));
         } else if !everything {
             // Selection leaves an order of its own: draw in a fixed one.
             self.candidates.sort_unstable_by(descending);
         }
+        if min_p > 0.0 {
+            self.candidates.retain(|(_, weight)| *weight >= min_p);
+        }
 
         let total: f64 = self.candidates.iter().map(|(_, weight)| f64::from(*weight)).sum();
-        let mut left = self.uniform() * total;
+        let mut left = uniform(self.sampling.seed, position) * total;
         for &(id, weight) in &self.candidates {
             left -= f64::from(weight);
             if left < 0.0 {
@@ -80,25 +187,53 @@ impl Sampler {
         self.candidates.last().map_or(0, |&(id, _)| id)
     }
 
-    /// Uniform in [0, 1): SplitMix64 (Steele, Lea, Flood 2014), 53 bits.
-    fn uniform(&mut self) -> f64 {
-        self.state = self.state.wrapping_add(0x9E37_79B9_7F4A_7C15);
-        let mut z = self.state;
-        z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-        ((z ^ (z >> 31)) >> 11) as f64 / (1u64 << 53) as f64
+    /// Leaves the smallest set of most probable candidates that reaches the share, sorted. Sorts no more of them than it must: a
+    /// vocabulary is long, and the set is short.
+    fn keep_top_p(&mut self, share: f32) {
+        const FIRST_GUESS: usize = 64;
+        let total: f32 = self.candidates.iter().map(|(_, weight)| weight).sum();
+        let (n, mut sorted, mut sum) = (self.candidates.len(), 0, 0.0);
+        while sorted < n {
+            let end = (sorted * 8).max(FIRST_GUESS).min(n);
+            let rest = &mut self.candidates[sorted..];
+            if end < n {
+                rest.select_nth_unstable_by(end - sorted - 1, descending);
+            }
+            rest[..end - sorted].sort_unstable_by(descending);
+            for at in sorted..end {
+                sum += self.candidates[at].1;
+                if sum >= share * total {
+                    self.candidates.truncate(at + 1);
+                    return;
+                }
+            }
+            sorted = end;
+        }
     }
+}
+
+/// Uniform in [0, 1), a number for each position: SplitMix64 (Steele, Lea, Flood 2014), 53 bits.
+fn uniform(seed: u64, position: usize) -> f64 {
+    let mut z = seed.wrapping_add((position as u64 + 1).wrapping_mul(0x9E37_79B9_7F4A_7C15));
+    z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+    z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+    ((z ^ (z >> 31)) >> 11) as f64 / (1u64 << 53) as f64
 }
 
 /// Index of the largest logit; the smallest index among equals.
 pub fn argmax(logits: &[f32]) -> u32 {
-    let mut best = 0;
-    for (id, &logit) in logits.iter().enumerate() {
-        if logit > logits[best] {
-            best = id;
+    const LANES: usize = 16;
+    // The largest in lanes, which compilers make vectors of; then where it stands first.
+    let mut best = [f32::NEG_INFINITY; LANES];
+    let chunks = logits.chunks_exact(LANES);
+    let rest = chunks.remainder();
+    for chunk in chunks {
+        for (best, logit) in best.iter_mut().zip(chunk) {
+            *best = if *logit > *best { *logit } else { *best };
         }
     }
-    best as u32
+    let max = best.iter().chain(rest).fold(f32::NEG_INFINITY, |max, &x| if x > max { x } else { max });
+    logits.iter().position(|&logit| logit == max).unwrap_or(0) as u32
 }
 
 /// Larger weight first, then smaller id.
@@ -124,19 +259,21 @@ pub fn logprobs(logits: &[f32], token: u32, top: usize) -> (f32, Vec<(u32, f32)>
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests")]
     use super::*;
 
     const LOGITS: [f32; 5] = [0.0, 3.0, 1.0, 3.0, -2.0];
 
     fn share(sampling: Sampling, token: u32) -> f64 {
         const DRAWS: u32 = 20_000;
-        let mut sampler = Sampler::new(sampling);
-        f64::from((0..DRAWS).map(|_| u32::from(sampler.pick(&LOGITS) == token)).sum::<u32>()) / f64::from(DRAWS)
+        let mut sampler = Sampler::new(sampling, &[]);
+        let mut pick = |i| sampler.pick(i as usize, &LOGITS, None);
+        f64::from((0..DRAWS).map(|i| u32::from(pick(i) == token)).sum::<u32>()) / f64::from(DRAWS)
     }
 
     #[test]
     fn greedy_takes_the_first_of_equals() {
-        assert_eq!(Sampler::new(Sampling::default()).pick(&LOGITS), 1);
+        assert_eq!(Sampler::new(Sampling::default(), &[]).pick(0, &LOGITS, None), 1);
     }
 
     #[test]
@@ -164,8 +301,8 @@ mod tests {
     #[test]
     fn a_seed_is_a_sequence() {
         let draws = |seed| {
-            let mut sampler = Sampler::new(Sampling { temperature: 1.0, seed, ..Sampling::default() });
-            (0..50).map(|_| sampler.pick(&LOGITS)).collect::<Vec<_>>()
+            let mut sampler = Sampler::new(Sampling { temperature: 1.0, seed, ..Sampling::default() }, &[]);
+            (0..50).map(|i| sampler.pick(i, &LOGITS, None)).collect::<Vec<_>>()
         };
         assert_eq!(draws(1), draws(1));
         assert_ne!(draws(1), draws(2));
@@ -178,5 +315,61 @@ mod tests {
         assert!((own - top[2].1).abs() < 1e-6);
         let (_, all) = logprobs(&LOGITS, 0, 99);
         assert!((all.iter().map(|(_, logprob)| logprob.exp()).sum::<f32>() - 1.0).abs() < 1e-5);
+    }
+
+    #[test]
+    fn a_mask_leaves_what_it_allows() {
+        let mask = TokenMask::new(&[0b10100, u32::MAX], 5);
+        assert_eq!((mask.count(), mask.contains(TokenId(2)), mask.contains(TokenId(5))), (2, true, false));
+        for temperature in [0.0, 1.0, 9.0] {
+            let sampling = Sampling { temperature, ..Sampling::default() };
+            let mut drawn: Vec<u32> =
+                (0..200).map(|i| Sampler::new(sampling, &[]).pick(i, &LOGITS, Some(&mask))).collect();
+            drawn.sort_unstable();
+            drawn.dedup();
+            assert_eq!(drawn, if temperature == 0.0 { vec![2] } else { vec![2, 4] }, "at {temperature}");
+        }
+    }
+
+    #[test]
+    fn bias_and_penalties_move_the_choice() {
+        let mut biased = Sampler::new(Sampling::default(), &[(TokenId(4), 6.0)]);
+        assert_eq!(biased.pick(0, &LOGITS, None), 4);
+        let sampling = Sampling { frequency_penalty: 1.0, presence_penalty: 0.5, ..Sampling::default() };
+        let mut sampler = Sampler::new(sampling, &[]);
+        let drawn: Vec<u32> = (0..5)
+            .map(|i| {
+                let token = sampler.pick(i, &LOGITS, None);
+                sampler.wrote(TokenId(token));
+                token
+            })
+            .collect();
+        // 3, 3 → 1.5, 1.5 → 0.5, 0.5, and token 2 has 1.
+        assert_eq!(drawn, [1, 3, 1, 3, 2]);
+        let hot = Sampling { temperature: 5.0, min_p: 0.9, seed: 2, ..Sampling::default() };
+        assert!((share(hot, 1) + share(hot, 3) - 1.0).abs() < 1e-12, "only the two best have 0.9 of the best");
+    }
+
+    #[test]
+    fn top_p_of_a_long_vocabulary_is_that_of_sorting_it_whole() {
+        let logits: Vec<f32> = (0..3000u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 8) as f32 / 4e6).collect();
+        let mut order: Vec<(u32, f32)> = logits.iter().enumerate().map(|(i, l)| (i as u32, *l)).collect();
+        order.sort_by(descending);
+        let weight = |logit: f32| f64::from(logit - order[0].1).exp();
+        let total: f64 = order.iter().map(|(_, logit)| weight(*logit)).sum();
+        for top_p in [0.01f32, 0.5, 0.9, 0.999] {
+            let mut sum = 0.0;
+            let kept = 1 + order
+                .iter()
+                .position(|(_, l)| {
+                    sum += weight(*l);
+                    sum >= f64::from(top_p) * total
+                })
+                .unwrap();
+            let mut sampler = Sampler::new(Sampling { temperature: 1.0, top_p, ..Sampling::default() }, &[]);
+            sampler.pick(0, &logits, None);
+            assert!(sampler.candidates.len().abs_diff(kept) <= 1, "{top_p}: {} and {kept}", sampler.candidates.len());
+            assert!(sampler.candidates.iter().zip(&order).all(|(own, expected)| own.0 == expected.0));
+        }
     }
 }

@@ -72,6 +72,7 @@ impl World {
                 prompt,
                 max_tokens: random.below(14),
                 sampling: Sampling { temperature, seed: i, ..Sampling::default() },
+                top_logprobs: Some(0),
                 kept_layers: [None, None, KeptLayers::new(vec![1]), KeptLayers::new(vec![0])][random.below(4)].clone(),
                 ..Default::default()
             };

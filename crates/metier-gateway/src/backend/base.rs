@@ -1,16 +1,20 @@
 //! The engine of `metier-model` behind what the decoder's thread drives.
 
-use std::{collections::BTreeSet, sync::Arc};
+use std::{
+    collections::BTreeSet,
+    sync::{Arc, OnceLock},
+};
 
 use metier_kernels::Pool;
 use metier_model::{
     chat::ChatMessage,
     decoder::Decoder,
     engine::{self, Engine, Event, Finish, GenerationRequest, SequenceId, SubmitError},
+    grammar::{Constraint, Form, GrammarEnv, GrammarError},
     sample::Sampling,
     tokenizer::{TokenId, Tokenizer},
 };
-use metier_traffic::wire::{FinishReason, Message, TokenLogprob, TopLogprob};
+use metier_traffic::wire::{FinishReason, Message, ResponseFormat, TokenLogprob, TopLogprob};
 
 use super::{
     BackendError,
@@ -18,24 +22,53 @@ use super::{
 };
 
 /// Conversation → tokens by the base's own template.
-pub(crate) struct ChatPrompting(pub(crate) Arc<Decoder>);
+pub(crate) struct ChatPrompting {
+    decoder: Arc<Decoder>,
+    /// Made for the first request that wants a form.
+    grammar: OnceLock<Result<GrammarEnv, GrammarError>>,
+}
+
+impl ChatPrompting {
+    pub(crate) fn new(decoder: Arc<Decoder>) -> Self {
+        Self { decoder, grammar: OnceLock::new() }
+    }
+}
 
 impl Prompting for ChatPrompting {
     fn prompt(&self, messages: &[Message]) -> Result<Vec<u32>, BackendError> {
         let messages: Vec<ChatMessage> =
             messages.iter().map(|message| ChatMessage::new(message.role.as_str(), message.content.as_str())).collect();
         // A template may refuse an order of roles: the caller can mend that.
-        let prompt = self.0.render_chat(&messages, true).map_err(|error| BackendError::Invalid {
+        let prompt = self.decoder.render_chat(&messages, true).map_err(|error| BackendError::Invalid {
             message: error.to_string(),
             param: "messages",
             code: "invalid_value",
         })?;
-        let ids = self.0.tokenizer().encode_prompt(&prompt).map_err(|error| BackendError::Failed(error.to_string()))?;
+        let ids =
+            self.decoder.tokenizer().encode_prompt(&prompt).map_err(|error| BackendError::Failed(error.to_string()))?;
         Ok(ids.into_iter().map(|id| id.0).collect())
     }
 
     fn context_len(&self) -> usize {
-        self.0.context_len()
+        self.decoder.context_len()
+    }
+
+    fn constraint(&self, format: &ResponseFormat) -> Result<Option<Constraint>, BackendError> {
+        let form = match format {
+            ResponseFormat::Text => return Ok(None),
+            ResponseFormat::JsonObject => Form::JsonObject,
+            // The field holds a name beside the schema; without a schema any object will do.
+            ResponseFormat::JsonSchema(named) => {
+                named.get("schema").map_or(Form::JsonObject, |s| Form::JsonSchema(s.clone()))
+            }
+        };
+        let env = self.grammar.get_or_init(|| GrammarEnv::new(Arc::clone(&self.decoder)));
+        let env = env.as_ref().map_err(|error| BackendError::Failed(error.to_string()))?;
+        Constraint::compile(&form, env).map(Some).map_err(|error| BackendError::Invalid {
+            message: error.to_string(),
+            param: "response_format",
+            code: "invalid_value",
+        })
     }
 }
 
@@ -62,11 +95,12 @@ impl Drive for PooledEngine {
             sampling: Sampling {
                 temperature: sequence.temperature,
                 top_p: sequence.top_p,
-                top_k: 0,
                 seed: sequence.seed,
+                ..Sampling::default()
             },
             stop: sequence.stop,
             top_logprobs: sequence.top_logprobs,
+            constraint: sequence.constraint,
             ..Default::default()
         };
         let SequenceId(id) = self.engine.submit(request).map_err(refused)?;
@@ -102,7 +136,8 @@ impl PooledEngine {
             Event::Done { id, finish, completion_tokens, .. } => {
                 self.with_logprobs.remove(&id.0);
                 let finish = match finish {
-                    Finish::Length => FinishReason::Length,
+                    // Incomplete both times: what clients look for before they parse.
+                    Finish::Length | Finish::Constraint => FinishReason::Length,
                     Finish::Stop | Finish::Cancelled => FinishReason::Stop,
                 };
                 (id.0, Happened::Done { finish, completion_tokens: completion_tokens as u64 })
@@ -139,9 +174,59 @@ fn refused(error: SubmitError) -> BackendError {
         SubmitError::EmptyPrompt => invalid("messages", "invalid_value"),
         SubmitError::Stop => invalid("stop", "invalid_value"),
         SubmitError::TopLogprobs(_) => invalid("top_logprobs", "invalid_value"),
-        SubmitError::Sampling { .. } => invalid("temperature", "invalid_value"),
-        SubmitError::UnknownToken { .. } | SubmitError::UnknownAdapter(_) | SubmitError::KeptLayers { .. } => {
-            BackendError::Failed(error.to_string())
+        SubmitError::Sampling => invalid("temperature", "invalid_value"),
+        SubmitError::LogitBias => invalid("logit_bias", "invalid_value"),
+        SubmitError::Constraint
+        | SubmitError::UnknownToken { .. }
+        | SubmitError::UnknownAdapter(_)
+        | SubmitError::KeptLayers { .. } => BackendError::Failed(error.to_string()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests")]
+    use metier_kernels::Tier;
+    use metier_model::{EngineLimits, engine::WeightFormat, tiny};
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    #[test]
+    fn an_answer_has_the_form_that_was_asked_for() {
+        let decoder = Arc::new(Decoder::from_bytes(tiny::gguf(7), "tiny", WeightFormat::AsFile).unwrap());
+        let prompting = ChatPrompting::new(Arc::clone(&decoder));
+        let limits = EngineLimits { kv_cache_bytes: 16 << 20, ..Default::default() };
+        let mut engine = PooledEngine::new(Engine::new(decoder, limits), Arc::new(Pool::new(1, Tier::detect())));
+        let schema = json!({
+            "type": "object", "properties": {"kind": {"enum": ["a", "b"]}, "sure": {"type": "boolean"}},
+            "required": ["kind", "sure"], "additionalProperties": false,
+        });
+        let format = ResponseFormat::JsonSchema(json!({"name": "kinds", "schema": schema}));
+        let sequence = Sequence {
+            prompt: vec![5, 6],
+            max_tokens: 60,
+            temperature: 1.0,
+            top_p: 1.0,
+            seed: 3,
+            stop: Vec::new(),
+            top_logprobs: None,
+            constraint: prompting.constraint(&format).unwrap(),
+        };
+        engine.submit(sequence).unwrap();
+        let (mut text, mut finished) = (String::new(), None);
+        while !engine.is_idle() {
+            for (_, happened) in engine.step() {
+                match happened {
+                    Happened::Token { text: more, .. } => text.push_str(&more),
+                    Happened::Done { finish, .. } => finished = Some(finish),
+                }
+            }
         }
+        let answer: Value = serde_json::from_str(&text).unwrap();
+        assert!(["a", "b"].contains(&answer["kind"].as_str().unwrap()) && answer["sure"].is_boolean(), "{text}");
+        assert_eq!(finished, Some(FinishReason::Stop));
+        let bad = ResponseFormat::JsonSchema(json!({"name": "bad", "schema": {"type": "integer", "not": {}}}));
+        assert!(matches!(prompting.constraint(&bad), Err(BackendError::Invalid { param: "response_format", .. })));
     }
 }

@@ -11,6 +11,7 @@
 use std::{collections::BTreeMap, panic::AssertUnwindSafe, sync::Arc};
 
 use futures_util::stream;
+use metier_model::grammar::Constraint;
 use metier_traffic::wire::{
     ChatChoice, ChatChunk, ChatRequest, ChatResponse, ChoiceLogprobs, ChunkChoice, Delta, FinishReason, Message,
     ResponseFormat, ResponseMessage, TokenLogprob, Usage,
@@ -40,6 +41,7 @@ pub(crate) struct Sequence {
     pub(crate) seed: u64,
     pub(crate) stop: Vec<String>,
     pub(crate) top_logprobs: Option<u8>,
+    pub(crate) constraint: Option<Constraint>,
 }
 
 /// What one step says of a sequence.
@@ -69,6 +71,8 @@ pub(crate) trait Prompting: Send + Sync + 'static {
     fn prompt(&self, messages: &[Message]) -> Result<Vec<u32>, BackendError>;
     /// Tokens that prompt and answer may have together.
     fn context_len(&self) -> usize;
+    /// The form that an answer in this format has; `None` where any text will do.
+    fn constraint(&self, format: &ResponseFormat) -> Result<Option<Constraint>, BackendError>;
 }
 
 struct Job {
@@ -101,13 +105,7 @@ impl LocalBase {
         if !permit.lists(LOCAL) {
             return Err(BackendError::NotPermitted);
         }
-        if request.response_format != ResponseFormat::Text {
-            return Err(BackendError::Invalid {
-                message: "`response_format` must be `text` for a base model in this version".into(),
-                param: "response_format",
-                code: "unsupported_parameter",
-            });
-        }
+        let constraint = self.prompting.constraint(&request.response_format)?;
         let prompt = self.prompting.prompt(&request.messages)?;
         let (prompt_tokens, context_len) = (prompt.len(), self.prompting.context_len());
         if prompt_tokens >= context_len {
@@ -127,6 +125,7 @@ impl LocalBase {
                 seed: seed.wrapping_add(idx),
                 stop: request.stop.clone(),
                 top_logprobs: request.logprobs.then(|| request.top_logprobs.unwrap_or(0)),
+                constraint: constraint.clone(),
             })
             .collect();
         let (events, receiver) = mpsc::unbounded_channel();
@@ -381,6 +380,10 @@ mod tests {
         }
         fn context_len(&self) -> usize {
             1_000
+        }
+        fn constraint(&self, format: &ResponseFormat) -> Result<Option<Constraint>, BackendError> {
+            let (message, param, code) = ("text alone".into(), "response_format", "invalid_value");
+            if *format == ResponseFormat::Text { Ok(None) } else { Err(BackendError::Invalid { message, param, code }) }
         }
     }
 

@@ -24,6 +24,8 @@ pub enum Finish {
     Length,
     /// It was cancelled.
     Cancelled,
+    /// Its form could not be followed to the end: a limit of the grammar was reached. The text is incomplete.
+    Constraint,
 }
 
 /// What a step brought.
@@ -38,7 +40,8 @@ pub enum Event {
         text: String,
         /// The token. The token that ends an answer is reported only where held-back text comes with it.
         token: TokenId,
-        /// Natural logarithm of its probability.
+        /// Natural logarithm of its probability as the model has it, before bias, penalties and form; 0 where its form left no
+        /// choice and nobody asked for log-probabilities.
         logprob: f32,
         /// The most probable tokens, best first; empty unless asked for.
         top: Vec<TokenLogprob>,

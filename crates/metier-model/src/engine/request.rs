@@ -4,7 +4,8 @@ use super::AdapterId;
 use crate::{
     arch::transformer::TransformerConfig,
     cache::{CacheShape, KeptLayers},
-    sample::Sampling,
+    grammar::Constraint,
+    sample::{MAX_BIAS, MAX_BIASED, Sampling},
     tokenizer::TokenId,
 };
 
@@ -46,7 +47,12 @@ pub struct GenerationRequest {
     pub sampling: Sampling,
     /// Texts that end the answer; they and what follows are never given out.
     pub stop: Vec<String>,
-    /// So many alternatives with each token.
+    /// Added to the logits of these tokens: at most [`MAX_BIASED`] of them, ±[`MAX_BIAS`].
+    pub logit_bias: Vec<(TokenId, f32)>,
+    /// The form that the answer must have; compiled for the engine's decoder.
+    pub constraint: Option<Constraint>,
+    /// So many alternatives with each token. Who asks for them pays a step for every token, also for one that its form leaves no
+    /// choice.
     pub top_logprobs: Option<u8>,
     /// Deltas over the base: an adapter that the engine has loaded.
     pub adapter: Option<AdapterId>,
@@ -119,14 +125,15 @@ pub enum SubmitError {
     /// Too many alternatives.
     #[error("{0} alternatives a token are more than {MAX_TOP_LOGPROBS}")]
     TopLogprobs(u8),
-    /// A temperature or top-p that is no number in range.
-    #[error("temperature {temperature} and top-p {top_p} must be finite numbers of at least 0")]
-    Sampling {
-        /// As given.
-        temperature: String,
-        /// As given.
-        top_p: String,
-    },
+    /// A temperature, probability or penalty that is no number in range.
+    #[error("temperature and top-p must be at least 0, min-p 0 to 1, penalties -2 to 2")]
+    Sampling,
+    /// A bias out of range, on too many tokens, or on one outside the vocabulary.
+    #[error("a logit bias must be -{MAX_BIAS} to {MAX_BIAS}, on at most {MAX_BIASED} tokens of the vocabulary")]
+    LogitBias,
+    /// A constraint that was compiled for other weights.
+    #[error("the constraint was compiled for another base")]
+    Constraint,
 }
 
 impl GenerationRequest {
@@ -160,10 +167,12 @@ impl GenerationRequest {
         if let Some(n) = self.top_logprobs.filter(|n| *n > MAX_TOP_LOGPROBS) {
             return Err(SubmitError::TopLogprobs(n));
         }
-        let Sampling { temperature, top_p, .. } = self.sampling;
-        if !(temperature.is_finite() && temperature >= 0.0 && top_p.is_finite() && top_p >= 0.0) {
-            let (temperature, top_p) = (temperature.to_string(), top_p.to_string());
-            return Err(SubmitError::Sampling { temperature, top_p });
+        if !self.sampling.is_valid() {
+            return Err(SubmitError::Sampling);
+        }
+        let in_range = |(id, bias): &(TokenId, f32)| (id.0 as usize) < vocabulary && bias.abs() <= MAX_BIAS;
+        if self.logit_bias.len() > MAX_BIASED || !self.logit_bias.iter().all(in_range) {
+            return Err(SubmitError::LogitBias);
         }
         Ok(())
     }

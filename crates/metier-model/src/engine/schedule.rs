@@ -115,6 +115,7 @@ impl Engine {
             }
             if let Some(token) = sequence.last {
                 sequence.step_tokens.push(token);
+                sequence.step_tokens.append(&mut sequence.ahead);
                 writing = true;
             } else {
                 reading.push((sequence.request.prompt.len() - sequence.cache.len(), i));

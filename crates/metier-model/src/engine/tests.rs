@@ -32,7 +32,8 @@ fn mixed_requests() -> Vec<GenerationRequest> {
             let prompt: Vec<u32> = (0..*len).map(|j| ((j * 31 + i as u32 * 7) % 250) + 1).collect();
             let mut request = request(&prompt, 12 + i);
             if i % 2 == 1 {
-                request.sampling = Sampling { temperature: 0.9, top_p: 0.95, top_k: 50, seed: i as u64 };
+                request.sampling =
+                    Sampling { temperature: 0.9, top_p: 0.95, top_k: 50, seed: i as u64, ..Sampling::default() };
             }
             request
         })
@@ -277,7 +278,7 @@ fn limits_are_said_on_both_sides() {
     let hot = Sampling { temperature: f32::NAN, ..Sampling::default() };
     assert!(matches!(
         engine.submit(GenerationRequest { sampling: hot, ..request(&[1], 1) }),
-        Err(SubmitError::Sampling { .. })
+        Err(SubmitError::Sampling)
     ));
     engine.submit(request(&[1; 6], context - 6)).unwrap();
     engine.submit(request(&[261], 3)).unwrap();

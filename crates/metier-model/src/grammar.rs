@@ -1,0 +1,364 @@
+//! Which tokens may come next, if the text is to have a given form?
+//!
+//! **Question:** what may this answer still become? **In:** a [`Form`] (JSON Schema, any JSON object, regular expression, list of
+//! choices) and a decoder's tokens. **Out:** a mask over the vocabulary, token by token; tokens that are certain without asking the
+//! model; whether the text may end here. **Absent:** logits and drawing ([`crate::sample`]), clocks, threads. The automata are those
+//! of the crate `llguidance`; every limit of theirs is counted in steps and states, not in time, so that a form which compiles once
+//! compiles always.
+//!
+//! JSON is written on one line with `, ` and `: ` between its parts, as Python writes it by default: a model cannot lose itself in
+//! white space, and all of that is certain without a draw. Properties come in the schema's order.
+
+use std::sync::Arc;
+
+use llguidance::{
+    ParserFactory, TokenParser,
+    api::{ParserLimits, TopLevelGrammar},
+    derivre::RegexBuilder,
+    earley::SlicedBiasComputer,
+    toktrie::{InferenceCapabilities, TokEnv, TokRxInfo, TokTrie, TokenizerEnv},
+};
+use serde_json::{Value, json};
+
+use crate::{Digest, decoder::Decoder, sample::TokenMask, tokenizer::TokenId};
+
+/// Bytes of a schema, of a regular expression, or of all choices together, at most.
+pub const MAX_FORM_BYTES: usize = 128 << 10;
+/// Choices, at most.
+pub const MAX_CHOICES: usize = 4096;
+/// States of the automaton over bytes, at most: 1 to 2 KB each. The library's own limit would allow half a gigabyte.
+const MAX_STATES: usize = 30_000;
+/// Steps that building the automaton may take: about 20 ms of work.
+const MAX_BUILD_STEPS: u64 = 1_000_000;
+/// Steps that one mask may take: about 15 ms of work, hundreds of times the usual.
+const MAX_MASK_STEPS: u64 = 200_000;
+/// Grammar symbols, at most.
+const MAX_SYMBOLS: usize = 200_000;
+/// A special token's first byte in the library's vocabulary; no text begins with it.
+const SPECIAL: u8 = TokTrie::SPECIAL_TOKEN_MARKER;
+
+/// The form of a text.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Form {
+    /// Any JSON object.
+    JsonObject,
+    /// JSON that a schema describes. Keywords that cannot be enforced are refused, not ignored.
+    JsonSchema(Value),
+    /// Text that a regular expression matches as a whole, in the syntax of the crate `regex`, without anchors.
+    Regex(String),
+    /// One of these texts.
+    Choice(Vec<String>),
+}
+
+/// A form is not taken.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum GrammarError {
+    /// More text than is read.
+    #[error("the form has {bytes} bytes, at most {MAX_FORM_BYTES} are taken")]
+    TooLong {
+        /// Bytes given.
+        bytes: usize,
+    },
+    /// No choices, too many, or an empty one.
+    #[error("choices must be 1 to {MAX_CHOICES} texts that are not empty")]
+    Choices,
+    /// The automaton would be too big.
+    #[error("the form needs too large an automaton: {0}")]
+    TooComplex(String),
+    /// No text has this form, or none that the model's tokens can write.
+    #[error("no text has this form: {0}")]
+    Unsatisfiable(String),
+    /// The regular expression is malformed, or uses what is not supported.
+    #[error("cannot use the regular expression: {0}")]
+    Regex(String),
+    /// The schema is malformed, or uses what cannot be enforced.
+    #[error("cannot enforce the schema: {0}")]
+    Schema(String),
+    /// The tokens of the decoder do not make a vocabulary.
+    #[error("cannot make a grammar's vocabulary of the decoder's tokens: {0}")]
+    Vocabulary(String),
+}
+
+/// A text cannot be continued in its form: a limit was reached, or only bytes are left that no token writes.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the form cannot be followed further: {0}")]
+pub struct ConstraintError(String);
+
+/// What all forms over one decoder share: its tokens as a tree of bytes. Made once; a few megabytes.
+pub struct GrammarEnv {
+    factory: ParserFactory,
+    decoder: Arc<Decoder>,
+}
+
+impl GrammarEnv {
+    /// The tree of a decoder's tokens.
+    pub fn new(decoder: Arc<Decoder>) -> Result<Self, GrammarError> {
+        let problem = |error: &dyn std::fmt::Display| GrammarError::Vocabulary(error.to_string());
+        let tokenizer = decoder.tokenizer();
+        let n = tokenizer.vocabulary();
+        let words: Vec<Vec<u8>> = (0..n as u32)
+            .map(|id| {
+                let bytes = tokenizer.bytes_of(TokenId(id));
+                match bytes.first() {
+                    // A token of the byte FF alone stands in no text.
+                    Some(&SPECIAL) => Vec::new(),
+                    Some(_) => bytes.to_vec(),
+                    None if tokenizer.is_special(TokenId(id)) => [&[SPECIAL], format!("<{id}>").as_bytes()].concat(),
+                    None => Vec::new(),
+                }
+            })
+            .collect();
+        let ends: Vec<u32> = decoder.ends().iter().map(|end| end.0).filter(|end| (*end as usize) < n).collect();
+        let Some(&end) = ends.first() else {
+            return Err(problem(&"no token ends an answer"));
+        };
+        let trie = TokTrie::from(&TokRxInfo::new(n as u32, end), &words).with_eos_tokens(&ends);
+        let env: TokEnv = Arc::new(Vocabulary { trie, decoder: Arc::clone(&decoder) });
+        let caps = InferenceCapabilities { ff_tokens: true, ..InferenceCapabilities::default() };
+        let slices = SlicedBiasComputer::general_slices();
+        let mut factory = ParserFactory::new(&env, caps, &slices).map_err(|error| problem(&error))?;
+        factory.quiet();
+        *factory.limits_mut() = limits();
+        Ok(Self { factory, decoder })
+    }
+}
+
+impl std::fmt::Debug for GrammarEnv {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "GrammarEnv({:?})", self.decoder)
+    }
+}
+
+fn limits() -> ParserLimits {
+    ParserLimits {
+        initial_lexer_fuel: MAX_BUILD_STEPS,
+        step_lexer_fuel: MAX_MASK_STEPS,
+        max_lexer_states: MAX_STATES,
+        max_grammar_size: MAX_SYMBOLS,
+        verbose_errors: false,
+        ..ParserLimits::default()
+    }
+}
+
+/// A decoder's tokens as the library sees them.
+struct Vocabulary {
+    trie: TokTrie,
+    decoder: Arc<Decoder>,
+}
+
+impl TokenizerEnv for Vocabulary {
+    fn tok_trie(&self) -> &TokTrie {
+        &self.trie
+    }
+
+    fn tokenize_bytes(&self, bytes: &[u8]) -> Vec<u32> {
+        self.trie.tokenize_with_greedy_fallback(bytes, |text| {
+            let ids = self.decoder.tokenizer().encode(text).unwrap_or_default();
+            ids.into_iter().map(|id| id.0).collect()
+        })
+    }
+}
+
+/// A form, compiled for one decoder. Cheap to clone; equal only to its own clones.
+#[derive(Clone)]
+pub struct Constraint(Arc<Compiled>);
+
+struct Compiled {
+    start: TokenParser,
+    base: Digest,
+    vocabulary: usize,
+}
+
+impl PartialEq for Constraint {
+    fn eq(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+}
+
+impl std::fmt::Debug for Constraint {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Constraint(for {})", self.0.base)
+    }
+}
+
+impl Constraint {
+    /// Compiles a form.
+    pub fn compile(form: &Form, env: &GrammarEnv) -> Result<Self, GrammarError> {
+        check_size(form)?;
+        let wrong = |error: &dyn std::fmt::Display| match form {
+            Form::Regex(_) | Form::Choice(_) => classify(error, GrammarError::Regex),
+            Form::JsonObject | Form::JsonSchema(_) => classify(error, GrammarError::Schema),
+        };
+        let tokenizer = env.decoder.tokenizer();
+        if let Form::Choice(choices) = form {
+            let written = |text: &String| tokenizer.encode(text).is_ok_and(|ids| tokenizer.decode(&ids) == *text);
+            if let Some(text) = choices.iter().find(|text| !written(text)) {
+                return Err(GrammarError::Unsatisfiable(format!("no tokens write `{text}`")));
+            }
+        }
+        let grammar = catch(|| grammar(form)).map_err(|problem| wrong(&problem))??;
+        let mut start = env.factory.create_parser(grammar).map_err(|error| wrong(&format!("{error:#}")))?;
+        start.start_without_prompt();
+        let mut first = ConstraintState { parser: start.clone(), vocabulary: tokenizer.vocabulary(), mask: None };
+        match first.allowed() {
+            Ok(mask) if mask.count() > 0 => {}
+            Ok(_) => return Err(GrammarError::Unsatisfiable("no token may begin it".to_owned())),
+            Err(ConstraintError(problem)) => {
+                return Err(classify(&problem, |problem| {
+                    GrammarError::Unsatisfiable(format!("no first token: {problem}"))
+                }));
+            }
+        }
+        let base = env.decoder.base().digest;
+        Ok(Self(Arc::new(Compiled { start, base, vocabulary: tokenizer.vocabulary() })))
+    }
+
+    /// The weights whose tokens it speaks of.
+    pub fn base(&self) -> &Digest {
+        &self.0.base
+    }
+
+    /// A text that has not begun. What it learns of the automaton is its own: no text depends on another's.
+    pub fn begin(&self) -> ConstraintState {
+        ConstraintState { parser: self.0.start.deep_clone(), vocabulary: self.0.vocabulary, mask: None }
+    }
+}
+
+fn check_size(form: &Form) -> Result<(), GrammarError> {
+    let bytes = match form {
+        Form::JsonObject => 0,
+        Form::JsonSchema(schema) => schema.to_string().len(),
+        Form::Regex(regex) => regex.len(),
+        Form::Choice(choices) => {
+            if choices.is_empty() || choices.len() > MAX_CHOICES || choices.iter().any(String::is_empty) {
+                return Err(GrammarError::Choices);
+            }
+            choices.iter().map(String::len).sum()
+        }
+    };
+    if bytes > MAX_FORM_BYTES { Err(GrammarError::TooLong { bytes }) } else { Ok(()) }
+}
+
+fn grammar(form: &Form) -> Result<TopLevelGrammar, GrammarError> {
+    let mut schema = match form {
+        Form::JsonObject => json!({"type": "object"}),
+        Form::JsonSchema(schema) => schema.clone(),
+        Form::Regex(regex) => {
+            let mut checked = RegexBuilder::new();
+            checked.mk_regex(regex).map_err(|error| GrammarError::Regex(format!("{error:#}")))?;
+            return Ok(TopLevelGrammar::from_regex(regex));
+        }
+        Form::Choice(choices) => {
+            let quoted: Vec<String> = choices.iter().map(|text| quote(text)).collect();
+            return Ok(TopLevelGrammar::from_regex(&quoted.join("|")));
+        }
+    };
+    let map = schema.as_object_mut().ok_or_else(|| GrammarError::Schema("it must be an object".to_owned()))?;
+    // The library takes its options inside the schema. A caller's are overwritten.
+    let options = json!({"whitespace_flexible": false, "item_separator": ", ", "key_separator": ": "});
+    map.insert("x-guidance".to_owned(), options);
+    Ok(TopLevelGrammar::from_json_schema(schema))
+}
+
+/// A regular expression for this text and no other.
+fn quote(text: &str) -> String {
+    let mut out = String::new();
+    for c in text.chars() {
+        if r"\.+*?()|[]{}^$#&-~".contains(c) {
+            out.push('\\');
+        }
+        out.push(c);
+    }
+    out
+}
+
+/// A panic of the library is an error of its input.
+fn catch<T>(work: impl FnOnce() -> T) -> Result<T, String> {
+    std::panic::catch_unwind(std::panic::AssertUnwindSafe(work)).map_err(|_| "the library panicked".to_owned())
+}
+
+/// The library tells its errors apart by their texts alone.
+fn classify(error: &dyn std::fmt::Display, otherwise: impl FnOnce(String) -> GrammarError) -> GrammarError {
+    let text = error.to_string();
+    let says = |words: &[&str]| words.iter().any(|word| text.to_lowercase().contains(word));
+    if says(&["unsatisfiable", "empty language", "no match"]) {
+        GrammarError::Unsatisfiable(text)
+    } else if says(&["too big", "too large", "too complex", "fuel", "limit"]) {
+        GrammarError::TooComplex(text)
+    } else {
+        otherwise(text)
+    }
+}
+
+/// How far one text has come in its form.
+pub struct ConstraintState {
+    parser: TokenParser,
+    vocabulary: usize,
+    mask: Option<TokenMask>,
+}
+
+impl ConstraintState {
+    /// The tokens that may come next, those that end an answer among them where the text may end here.
+    ///
+    /// # Errors
+    ///
+    /// Where the automaton's limits are reached.
+    pub fn allowed(&mut self) -> Result<&TokenMask, ConstraintError> {
+        if self.mask.is_none() {
+            let vocabulary = self.vocabulary;
+            let mask = self.guarded(|parser| parser.compute_mask())?;
+            self.mask = Some(TokenMask::new(mask.as_slice(), vocabulary));
+        }
+        Ok(self.mask.as_ref().expect("computed above"))
+    }
+
+    /// The text goes on with this token.
+    ///
+    /// # Errors
+    ///
+    /// Where the token is not allowed.
+    pub fn commit(&mut self, token: TokenId) -> Result<(), ConstraintError> {
+        self.mask = None;
+        self.guarded(|parser| parser.consume_token(token.0).and_then(|_| parser.check_stop()))?;
+        Ok(())
+    }
+
+    /// Tokens that must come next, whatever the model says: each is the only one that [`allowed`](Self::allowed) would leave. They
+    /// are not yet committed.
+    pub fn forced(&mut self) -> Vec<TokenId> {
+        if self.is_finished() {
+            return Vec::new();
+        }
+        let tokens = self.guarded(|parser| Ok::<_, String>(parser.compute_ff_tokens())).unwrap_or_default();
+        tokens.into_iter().map(TokenId).collect()
+    }
+
+    /// The text has the form as it stands.
+    pub fn is_accepting(&mut self) -> bool {
+        self.parser.stop_reason().is_ok()
+            && self.guarded(|parser| Ok::<_, String>(parser.is_accepting())).unwrap_or(false)
+    }
+
+    /// Nothing may follow.
+    pub fn is_finished(&self) -> bool {
+        self.parser.stopped()
+    }
+
+    fn guarded<T, E: std::fmt::Display>(
+        &mut self,
+        work: impl FnOnce(&mut TokenParser) -> Result<T, E>,
+    ) -> Result<T, ConstraintError> {
+        catch(|| work(&mut self.parser))
+            .map_err(ConstraintError)?
+            .map_err(|error| ConstraintError(format!("{error:#}")))
+    }
+}
+
+impl std::fmt::Debug for ConstraintState {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "ConstraintState({} tokens, {:?})", self.parser.num_tokens(), self.parser.stop_reason())
+    }
+}
+
+#[cfg(test)]
+mod tests;

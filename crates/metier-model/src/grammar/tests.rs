@@ -1,0 +1,152 @@
+#![allow(clippy::unwrap_used, reason = "tests")]
+
+use metier_kernels::{Pool, Tier};
+use proptest::prelude::*;
+use serde_json::{Value, json};
+
+use super::*;
+use crate::{
+    Engine, EngineLimits,
+    engine::{Finish, Generation, GenerationRequest, Sampling, SubmitError, WeightFormat},
+    tiny,
+};
+
+fn env() -> GrammarEnv {
+    GrammarEnv::new(Arc::new(Decoder::from_bytes(tiny::gguf(7), "tiny", WeightFormat::AsFile).unwrap())).unwrap()
+}
+
+fn compile(form: &Form) -> Constraint {
+    Constraint::compile(form, &env()).unwrap()
+}
+
+/// What a model that says nothing sensible writes in this form.
+fn write(constraint: &Constraint, seed: u64, temperature: f32, logprobs: bool) -> Generation {
+    let env = env();
+    let pool = Pool::new(1, Tier::detect());
+    let mut engine =
+        Engine::new(Arc::clone(&env.decoder), EngineLimits { kv_cache_bytes: 16 << 20, ..Default::default() });
+    let request = GenerationRequest {
+        prompt: vec![TokenId(5), TokenId(80)],
+        max_tokens: 200,
+        sampling: Sampling { temperature, seed, ..Default::default() },
+        constraint: Some(constraint.clone()),
+        top_logprobs: logprobs.then_some(0),
+        ..Default::default()
+    };
+    engine.submit(request).unwrap();
+    engine.drain(&pool).pop().unwrap()
+}
+
+fn ticket() -> Form {
+    Form::JsonSchema(json!({
+        "type": "object",
+        "properties": {
+            "category": {"enum": ["billing", "shipping", "other"]},
+            "urgent": {"type": "boolean"},
+            "amount": {"type": "integer", "minimum": 0, "maximum": 999},
+            "tags": {"type": "array", "items": {"type": "string", "maxLength": 5}, "maxItems": 2},
+        },
+        "required": ["category", "urgent", "amount", "tags"],
+        "additionalProperties": false,
+    }))
+}
+
+/// The ticket's schema, said once more by hand.
+fn is_ticket(text: &str) -> bool {
+    let Ok(Value::Object(map)) = serde_json::from_str(text) else { return false };
+    let tags = map["tags"].as_array().unwrap();
+    map.keys().eq(["category", "urgent", "amount", "tags"])
+        && ["billing", "shipping", "other"].contains(&map["category"].as_str().unwrap())
+        && map["urgent"].is_boolean()
+        && map["amount"].as_u64().unwrap() <= 999
+        && tags.len() <= 2
+        && tags.iter().all(|tag| tag.as_str().unwrap().chars().count() <= 5)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 24, ..ProptestConfig::default() })]
+
+    #[test]
+    fn whatever_is_drawn_has_the_form(seed: u64, temperature in 0.0f32..3.0) {
+        let answer = write(&compile(&ticket()), seed, temperature, false);
+        prop_assert_eq!(answer.finish, Finish::Stop);
+        prop_assert!(is_ticket(&answer.text), "{}", answer.text);
+        let step_by_step = write(&compile(&ticket()), seed, temperature, true);
+        prop_assert_eq!(&step_by_step.tokens, &answer.tokens, "tokens that are certain are those that would be drawn");
+
+        let regex = r"[A-Z]{2}-\d{3,5}(é|ü)?";
+        let answer = write(&compile(&Form::Regex(regex.into())), seed, temperature, false);
+        prop_assert!(regex::Regex::new(&format!("^(?:{regex})$")).unwrap().is_match(&answer.text), "{}", answer.text);
+
+        let choices = ["yes", "yes, gladly", "no"].map(String::from).to_vec();
+        let answer = write(&compile(&Form::Choice(choices.clone())), seed, temperature, false);
+        prop_assert!(choices.contains(&answer.text), "{}", answer.text);
+
+        let answer = write(&compile(&Form::JsonObject), seed, temperature, false);
+        if answer.finish == Finish::Stop {
+            prop_assert!(serde_json::from_str::<serde::de::IgnoredAny>(&answer.text).is_ok(), "{}", answer.text);
+        } else {
+            prop_assert_eq!(answer.finish, Finish::Length);
+        }
+        prop_assert!(answer.text.starts_with('{'), "an object");
+    }
+}
+
+#[test]
+fn what_is_certain_is_not_drawn() {
+    let form = ticket();
+    let mut state = compile(&form).begin();
+    let text: Vec<TokenId> = state.forced();
+    assert_eq!(env().decoder.tokenizer().decode(&text), "{\"category\": \"");
+    for token in text {
+        assert_eq!(state.allowed().unwrap().count(), 1);
+        assert!(state.allowed().unwrap().contains(token));
+        state.commit(token).unwrap();
+    }
+    assert!(!state.is_accepting() && !state.is_finished());
+    assert!(state.commit(TokenId(0)).is_err(), "a token that is not allowed");
+}
+
+#[test]
+fn an_answer_that_is_cut_is_said_to_be_cut() {
+    let env = env();
+    let pool = Pool::new(1, Tier::detect());
+    let mut engine = Engine::new(Arc::clone(&env.decoder), EngineLimits::default());
+    for max_tokens in [1, 5, 9] {
+        let constraint = Some(Constraint::compile(&ticket(), &env).unwrap());
+        engine
+            .submit(GenerationRequest { prompt: vec![TokenId(1)], max_tokens, constraint, ..Default::default() })
+            .unwrap();
+    }
+    for (answer, max_tokens) in engine.drain(&pool).iter().zip([1, 5, 9]) {
+        assert_eq!((answer.finish, answer.completion_tokens), (Finish::Length, max_tokens));
+    }
+}
+
+#[test]
+fn forms_that_cannot_be_are_refused() {
+    let env = env();
+    let refused = |form: Form| Constraint::compile(&form, &env).unwrap_err();
+    let schema = |schema: Value| refused(Form::JsonSchema(schema));
+    assert!(matches!(refused(Form::Choice(vec![])), GrammarError::Choices));
+    assert!(matches!(refused(Form::Choice(vec![String::new()])), GrammarError::Choices));
+    assert!(matches!(refused(Form::Choice(vec!["a".into(); MAX_CHOICES + 1])), GrammarError::Choices));
+    assert!(Constraint::compile(&Form::Choice(vec!["a".into(); MAX_CHOICES]), &env).is_ok());
+    assert!(matches!(refused(Form::Regex("a".repeat(MAX_FORM_BYTES + 1))), GrammarError::TooLong { .. }));
+    assert!(matches!(refused(Form::Regex("(a".into())), GrammarError::Regex(_)));
+    let error = refused(Form::Regex("[a&&b]".into()));
+    assert!(matches!(error, GrammarError::Unsatisfiable(_)), "{error:?}");
+    let error = schema(json!({"type": "integer", "minimum": 5, "maximum": 4}));
+    assert!(matches!(error, GrammarError::Unsatisfiable(_)), "{error:?}");
+    assert!(matches!(schema(json!({"type": "object", "not": {}})), GrammarError::Schema(_)));
+    assert!(matches!(schema(json!("text")), GrammarError::Schema(_)));
+    assert!(matches!(schema(json!({"$ref": "http://example.com/a.json"})), GrammarError::Schema(_)));
+}
+
+#[test]
+fn a_form_of_another_base_is_refused() {
+    let other = Arc::new(Decoder::from_bytes(tiny::gguf(8), "tiny", WeightFormat::AsFile).unwrap());
+    let constraint = Some(compile(&Form::JsonObject));
+    let request = GenerationRequest { prompt: vec![TokenId(1)], max_tokens: 4, constraint, ..Default::default() };
+    assert_eq!(Engine::new(other, EngineLimits::default()).submit(request), Err(SubmitError::Constraint));
+}
