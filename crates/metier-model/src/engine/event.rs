@@ -59,7 +59,7 @@ pub enum Event {
     },
 }
 
-/// A whole answer, from [`Engine::drain`].
+/// A whole answer, from [`Engine::drain`](crate::Engine::drain).
 #[derive(Clone, Debug, PartialEq)]
 pub struct Generation {
     /// The sequence.

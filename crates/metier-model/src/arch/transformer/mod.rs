@@ -18,7 +18,7 @@
 //! | Phi-3, Phi-4-mini | fused tensors; only a part of a head is turned; LongRoPE's short factors |
 //! | Gemma 3 | `s` = √width, `n`, `post`: norms, act = GELU, five of six layers have a window and their own frequencies |
 //!
-//! [`config`] says what a file's network is, [`weights`] finds and packs its tensors, [`rope`] knows the angles, [`forward`] computes.
+//! `config` says what a file's network is, `weights` finds and packs its tensors, `rope` knows the angles, `forward` computes.
 //!
 //! Cost of one decoded token of SmolLM2-135M at its own bits: 106.2 M layer weights of 5 bits and a head of 28.3 M weights of
 //! 8.5 bits = 96 MB; at 29 GB/s at most 300 tokens/s.
