@@ -39,6 +39,12 @@ impl GgufWriter {
             TensorType::Q5_0 => 6,
             TensorType::Q5_1 => 7,
             TensorType::Q8_0 => 8,
+            TensorType::Q2K => 10,
+            TensorType::Q3K => 11,
+            TensorType::Q4K => 12,
+            TensorType::Q5K => 13,
+            TensorType::Q6K => 14,
+            TensorType::Iq4Nl => 20,
             TensorType::Bf16 => 30,
             TensorType::Opaque { name, .. } => panic!("{name} is not written"),
         };

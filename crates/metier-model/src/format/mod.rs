@@ -8,14 +8,14 @@
 //! and against what is left of the file, with checked arithmetic, before anything is allocated. Neither parser panics, nor
 //! allocates more than a small multiple of the file, on any input (property tests here, fuzz targets in `fuzz/`).
 
+pub(crate) mod dequantise;
 pub mod gguf;
 pub mod gguf_write;
 pub mod safetensors;
 
 use std::{fmt, ops::Range};
 
-use half::{bf16, f16};
-
+use dequantise::dequantise;
 pub use gguf::Gguf;
 pub use safetensors::Safetensors;
 
@@ -105,6 +105,18 @@ pub enum TensorType {
     Q5_1,
     /// GGUF: 32 weights in 34 bytes, `d · q`.
     Q8_0,
+    /// GGUF: 256 weights in 84 bytes, 2 bits with scale and min for each 16.
+    Q2K,
+    /// GGUF: 256 weights in 110 bytes, 3 bits with a scale for each 16.
+    Q3K,
+    /// GGUF: 256 weights in 144 bytes, 4 bits with scale and min for each 32.
+    Q4K,
+    /// GGUF: 256 weights in 176 bytes, 5 bits with scale and min for each 32.
+    Q5K,
+    /// GGUF: 256 weights in 210 bytes, 6 bits with a scale for each 16.
+    Q6K,
+    /// GGUF: 32 weights in 18 bytes, `d` times one of 16 unevenly spaced values.
+    Iq4Nl,
     /// Known by size only: it can be indexed and skipped, not computed with.
     Opaque {
         /// Its name, for messages.
@@ -127,6 +139,12 @@ impl TensorType {
             Self::Q5_0 => (32, 22),
             Self::Q5_1 => (32, 24),
             Self::Q8_0 => (32, 34),
+            Self::Q2K => (256, 84),
+            Self::Q3K => (256, 110),
+            Self::Q4K => (256, 144),
+            Self::Q5K => (256, 176),
+            Self::Q6K => (256, 210),
+            Self::Iq4Nl => (32, 18),
             Self::Opaque { block_len, block_bytes, .. } => (block_len, block_bytes),
         }
     }
@@ -143,6 +161,12 @@ impl fmt::Display for TensorType {
         match self {
             Self::Opaque { name, .. } => f.write_str(name),
             Self::Bf16 => f.write_str("BF16"),
+            Self::Q2K => f.write_str("Q2_K"),
+            Self::Q3K => f.write_str("Q3_K"),
+            Self::Q4K => f.write_str("Q4_K"),
+            Self::Q5K => f.write_str("Q5_K"),
+            Self::Q6K => f.write_str("Q6_K"),
+            Self::Iq4Nl => f.write_str("IQ4_NL"),
             other => write!(f, "{other:?}"),
         }
     }
@@ -208,50 +232,10 @@ impl<'a> Tensor<'a> {
     }
 }
 
-/// Whole blocks → f32. Formulas and layouts: ggml's `ggml-common.h` and `ggml-quants.c`.
-fn dequantise(dtype: TensorType, bytes: &[u8], out: &mut [f32]) -> bool {
-    let (len, size) = dtype.block();
-    debug_assert_eq!(bytes.len() / size * len, out.len(), "ranges agree with shapes");
-    let half_at = |block: &[u8], at: usize| f16::from_le_bytes([block[at], block[at + 1]]).to_f32();
-    let blocks = bytes.chunks_exact(size).zip(out.chunks_exact_mut(len));
-    match dtype {
-        TensorType::F32 => blocks.for_each(|(b, out)| out[0] = f32::from_le_bytes([b[0], b[1], b[2], b[3]])),
-        TensorType::F16 => blocks.for_each(|(b, out)| out[0] = half_at(b, 0)),
-        TensorType::Bf16 => blocks.for_each(|(b, out)| out[0] = bf16::from_le_bytes([b[0], b[1]]).to_f32()),
-        TensorType::Q4_0 | TensorType::Q4_1 => blocks.for_each(|(b, out)| {
-            let scale = half_at(b, 0);
-            let (min, zero, quants) =
-                if dtype == TensorType::Q4_1 { (half_at(b, 2), 0.0, &b[4..]) } else { (0.0, 8.0, &b[2..]) };
-            for (j, byte) in quants.iter().enumerate() {
-                out[j] = scale * (f32::from(byte & 15) - zero) + min;
-                out[j + 16] = scale * (f32::from(byte >> 4) - zero) + min;
-            }
-        }),
-        TensorType::Q5_0 | TensorType::Q5_1 => blocks.for_each(|(b, out)| {
-            let scale = half_at(b, 0);
-            let (min, zero, rest) =
-                if dtype == TensorType::Q5_1 { (half_at(b, 2), 0.0, &b[4..]) } else { (0.0, 16.0, &b[2..]) };
-            let high = u32::from_le_bytes([rest[0], rest[1], rest[2], rest[3]]);
-            for (j, byte) in rest[4..].iter().enumerate() {
-                let low_bit = ((high >> j) & 1) as u8;
-                let high_bit = ((high >> (j + 16)) & 1) as u8;
-                out[j] = scale * (f32::from((byte & 15) | (low_bit << 4)) - zero) + min;
-                out[j + 16] = scale * (f32::from((byte >> 4) | (high_bit << 4)) - zero) + min;
-            }
-        }),
-        TensorType::Q8_0 => blocks.for_each(|(b, out)| {
-            let scale = half_at(b, 0);
-            for (out, q) in out.iter_mut().zip(&b[2..]) {
-                *out = scale * f32::from(q.cast_signed());
-            }
-        }),
-        TensorType::Opaque { .. } => return false,
-    }
-    true
-}
-
 #[cfg(test)]
 mod tests {
+    use half::f16;
+
     use super::*;
 
     fn check(dtype: TensorType, bytes: &[u8], expected: &[(usize, f32)]) {
