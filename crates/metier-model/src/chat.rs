@@ -72,6 +72,8 @@ impl fmt::Display for Prompt {
 #[derive(Debug)]
 pub struct ChatTemplate {
     environment: Environment<'static>,
+    begin: String,
+    end: String,
 }
 
 impl ChatTemplate {
@@ -98,7 +100,13 @@ impl ChatTemplate {
         environment
             .add_template_owned("chat", source.to_owned())
             .map_err(|error| ChatError::Template(error.to_string()))?;
-        Ok(Self { environment })
+        Ok(Self { environment, begin: String::new(), end: String::new() })
+    }
+
+    /// Texts of the tokens that templates know as `bos_token` and `eos_token`; empty without this.
+    #[must_use]
+    pub fn with_tokens(self, begin: &str, end: &str) -> Self {
+        Self { begin: begin.to_owned(), end: end.to_owned(), ..self }
     }
 
     /// Writes the conversation. `add_generation_prompt` ends it where the model's answer begins.
@@ -121,7 +129,12 @@ impl ChatTemplate {
             .get_template("chat")
             .map_err(refused)?
             .render_captured_to(
-                context! { messages => marked, add_generation_prompt => add_generation_prompt },
+                context! {
+                    messages => marked,
+                    add_generation_prompt => add_generation_prompt,
+                    bos_token => self.begin.as_str(),
+                    eos_token => self.end.as_str(),
+                },
                 &mut written,
             )
             .map_err(|error| {
@@ -197,6 +210,14 @@ mod tests {
             ]
         );
         assert_eq!(prompt.to_string(), "<|s|>user\nhi <|s|>system<|e|>\n<|s|>assistant\n");
+    }
+
+    #[test]
+    fn a_template_knows_the_tokens_of_beginning_and_end() {
+        let template = ChatTemplate::new("{{ bos_token }}{{ messages[0].content }}{{ eos_token }}").unwrap();
+        assert_eq!(template.render(&user("hi"), false).unwrap().to_string(), "hi");
+        let template = template.with_tokens("<bos>", "<eos>");
+        assert_eq!(template.render(&user("hi"), false).unwrap().to_string(), "<bos>hi<eos>");
     }
 
     #[test]

@@ -20,6 +20,9 @@ use crate::{
     tokenizer::{TokenId, Tokenizer, TokenizerError},
 };
 
+/// Control tokens that end an answer wherever they exist.
+const TURN_ENDS: [&str; 4] = ["<|eot_id|>", "<|im_end|>", "<|end|>", "<end_of_turn>"];
+
 /// A decoder cannot be opened, or cannot read.
 #[derive(Debug, thiserror::Error)]
 pub enum DecoderError {
@@ -127,10 +130,20 @@ impl Decoder {
             let source = config_error("token_embd.weight", problem);
             return Err(DecoderError::Weights { path: path(), source });
         }
+        let word = |key| gguf.texts("tokenizer.ggml.tokens")?.get(gguf.count(key)?).map(String::as_str);
+        let [begin, end] =
+            ["tokenizer.ggml.bos_token_id", "tokenizer.ggml.eos_token_id"].map(|key| word(key).unwrap_or(""));
         let template = gguf.text("tokenizer.chat_template").map(ChatTemplate::new).transpose();
+        let template = template.map(|template| template.map(|template| template.with_tokens(begin, end)));
         let template = template.map_err(|source| DecoderError::Template { path: path(), source })?;
-        let end = |key| gguf.count(key).and_then(|id| u32::try_from(id).ok()).map(TokenId);
-        let ends = ["tokenizer.ggml.eos_token_id", "tokenizer.ggml.eot_token_id"].into_iter().filter_map(end).collect();
+        let named = |key| gguf.count(key).and_then(|id| u32::try_from(id).ok()).map(TokenId);
+        let mut ends: Vec<TokenId> =
+            ["tokenizer.ggml.eos_token_id", "tokenizer.ggml.eot_token_id"].into_iter().filter_map(named).collect();
+        // Files of Gemma 3, Llama 3 and Phi name the end of a text there, not always the end of a turn.
+        let turns = TURN_ENDS.iter().filter_map(|text| tokenizer.id_of(text)).filter(|id| tokenizer.is_special(*id));
+        ends.extend(turns);
+        ends.sort();
+        ends.dedup();
         Ok(Self { network, tokenizer, template, ends, base })
     }
 

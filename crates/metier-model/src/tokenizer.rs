@@ -16,6 +16,13 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 use tokenizers::pipeline::{EncodeOptions, Override, PipelineToken, PipelineTokenizer};
 
+mod pieces;
+mod pre;
+
+use aho_corasick::AhoCorasick;
+use pieces::Pieces;
+use pre::Pre;
+
 use crate::{
     chat::{Piece, Prompt},
     format::Gguf,
@@ -39,6 +46,11 @@ const CONTROL: i64 = 3;
 /// `tokenizer.ggml.token_type` of tokens that a user added; matched in text like control tokens.
 const USER_DEFINED: i64 = 4;
 
+/// `tokenizer.ggml.token_type` of the token that stands for what cannot be written.
+const UNKNOWN: i64 = 2;
+/// `tokenizer.ggml.token_type` of tokens that stand for one byte.
+const BYTE: i64 = 6;
+
 /// A tokenizer cannot be made, or cannot encode.
 #[derive(Debug, thiserror::Error)]
 pub enum TokenizerError {
@@ -47,7 +59,8 @@ pub enum TokenizerError {
     Metadata(&'static str),
     /// A kind of tokenizer that is not read.
     #[error(
-        "tokenizer `{0}` is not supported: expected a byte-level BPE (`gpt2`) with pre-tokenizer `smollm` or `gpt-2`"
+        "tokenizer `{0}` is not supported: expected a byte-level BPE (`gpt2`) with pre-tokenizer {names}, or SentencePiece (`llama`)",
+        names = pre::NAMES
     )]
     Unsupported(String),
     /// A vocabulary that contradicts itself.
@@ -68,95 +81,163 @@ pub enum TokenizerError {
 
 /// A vocabulary with its rules.
 pub struct Tokenizer {
-    inner: PipelineTokenizer,
-    plain: EncodeOptions,
-    framed: EncodeOptions,
-    /// Control tokens by text, longest first where one starts another; only for tokenizers from GGUF.
+    rules: Rules,
+    /// Control tokens by text, and what finds them; only for tokenizers from GGUF.
     specials: Vec<(String, TokenId)>,
+    finder: Option<AhoCorasick>,
     /// The bytes of every id; empty for control tokens and for tokenizers from `tokenizer.json`.
     bytes: Vec<Box<[u8]>>,
     ids: BTreeMap<String, TokenId>,
     vocabulary: usize,
+    /// Token that every prompt starts with.
+    begin: Option<TokenId>,
 }
 
-impl Tokenizer {
-    /// The byte-level BPE described by a GGUF file's metadata.
-    ///
-    /// `smollm` isolates every numeric character, then splits as GPT-2 does. Control tokens are kept away from the library:
-    /// [`encode_with_specials`](Self::encode_with_specials) cuts the text at them first.
-    pub fn from_gguf(gguf: &Gguf) -> Result<Self, TokenizerError> {
-        let model = gguf.text("tokenizer.ggml.model").ok_or(TokenizerError::Metadata("tokenizer.ggml.model"))?;
-        let pre = gguf.text("tokenizer.ggml.pre").unwrap_or("gpt-2");
-        let byte_level =
-            json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true});
-        let pre_tokenizer = match (model, pre) {
-            ("gpt2", "smollm") => json!({"type": "Sequence", "pretokenizers": [
-                {"type": "Digits", "individual_digits": true}, byte_level]}),
-            ("gpt2", "gpt-2") => byte_level,
-            _ => return Err(TokenizerError::Unsupported(format!("{model}/{pre}"))),
-        };
+enum Rules {
+    /// Byte-level BPE or WordPiece, by the library.
+    Library(PipelineTokenizer),
+    /// SentencePiece.
+    Pieces(Pieces),
+}
+
+/// What a GGUF file says about its vocabulary.
+struct Words<'a> {
+    gguf: &'a Gguf,
+    words: &'a [String],
+    kinds: &'a [i64],
+    /// Tokens that no text may become.
+    control: Vec<bool>,
+}
+
+impl<'a> Words<'a> {
+    fn read(gguf: &'a Gguf, pieces: bool) -> Result<Self, TokenizerError> {
         let words = gguf.texts("tokenizer.ggml.tokens").ok_or(TokenizerError::Metadata("tokenizer.ggml.tokens"))?;
-        let merges = gguf.texts("tokenizer.ggml.merges").ok_or(TokenizerError::Metadata("tokenizer.ggml.merges"))?;
         let kinds =
             gguf.ints("tokenizer.ggml.token_type").ok_or(TokenizerError::Metadata("tokenizer.ggml.token_type"))?;
         if words.is_empty() || words.len() > MAX_VOCABULARY || kinds.len() != words.len() {
             let problem = format!("{} tokens, {} token types", words.len(), kinds.len());
             return Err(TokenizerError::Vocabulary(problem));
         }
-        let is_special = |i: usize| kinds[i] == CONTROL || kinds[i] == USER_DEFINED;
-        let byte_of = byte_of_char();
+        // What users added to a byte-level BPE are marks such as `<tool_call>`; to SentencePiece, runs of spaces and HTML tags.
+        let mut control: Vec<bool> =
+            kinds.iter().map(|kind| *kind == CONTROL || (*kind == USER_DEFINED && !pieces)).collect();
+        for key in ["bos", "eos", "eot", "eom", "padding"] {
+            if let Some(id) = gguf.count(&format!("tokenizer.ggml.{key}_token_id")).filter(|id| *id < words.len()) {
+                control[id] = true;
+            }
+        }
+        Ok(Self { gguf, words, kinds, control })
+    }
+
+    fn id(&self, key: &'static str) -> Option<TokenId> {
+        self.gguf.count(key).filter(|id| *id < self.words.len()).map(|id| TokenId(id as u32))
+    }
+
+    /// The tokenizer, given its rules and what bytes a token that is no control token stands for.
+    fn build(
+        self,
+        begins: bool,
+        rules: impl FnOnce() -> Result<Rules, TokenizerError>,
+        bytes_of: impl Fn(usize) -> Result<Vec<u8>, TokenizerError>,
+    ) -> Result<Tokenizer, TokenizerError> {
         let mut ids = BTreeMap::new();
-        let mut specials = Vec::new();
-        let mut bytes = Vec::with_capacity(words.len());
-        for (i, word) in words.iter().enumerate() {
-            let id = TokenId(i as u32);
-            if ids.insert(word.clone(), id).is_some() {
+        let (mut specials, mut bytes) = (Vec::new(), Vec::with_capacity(self.words.len()));
+        for (i, word) in self.words.iter().enumerate() {
+            if ids.insert(word.clone(), TokenId(i as u32)).is_some() {
                 return Err(TokenizerError::Vocabulary(format!("token `{word}` stands twice")));
             }
-            if is_special(i) {
+            if self.control[i] {
                 if !word.is_empty() {
-                    specials.push((word.clone(), id));
+                    specials.push((word.clone(), TokenId(i as u32)));
                 }
                 bytes.push(Box::default());
             } else {
-                let decoded: Option<Vec<u8>> = word.chars().map(|c| byte_of.get(&c).copied()).collect();
-                let decoded = decoded.ok_or_else(|| {
-                    TokenizerError::Vocabulary(format!("token `{word}` is not in byte-level characters"))
-                })?;
-                bytes.push(decoded.into_boxed_slice());
+                bytes.push(bytes_of(i)?.into_boxed_slice());
             }
         }
-        specials.sort_by(|a, b| b.0.len().cmp(&a.0.len()).then_with(|| a.0.cmp(&b.0)));
+        let texts: Vec<&str> = specials.iter().map(|(text, _)| text.as_str()).collect();
+        let finder = if texts.is_empty() { None } else { Some(pieces::leftmost_longest(&texts)?) };
+        let begins = self.gguf.flag("tokenizer.ggml.add_bos_token").unwrap_or(begins);
+        let begin = self.id("tokenizer.ggml.bos_token_id").filter(|_| begins);
+        Ok(Tokenizer { rules: rules()?, specials, finder, bytes, ids, vocabulary: self.words.len(), begin })
+    }
+}
+
+impl Tokenizer {
+    /// The tokenizer described by a GGUF file's metadata: a byte-level BPE (`gpt2`), or SentencePiece (`llama`).
+    ///
+    /// Control tokens are kept away from the rules: [`encode_with_specials`](Self::encode_with_specials) cuts the text at them first.
+    pub fn from_gguf(gguf: &Gguf) -> Result<Self, TokenizerError> {
+        let model = gguf.text("tokenizer.ggml.model").ok_or(TokenizerError::Metadata("tokenizer.ggml.model"))?;
+        match model {
+            "gpt2" => Self::byte_level(gguf),
+            "llama" => Self::sentence_pieces(gguf),
+            other => Err(TokenizerError::Unsupported(other.to_owned())),
+        }
+    }
+
+    fn sentence_pieces(gguf: &Gguf) -> Result<Self, TokenizerError> {
+        let words = Words::read(gguf, true)?;
+        let scores = gguf.floats("tokenizer.ggml.scores").ok_or(TokenizerError::Metadata("tokenizer.ggml.scores"))?;
+        let unknown = words.id("tokenizer.ggml.unknown_token_id");
+        let space_first = gguf.flag("tokenizer.ggml.add_space_prefix").unwrap_or(true);
+        let is_control = |i: usize| words.control[i];
+        let pieces = Pieces::new(words.words, scores, words.kinds, is_control, unknown, space_first)?;
+        let (texts, kinds) = (words.words, words.kinds);
+        words.build(
+            true,
+            || Ok(Rules::Pieces(pieces)),
+            |i| {
+                Ok(match kinds[i] {
+                    UNKNOWN => Vec::new(),
+                    BYTE => pieces::byte_of(&texts[i]).into_iter().collect(),
+                    _ => texts[i].replace(pieces::SPACE, " ").into_bytes(),
+                })
+            },
+        )
+    }
+
+    fn byte_level(gguf: &Gguf) -> Result<Self, TokenizerError> {
+        let name = gguf.text("tokenizer.ggml.pre").unwrap_or("gpt-2");
+        let pre = Pre::named(name).ok_or_else(|| TokenizerError::Unsupported(format!("gpt2/{name}")))?;
+        let merges = gguf.texts("tokenizer.ggml.merges").ok_or(TokenizerError::Metadata("tokenizer.ggml.merges"))?;
+        let words = Words::read(gguf, false)?;
+        let mut vocabulary: serde_json::Map<_, _> =
+            words.words.iter().enumerate().map(|(i, word)| (word.clone(), json!(i))).collect();
         let mut pairs = Vec::with_capacity(merges.len());
         for merge in merges {
             let pair = merge.split_once(' ').filter(|(left, right)| {
-                ids.contains_key(*left) && ids.contains_key(*right) && ids.contains_key(&format!("{left}{right}"))
+                let known = |word: &str| vocabulary.contains_key(word);
+                known(left) && known(right) && known(&format!("{left}{right}"))
             });
             let (left, right) = pair.ok_or_else(|| {
                 TokenizerError::Vocabulary(format!("merge `{merge}` does not join two tokens to a third"))
             })?;
             pairs.push([left, right]);
         }
-        let mut vocabulary: serde_json::Map<_, _> =
-            words.iter().enumerate().map(|(i, word)| (word.clone(), json!(i))).collect();
+        let byte_of = byte_of_char();
         // SmolLM2 has no token for eight bytes that hardly occur (U+0004, lead bytes of rare planes). The library insists on all
         // 256, so they get ids behind the vocabulary, which `encode_into` drops, as the model's own tokenizer does.
-        for byte in byte_of.keys().map(char::to_string).filter(|byte| !ids.contains_key(byte)) {
+        for byte in byte_of.keys().map(char::to_string) {
             let id = vocabulary.len();
-            vocabulary.insert(byte, json!(id));
+            vocabulary.entry(byte).or_insert_with(|| json!(id));
         }
         let document = json!({
-            "version": "1.0", "truncation": null, "padding": null, "added_tokens": [], "normalizer": null,
-            "pre_tokenizer": pre_tokenizer, "post_processor": null,
+            "version": "1.0", "truncation": null, "padding": null, "added_tokens": [], "normalizer": pre.normalizer,
+            "pre_tokenizer": pre.pre_tokenizer, "post_processor": null,
             "decoder": {"type": "ByteLevel", "add_prefix_space": true, "trim_offsets": true, "use_regex": true},
             "model": {"type": "BPE", "dropout": null, "unk_token": null, "continuing_subword_prefix": null,
-                "end_of_word_suffix": null, "fuse_unk": false, "byte_fallback": false, "ignore_merges": false,
+                "end_of_word_suffix": null, "fuse_unk": false, "byte_fallback": false, "ignore_merges": pre.ignore_merges,
                 "vocab": vocabulary, "merges": pairs},
         });
-        let inner = read(&document.to_string())?;
-        let vocabulary = words.len();
-        let (plain, framed) = (options(false), options(false));
-        Ok(Self { inner, plain, framed, specials, bytes, ids, vocabulary })
+        let texts = words.words;
+        let rules = || Ok(Rules::Library(read(&document.to_string())?));
+        words.build(false, rules, |i| {
+            let decoded: Option<Vec<u8>> = texts[i].chars().map(|c| byte_of.get(&c).copied()).collect();
+            decoded.ok_or_else(|| {
+                TokenizerError::Vocabulary(format!("token `{}` is not in byte-level characters", texts[i]))
+            })
+        })
     }
 
     /// The tokenizer described by a `tokenizer.json`. Its truncation and padding are ignored.
@@ -177,13 +258,13 @@ impl Tokenizer {
         let vocabulary = ids.values().max().map_or(0, |id| id.0 as usize + 1);
         let inner = read(text)?;
         Ok(Self {
-            inner,
-            plain: options(false),
-            framed: options(true),
+            rules: Rules::Library(inner),
             specials: Vec::new(),
+            finder: None,
             bytes: Vec::new(),
             ids,
             vocabulary,
+            begin: None,
         })
     }
 
@@ -211,14 +292,14 @@ impl Tokenizer {
     /// tokens are matched as its own library would. Nothing is put around the text.
     pub fn encode(&self, text: &str) -> Result<Vec<TokenId>, TokenizerError> {
         let mut out = Vec::new();
-        self.encode_into(text, &self.plain, &mut out)?;
+        self.encode_into(text, false, &mut out)?;
         Ok(out)
     }
 
     /// As [`encode`](Self::encode), framed by what the post-processor adds (`[CLS]` and `[SEP]`).
     pub fn encode_framed(&self, text: &str) -> Result<Vec<TokenId>, TokenizerError> {
         let mut out = Vec::new();
-        self.encode_into(text, &self.framed, &mut out)?;
+        self.encode_into(text, true, &mut out)?;
         Ok(out)
     }
 
@@ -227,11 +308,11 @@ impl Tokenizer {
         let mut out = Vec::new();
         let mut rest = text;
         while let Some((at, special, id)) = self.first_special(rest) {
-            self.encode_into(&rest[..at], &self.plain, &mut out)?;
+            self.encode_into(&rest[..at], false, &mut out)?;
             out.push(id);
             rest = &rest[at + special.len()..];
         }
-        self.encode_into(rest, &self.plain, &mut out)?;
+        self.encode_into(rest, false, &mut out)?;
         Ok(out)
     }
 
@@ -249,34 +330,41 @@ impl Tokenizer {
             };
             while let Some((at, special, id)) = self.first_special(rest) {
                 text.push_str(&rest[..at]);
-                self.encode_into(&text, &self.plain, &mut out)?;
+                self.encode_into(&text, false, &mut out)?;
                 text.clear();
                 out.push(id);
                 rest = &rest[at + special.len()..];
             }
             text.push_str(rest);
         }
-        self.encode_into(&text, &self.plain, &mut out)?;
+        self.encode_into(&text, false, &mut out)?;
+        if let Some(begin) = self.begin.filter(|begin| out.first() != Some(begin)) {
+            out.insert(0, begin);
+        }
         Ok(out)
     }
 
     /// The leftmost control token of a text, the longest where several start there.
     fn first_special<'a>(&'a self, text: &str) -> Option<(usize, &'a str, TokenId)> {
-        let found = self
-            .specials
-            .iter()
-            .filter_map(|(special, id)| Some((text.find(special.as_str())?, special.as_str(), *id)));
-        // `specials` is sorted by length, and `min_by_key` keeps the first of equals.
-        found.min_by_key(|(at, ..)| *at)
+        let found = self.finder.as_ref()?.find(text)?;
+        let (special, id) = &self.specials[found.pattern().as_usize()];
+        Some((found.start(), special, *id))
     }
 
-    fn encode_into(&self, text: &str, options: &EncodeOptions, out: &mut Vec<TokenId>) -> Result<(), TokenizerError> {
-        if text.is_empty() && !options.add_special_tokens {
+    fn encode_into(&self, text: &str, framed: bool, out: &mut Vec<TokenId>) -> Result<(), TokenizerError> {
+        if text.is_empty() && !framed {
             return Ok(());
         }
+        let library = match &self.rules {
+            Rules::Library(library) => library,
+            Rules::Pieces(pieces) => {
+                pieces.encode(text, out);
+                return Ok(());
+            }
+        };
         let mut tokens = Vec::new();
-        self.inner
-            .encode_into(text, options, &mut tokens)
+        library
+            .encode_into(text, &options(framed), &mut tokens)
             .map_err(|e| TokenizerError::Encode { bytes: text.len(), problem: e.to_string() })?;
         let known = PipelineToken::cast_slice(&tokens).iter().filter(|id| (**id as usize) < self.vocabulary);
         out.extend(known.map(|id| TokenId(*id)));
@@ -291,7 +379,11 @@ impl Tokenizer {
     /// The text of a decoder's ids, control tokens left out; bytes that are no UTF-8 become U+FFFD.
     pub fn decode(&self, ids: &[TokenId]) -> String {
         let bytes: Vec<u8> = ids.iter().flat_map(|id| self.bytes_of(*id)).copied().collect();
-        String::from_utf8_lossy(&bytes).into_owned()
+        let text = String::from_utf8_lossy(&bytes).into_owned();
+        match &self.rules {
+            Rules::Pieces(pieces) if pieces.space_first() => text.strip_prefix(' ').map_or(text.clone(), str::to_owned),
+            _ => text,
+        }
     }
 }
 

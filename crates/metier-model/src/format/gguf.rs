@@ -158,6 +158,14 @@ impl Gguf {
         }
     }
 
+    /// An array of floats.
+    pub fn floats(&self, key: &str) -> Option<&[f64]> {
+        match self.metadata.get(key)? {
+            Value::Floats(floats) => Some(floats),
+            _ => None,
+        }
+    }
+
     /// An array of integers.
     pub fn ints(&self, key: &str) -> Option<&[i64]> {
         match self.metadata.get(key)? {
