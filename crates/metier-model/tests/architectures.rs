@@ -121,6 +121,30 @@ fn refuses(bytes: Vec<u8>, message: &str) {
     }
 }
 
+/// The comparison sees what it is there to see: each setting, changed a little, moves a logit well beyond the tolerance.
+#[test]
+fn a_wrong_setting_does_not_pass() {
+    for (name, key, value) in [
+        ("llama", "llama.rope.freq_base", Value::Float(12_000.0)),
+        ("llama", "llama.rope.dimension_count", Value::Int(14)),
+        ("mistral", "llama.attention.sliding_window", Value::Int(9)),
+        ("gemma3", "gemma3.attention.sliding_window", Value::Int(9)),
+        ("gemma3", "gemma3.attention.sliding_window_pattern", Value::Int(5)),
+        ("gemma3", "gemma3.rope.freq_base_swa", Value::Float(12_000.0)),
+        ("gemma3", "gemma3.rope.scaling.factor", Value::Float(3.0)),
+        ("gemma3", "gemma3.attention.scale", Value::Float(0.25)),
+        ("phi4", "phi3.rope.scaling.attn_factor", Value::Float(1.0)),
+    ] {
+        let bytes = damaged(name, key, Some(value), "");
+        let got = Decoder::from_bytes(bytes, name, WeightFormat::F32).unwrap().logits(pool(), &ids()).unwrap();
+        let expected = reference(name);
+        let pairs = got.iter().flatten().zip(expected.iter().flatten());
+        let worst = pairs.fold(0.0f32, |worst, (a, b)| worst.max((a - b).abs()));
+        eprintln!("{name} with another `{key}`: {worst:.3}");
+        assert!(worst > 10.0 * MAX_DIFFERENCE_F32, "{name} with another `{key}`: {worst}");
+    }
+}
+
 #[test]
 fn settings_that_make_no_network_are_refused() {
     let set =
