@@ -22,7 +22,7 @@ use half::f16;
 use crate::{
     BLOCK, PANEL,
     dense::{FEW_ROWS, run_panels, store},
-    lanes::Lanes,
+    lanes::{Activations, Lanes, form},
     memory::{AlignedBytes, Shared},
     pool::Pool,
 };
@@ -185,6 +185,7 @@ pub struct QuantRows {
     scales: Vec<f32>, // (rows, blocks)
     sums: Vec<i32>,   // Σ values of a block
     scaled: Vec<f32>, // scale · sum
+    wide: Vec<i16>,   // values widened, for tiers that multiply 16-bit numbers; else empty
 }
 
 /// Rows that one part quantises.
@@ -205,28 +206,42 @@ impl QuantRows {
         self.scales.resize(n_blocks, 0.0);
         self.sums.resize(n_blocks, 0);
         self.scaled.resize(n_blocks, 0.0);
+        let isa = pool.isa();
+        let mut widens = false;
+        tier_widens(isa, &mut widens);
+        self.wide.resize(if widens { n_blocks * BLOCK } else { 0 }, 0);
         let blocks = self.blocks;
         let (values, scales) = (Shared::new(&mut self.values), Shared::new(&mut self.scales));
         let (sums, scaled) = (Shared::new(&mut self.sums), Shared::new(&mut self.scaled));
-        let isa = pool.isa();
+        let wide = Shared::new(&mut self.wide);
         pool.run_ranges(self.rows, QUANTISE_GRAIN, &|rows| {
             let (from, len) = (rows.start * blocks, rows.len() * blocks);
             // SAFETY: ranges of rows do not overlap.
-            let (values, scales, sums, scaled) = unsafe {
+            let (values, wide, scales, sums, scaled) = unsafe {
                 (
                     values.part(from * BLOCK, len * BLOCK),
+                    if widens { wide.part(from * BLOCK, len * BLOCK) } else { &mut [] },
                     scales.part(from, len),
                     sums.part(from, len),
                     scaled.part(from, len),
                 )
             };
-            quantise_rows(isa, &x[rows.start * k..rows.end * k], k, values, scales, sums, scaled);
+            quantise_rows(isa, &x[rows.start * k..rows.end * k], k, values, wide, scales, sums, scaled);
         });
     }
 }
 
 per_tier! {
-    fn quantise_rows(x: &[f32], k: usize, values: &mut [i8], scales: &mut [f32], sums: &mut [i32], scaled: &mut [f32])
+    fn tier_widens(widens: &mut bool) = tier_widens_body
+}
+
+#[inline(always)]
+unsafe fn tier_widens_body<L: Lanes>(widens: &mut bool) {
+    *widens = L::WIDENS;
+}
+
+per_tier! {
+    fn quantise_rows(x: &[f32], k: usize, values: &mut [i8], wide: &mut [i16], scales: &mut [f32], sums: &mut [i32], scaled: &mut [f32])
         = quantise_rows_body
 }
 
@@ -235,6 +250,7 @@ unsafe fn quantise_rows_body<L: Lanes>(
     x: &[f32],
     k: usize,
     values: &mut [i8],
+    wide: &mut [i16],
     scales: &mut [f32],
     sums: &mut [i32],
     scaled: &mut [f32],
@@ -264,6 +280,12 @@ unsafe fn quantise_rows_body<L: Lanes>(
             }
             sums[at] = values.iter().map(|&v| i32::from(v)).sum();
             scaled[at] = scales[at] * sums[at] as f32;
+            if L::WIDENS {
+                let wide = &mut wide[at * BLOCK..(at + 1) * BLOCK];
+                for (to, from) in wide.chunks_exact_mut(4).zip(values.chunks_exact(4)) {
+                    to.copy_from_slice(&[from[0], from[2], from[1], from[3]].map(i16::from));
+                }
+            }
         }
     }
 }
@@ -297,9 +319,16 @@ unsafe fn quant_panels_body<L: Lanes>(
     count: usize,
     out: Shared<'_, f32>,
 ) {
+    let nibbles = weights.format.lines() == 4;
     let panel_bytes = weights.blocks * weights.format.lines() * LINE;
-    // With many rows, nibbles are unpacked once into bytes and read from there by every row tile.
-    let unpack = weights.format.lines() == 4 && x.rows > L::TILE_ROWS;
+    // With many rows, a panel is brought once into the form that its products read fastest, and every row tile reads that.
+    let form = match (nibbles, x.rows > L::TILE_ROWS) {
+        (true, false) => form::NIBBLES,
+        (true, true) => form::SMALL,
+        (false, true) if L::WIDENS && x.rows >= WIDEN_ROWS => form::WIDE,
+        (false, _) => form::BYTES,
+    };
+    let unpack = form == form::SMALL || form == form::WIDE;
     let mut unpacked = AlignedBytes::zeroed(if unpack { 2 * panel_bytes * 2 } else { 0 });
     let wide = L::TILE_ROWS >= 12;
     let mut done = 0;
@@ -314,38 +343,46 @@ unsafe fn quant_panels_body<L: Lanes>(
         };
         let from = first + done;
         let mut quants = &weights.quants[from * panel_bytes..(from + panels) * panel_bytes];
-        // SAFETY: features as the trait demands; `unpacked` has room for two panels of bytes, and `panels` is at most 2 here
-        // because more than TILE_ROWS rows are more than FEW_ROWS.
+        // SAFETY: features as the trait demands; `unpacked` has room for two panels of twice the bytes, and `panels` is at most 2
+        // here because more than TILE_ROWS rows are more than FEW_ROWS.
         unsafe {
             if unpack {
-                for (from, to) in quants.chunks_exact(4 * LINE).zip(unpacked.chunks_exact_mut(8 * LINE)) {
-                    for g in 0..4 {
-                        let line = L::load_bytes(from.as_ptr().add(g * LINE));
-                        L::store_bytes(to.as_mut_ptr().add(g * LINE), L::low_nibbles(line));
-                        L::store_bytes(to.as_mut_ptr().add((g + 4) * LINE), L::high_nibbles(line));
-                    }
-                }
+                unpack_lines::<L>(form, quants, &mut unpacked);
                 quants = &unpacked[..panels * panel_bytes * 2];
             }
             let tile = Tile { x, weights, quants, first: from, out };
-            let nibbles = weights.format.lines() == 4 && !unpack;
-            let mins = weights.format.has_min();
-            match (panels, nibbles, mins) {
-                (4, false, false) => tile.rows::<L, 4, false, false>(),
-                (4, false, true) => tile.rows::<L, 4, false, true>(),
-                (4, true, false) => tile.rows::<L, 4, true, false>(),
-                (4, true, true) => tile.rows::<L, 4, true, true>(),
-                (2, false, false) => tile.rows::<L, 2, false, false>(),
-                (2, false, true) => tile.rows::<L, 2, false, true>(),
-                (2, true, false) => tile.rows::<L, 2, true, false>(),
-                (2, true, true) => tile.rows::<L, 2, true, true>(),
-                (_, false, false) => tile.rows::<L, 1, false, false>(),
-                (_, false, true) => tile.rows::<L, 1, false, true>(),
-                (_, true, false) => tile.rows::<L, 1, true, false>(),
-                (_, true, true) => tile.rows::<L, 1, true, true>(),
+            match panels {
+                4 => tile.panels::<L, 4>(form),
+                2 => tile.panels::<L, 2>(form),
+                _ => tile.panels::<L, 1>(form),
             }
         }
         done += panels;
+    }
+}
+
+/// From so many rows on, widening a panel's bytes once costs less than widening them for every tile of rows.
+const WIDEN_ROWS: usize = 16;
+
+/// Brings lines of nibbles or bytes into their unpacked form, twice as long.
+#[inline(always)]
+unsafe fn unpack_lines<L: Lanes>(form: u8, from: &[u8], to: &mut [u8]) {
+    assert!(to.len() >= 2 * from.len(), "room for twice the bytes");
+    // SAFETY: whole blocks of 4 or 8 lines on both sides, by `chunks_exact`; features as the trait demands.
+    unsafe {
+        if form == form::SMALL {
+            for (from, to) in from.chunks_exact(4 * LINE).zip(to.chunks_exact_mut(8 * LINE)) {
+                for g in 0..4 {
+                    let line = L::load_bytes(from.as_ptr().add(g * LINE));
+                    L::store_bytes(to.as_mut_ptr().add(g * LINE), L::low_nibbles(line));
+                    L::store_bytes(to.as_mut_ptr().add((g + 4) * LINE), L::high_nibbles(line));
+                }
+            }
+        } else {
+            for (from, to) in from.chunks_exact(LINE).zip(to.chunks_exact_mut(2 * LINE)) {
+                L::widen_line(from.as_ptr(), to.as_mut_ptr());
+            }
+        }
     }
 }
 
@@ -359,9 +396,27 @@ struct Tile<'a> {
 }
 
 impl Tile<'_> {
+    #[inline(always)]
+    unsafe fn panels<L: Lanes, const P: usize>(self, form: u8) {
+        let mins = self.weights.format.has_min();
+        // SAFETY: as the caller promises.
+        unsafe {
+            match (form, mins) {
+                (form::NIBBLES, false) => self.rows::<L, P, { form::NIBBLES }, false>(),
+                (form::NIBBLES, true) => self.rows::<L, P, { form::NIBBLES }, true>(),
+                (form::SMALL, false) if P < 4 => self.rows::<L, P, { form::SMALL }, false>(),
+                (form::SMALL, true) if P < 4 => self.rows::<L, P, { form::SMALL }, true>(),
+                (form::WIDE, false) if L::WIDENS => self.rows::<L, P, { form::WIDE }, false>(),
+                (form::WIDE, true) if L::WIDENS => self.rows::<L, P, { form::WIDE }, true>(),
+                (_, false) => self.rows::<L, P, { form::BYTES }, false>(),
+                (_, true) => self.rows::<L, P, { form::BYTES }, true>(),
+            }
+        }
+    }
+
     /// All rows against `P` panels, in row tiles as tall as the registers allow.
     #[inline(always)]
-    unsafe fn rows<L: Lanes, const P: usize, const NIBBLES: bool, const MINS: bool>(self) {
+    unsafe fn rows<L: Lanes, const P: usize, const FORM: u8, const MINS: bool>(self) {
         let m = self.x.rows;
         let mut row = 0;
         while row < m {
@@ -369,16 +424,16 @@ impl Tile<'_> {
             // SAFETY: features as the trait demands; `row + R <= m` by the comparison.
             unsafe {
                 if P < 4 && L::TILE_ROWS >= 12 && left >= 6 {
-                    self.tile::<L, 6, P, NIBBLES, MINS>(row);
+                    self.tile::<L, 6, P, FORM, MINS>(row);
                     row += 6;
                 } else if P < 4 && left >= 4 {
-                    self.tile::<L, 4, P, NIBBLES, MINS>(row);
+                    self.tile::<L, 4, P, FORM, MINS>(row);
                     row += 4;
                 } else if left >= 2 {
-                    self.tile::<L, 2, P, NIBBLES, MINS>(row);
+                    self.tile::<L, 2, P, FORM, MINS>(row);
                     row += 2;
                 } else {
-                    self.tile::<L, 1, P, NIBBLES, MINS>(row);
+                    self.tile::<L, 1, P, FORM, MINS>(row);
                     row += 1;
                 }
             }
@@ -386,10 +441,19 @@ impl Tile<'_> {
     }
 
     #[inline(always)]
-    unsafe fn tile<L: Lanes, const R: usize, const P: usize, const NIBBLES: bool, const MINS: bool>(self, row: usize) {
+    unsafe fn tile<L: Lanes, const R: usize, const P: usize, const FORM: u8, const MINS: bool>(self, row: usize) {
         let Self { x, weights, quants, first, out } = self;
         let blocks = weights.blocks;
-        let lines = if NIBBLES { 4 } else { 8 };
+        let block_bytes = match FORM {
+            form::NIBBLES => 4 * LINE,
+            form::WIDE => 16 * LINE,
+            _ => 8 * LINE,
+        };
+        let wide = if L::WIDENS {
+            x.wide[row * blocks * BLOCK..(row + R) * blocks * BLOCK].as_ptr()
+        } else {
+            std::ptr::null()
+        };
         let zero = weights.format.zero();
         let values = &x.values[row * blocks * BLOCK..(row + R) * blocks * BLOCK];
         let range = row * blocks..(row + R) * blocks;
@@ -397,7 +461,7 @@ impl Tile<'_> {
         let w_range = first * blocks * PANEL..(first + P) * blocks * PANEL;
         let w_scales = &weights.scales[w_range.clone()];
         let w_mins = if MINS { &weights.mins[w_range] } else { w_scales };
-        assert!(quants.len() >= P * blocks * lines * LINE, "the tile's panels are there");
+        assert!(quants.len() >= P * blocks * block_bytes, "the tile's panels are there");
         // SAFETY: every pointer below stays inside a slice whose length was just cut or checked: block b < blocks, row r < R,
         // panel p < P, line < lines; features as the trait demands.
         unsafe {
@@ -407,23 +471,12 @@ impl Tile<'_> {
                 for r in 0..R {
                     dots[r] = [L::splat_i32(-zero * *sums.as_ptr().add(r * blocks + b)); P];
                 }
-                for g in 0..lines {
-                    let mut w = [L::load_bytes(quants.as_ptr()); P];
-                    for p in 0..P {
-                        w[p] = L::load_bytes(quants.as_ptr().add(((p * blocks + b) * lines + g) * LINE));
-                    }
-                    for r in 0..R {
-                        let a = values.as_ptr().add((r * blocks + b) * BLOCK + g * 4);
-                        for p in 0..P {
-                            if NIBBLES {
-                                dots[r][p] = L::dot4(dots[r][p], L::low_nibbles(w[p]), a);
-                                dots[r][p] = L::dot4(dots[r][p], L::high_nibbles(w[p]), a.add(16));
-                            } else {
-                                dots[r][p] = L::dot4(dots[r][p], w[p], a);
-                            }
-                        }
-                    }
-                }
+                let a = Activations {
+                    values: values.as_ptr().add(b * BLOCK),
+                    wide: if L::WIDENS { wide.add(b * BLOCK) } else { wide },
+                    stride: blocks * BLOCK,
+                };
+                L::block::<R, P, FORM>(quants.as_ptr().add(b * block_bytes), blocks * block_bytes, a, &mut dots);
                 for p in 0..P {
                     let at = (p * blocks + b) * PANEL;
                     let w_scale = L::load_f16(w_scales.as_ptr().add(at));

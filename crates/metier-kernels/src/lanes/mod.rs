@@ -23,6 +23,29 @@ pub(crate) use scalar::Scalar;
 /// Lanes of every vector.
 pub(crate) const LANES: usize = 16;
 
+/// How the weights of a panel's block lie in memory when a tile multiplies them.
+pub(crate) mod form {
+    /// 4 lines; low nibbles are inputs 0..16, high nibbles 16..32.
+    pub(crate) const NIBBLES: u8 = 0;
+    /// 8 lines of bytes that are at most 15: unpacked nibbles.
+    pub(crate) const SMALL: u8 = 1;
+    /// 8 lines of bytes.
+    pub(crate) const BYTES: u8 = 2;
+    /// 8 double lines of 16-bit numbers, made by [`super::Lanes::widen_line`]; only for tiers that say [`super::Lanes::WIDENS`].
+    pub(crate) const WIDE: u8 = 3;
+}
+
+/// One block of activations for each row of a tile.
+#[derive(Clone, Copy)]
+pub(crate) struct Activations {
+    /// 32 × i8 of row 0; row r lies `r · stride` elements behind it.
+    pub(crate) values: *const i8,
+    /// The same as i16, in the order 0 2 1 3 of each four; null where the tier does not widen.
+    pub(crate) wide: *const i16,
+    /// Elements from row to row, in both.
+    pub(crate) stride: usize,
+}
+
 /// Sixteen lanes of f32, i32 or 4 × u8.
 ///
 /// # Safety
@@ -33,6 +56,8 @@ pub(crate) const LANES: usize = 16;
 pub(crate) trait Lanes: Copy {
     /// Rows of activations that one tile of the matmul kernels holds: as many as the registers carry.
     const TILE_ROWS: usize;
+    /// Whether 8-bit products are made of 16-bit operands, so that activations are widened once, and weights where many rows share them.
+    const WIDENS: bool = false;
     /// 16 × f32.
     type F: Copy;
     /// 16 × i32.
@@ -73,6 +98,43 @@ pub(crate) trait Lanes: Copy {
     unsafe fn store_bytes(p: *mut u8, x: Self::B);
     /// Adds `Σ_{i<4} w[lane][i] · a[i]` to each lane; `a` points at four i8. Exact for every u8 and for i8 ≥ −127.
     unsafe fn dot4(acc: Self::I, w: Self::B, a: *const i8) -> Self::I;
+
+    /// Turns a line of bytes into the 128 bytes that [`form::WIDE`] means by it.
+    unsafe fn widen_line(from: *const u8, to: *mut u8) {
+        let _ = (from, to);
+        unreachable!("only tiers that say WIDENS widen");
+    }
+
+    /// Adds a block's products to the dots of R rows × P panels: `dots[r][p][lane] += Σ_32 w[p][lane][i] · a[r][i]`, exactly.
+    /// `w` points at the block of panel 0, panel p lies `p · panel_stride` bytes behind it.
+    #[inline(always)]
+    unsafe fn block<const R: usize, const P: usize, const FORM: u8>(
+        w: *const u8,
+        panel_stride: usize,
+        a: Activations,
+        dots: &mut [[Self::I; P]; R],
+    ) {
+        // SAFETY: the caller gives a whole block for each panel and row; features as the trait demands.
+        unsafe {
+            for g in 0..if FORM == form::NIBBLES { 4 } else { 8 } {
+                let mut line = [Self::load_bytes(w); P];
+                for p in 0..P {
+                    line[p] = Self::load_bytes(w.add(p * panel_stride + g * 64));
+                }
+                for r in 0..R {
+                    let a = a.values.add(r * a.stride + g * 4);
+                    for p in 0..P {
+                        if FORM == form::NIBBLES {
+                            dots[r][p] = Self::dot4(dots[r][p], Self::low_nibbles(line[p]), a);
+                            dots[r][p] = Self::dot4(dots[r][p], Self::high_nibbles(line[p]), a.add(16));
+                        } else {
+                            dots[r][p] = Self::dot4(dots[r][p], line[p], a);
+                        }
+                    }
+                }
+            }
+        }
+    }
 
     /// Sum of all lanes by one fixed tree: 16 → 8 → 4 → 2 → 1, lane i with lane i + half.
     #[inline(always)]
