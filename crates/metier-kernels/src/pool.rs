@@ -47,6 +47,8 @@ type Part = *const (dyn Fn(usize) + Sync);
 thread_local! {
     /// Which pool this thread leads or follows: the address of its shared state.
     static MEMBER_OF: Cell<usize> = const { Cell::new(0) };
+    /// Whether this thread is inside a part. The gate cannot tell: it closes while followers still work on their last parts.
+    static IN_PART: Cell<bool> = const { Cell::new(false) };
 }
 
 /// Threads for arithmetic, and the instruction tier that they use.
@@ -187,8 +189,8 @@ impl Pool {
 
     /// Calls `part(i)` for every `i < parts`, in any order, on any of the threads, and returns when all are done.
     ///
-    /// A part must not call the pool again from a follower: it would run its parts alone (right, but slow). A panicking part
-    /// lets the others finish and comes out of this call.
+    /// A part that calls the pool again runs those parts alone, on its own thread, without a word to the others. A panicking
+    /// part lets the others finish and comes out of this call.
     pub fn run(&self, parts: usize, part: &(dyn Fn(usize) + Sync)) {
         if parts == 0 {
             return;
@@ -197,8 +199,7 @@ impl Pool {
             return self.enter(|| self.run(parts, part));
         }
         let shared = &*self.shared;
-        let nested = shared.gate.load(Ordering::Relaxed) & OPEN != 0;
-        if parts == 1 || self.threads.len() == 1 || nested {
+        if parts == 1 || self.threads.len() == 1 || IN_PART.get() {
             return (0..parts).for_each(part);
         }
         // SAFETY: only the lifetime changes. The gate is closed and `joined` is zero before this function returns, so no
@@ -294,9 +295,11 @@ impl std::fmt::Debug for Pool {
 
 /// Takes parts until none is left. A panic is kept for the leader, and the remaining parts still run.
 fn claim_parts(shared: &SharedState, part: &(dyn Fn(usize) + Sync), parts: usize) {
+    IN_PART.set(true);
     loop {
         let i = shared.next_part.fetch_add(1, Ordering::Relaxed);
         if i >= parts {
+            IN_PART.set(false);
             return;
         }
         if let Err(panic) = catch_unwind(AssertUnwindSafe(|| part(i))) {
@@ -441,6 +444,28 @@ mod tests {
             pool.enter(|| text.len() + sum.load(Ordering::Relaxed))
         });
         assert_eq!(len, 8 + 3000);
+    }
+
+    /// A follower's part that called the pool after the gate had closed became a second leader: the first returned while the
+    /// follower still worked.
+    #[test]
+    fn parts_that_call_the_pool_run_alone() {
+        let pool = Pool::new(2, Tier::Scalar);
+        for round in 0..200usize {
+            let counts: Vec<AtomicUsize> = (0..3 * 40).map(|_| AtomicUsize::new(0)).collect();
+            pool.run(3, &|outer| {
+                // Parts of different length, so that the gate is closed while the longest still runs.
+                for _ in 0..(outer + round) % 3 * 50 {
+                    std::hint::spin_loop();
+                }
+                let thread = thread::current().id();
+                pool.run(40, &|inner| {
+                    assert_eq!(thread::current().id(), thread);
+                    counts[outer * 40 + inner].fetch_add(1, Ordering::Relaxed);
+                });
+            });
+            assert!(counts.iter().all(|count| count.load(Ordering::Relaxed) == 1));
+        }
     }
 
     #[test]
