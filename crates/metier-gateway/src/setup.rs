@@ -5,7 +5,7 @@ use std::{path::PathBuf, sync::Arc};
 use metier_kernels::Pool;
 use metier_model::{
     decoder::Decoder,
-    encoder::Encoder,
+    encoder::{Encoder, EncoderQueue, QueueLimits},
     engine::{Engine, EngineLimits},
     specialist::Specialist,
 };
@@ -15,7 +15,7 @@ use crate::{
     backend::{
         Backend,
         base::{ChatPrompting, PooledEngine},
-        embedder::{Embed, Embedder},
+        embedder::{Embedder, PooledEncoder},
         local::{LOCAL, LocalBase},
         remote::{BackendConfig, RETRY_BACKOFF, Remote, SetupError},
     },
@@ -116,26 +116,11 @@ impl Gateway {
     }
 }
 
-/// An encoder with the threads it runs on.
-struct PooledEncoder {
-    encoder: Arc<Encoder>,
-    pool: Arc<Pool>,
-}
-
-impl Embed for PooledEncoder {
-    fn embed(&self, texts: &[&str]) -> Result<Vec<Vec<f32>>, String> {
-        self.encoder.embed(&self.pool, texts).map_err(|error| error.to_string())
-    }
-
-    fn count_tokens(&self, text: &str) -> usize {
-        self.encoder.count_tokens(text)
-    }
-}
-
 fn start_encoder(encoder: Arc<Encoder>, pool: Arc<Pool>) -> Result<EncoderSlot, OpenError> {
     let (name, digest, dim) = (encoder.base().name.clone(), encoder.base().digest, encoder.dim());
-    let embedder = Embedder::start(Arc::new(PooledEncoder { encoder, pool }))
-        .map_err(|error| OpenError::Thread("encoder", error))?;
+    let queue = EncoderQueue::new(encoder, QueueLimits::default());
+    let embedder =
+        Embedder::start(PooledEncoder { queue, pool }).map_err(|error| OpenError::Thread("encoder", error))?;
     Ok(EncoderSlot { embedder, name, digest, dim })
 }
 

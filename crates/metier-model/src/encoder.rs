@@ -1,14 +1,17 @@
 //! Text → embedding.
 //!
 //! **Question:** where does this text lie among all texts? **In:** a folder with `config.json`, `model.safetensors`,
-//! `tokenizer.json` (and `sentence_bert_config.json`, if any); texts. **Out:** one unit vector a text. **Absent:** caches,
-//! nearest-neighbour search, queues.
+//! `tokenizer.json` (and `sentence_bert_config.json`, `1_Pooling/config.json`, if any); texts. **Out:** one unit vector a text.
+//! **Absent:** caches, nearest-neighbour search; prompts such as E5's `query: `, which are the caller's text.
 //!
-//! The vector is the mean of the last hidden rows over all tokens, `[CLS]` and `[SEP]` included, scaled to length 1: what
-//! sentence-transformers computes for this family. A text longer than a window (256 tokens with `[CLS]` and `[SEP]`) is cut into
-//! consecutive windows without overlap; their means are averaged by token count, then scaled.
+//! The vector is the mean of the last hidden rows over all tokens, `[CLS]` and `[SEP]` included, or the row of `[CLS]` where the
+//! folder says so, scaled to length 1: what sentence-transformers computes for this family. A text longer than a window (256
+//! tokens with `[CLS]` and `[SEP]`) is cut into consecutive windows without overlap; their vectors are averaged by token count,
+//! then scaled.
 //!
 //! A text's vector does not depend on the texts that it is embedded with, nor on their order, to the last bit.
+
+mod queue;
 
 use std::{
     io,
@@ -18,11 +21,14 @@ use std::{
 use metier_kernels::Pool;
 use serde::Deserialize;
 
+pub use queue::{Embedded, EncoderQueue, QueueError, QueueLimits, RequestId, STEP_TOKENS};
+
 use crate::{
     Digest, Progress, Unit,
     arch::{
         WeightsError,
         bert::{Bert, BertConfig},
+        transformer::WeightFormat,
     },
     base::{BaseId, Bytes},
     format::{FormatError, Safetensors},
@@ -35,6 +41,8 @@ const DEFAULT_WINDOW_TOKENS: usize = 256;
 const BATCH_TOKENS: usize = 2048;
 /// Bytes of a JSON file beside the weights, at most.
 const MAX_JSON_BYTES: u64 = 64 << 20;
+/// Bytes of a text, at most: above what the gateway lets through.
+pub const MAX_TEXT_BYTES: usize = 4 << 20;
 /// Texts of one batch of [`Encoder::embed_all`] that are tokenised ahead.
 const TEXTS_AHEAD: usize = 4096;
 
@@ -95,6 +103,20 @@ pub enum EncoderError {
         #[source]
         source: TokenizerError,
     },
+    /// A text is longer than [`MAX_TEXT_BYTES`].
+    #[error("text {idx} has {bytes} bytes, the limit is {MAX_TEXT_BYTES}")]
+    TextTooLong {
+        /// Its index among the texts given.
+        idx: usize,
+        /// Its length.
+        bytes: usize,
+    },
+    /// The folder asks for a pooling other than the mean or `[CLS]`.
+    #[error("`{path}` asks for a pooling that is not supported: only the mean of all tokens or the first token")]
+    Pooling {
+        /// The file.
+        path: PathBuf,
+    },
     /// A window given by ids is empty, too long, or has an id outside the vocabulary.
     #[error("a window of {tokens} tokens does not fit: 1 to {limit} tokens with ids below {vocabulary}")]
     Window {
@@ -107,11 +129,30 @@ pub enum EncoderError {
     },
 }
 
+/// How an encoder's matrices are kept in memory.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum EncoderWeights {
+    /// As in the file.
+    #[default]
+    F32,
+    /// Quantised at load to 8 bits with a scale for each 32 weights; activations are quantised on the way, everything between
+    /// two products stays f32. Another base: its vectors are close to those of `F32`, not equal.
+    Int8,
+}
+
+/// What becomes of a window's hidden rows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Pooling {
+    Mean,
+    FirstToken,
+}
+
 /// A BERT-type encoder with its tokenizer. `Send + Sync`; calls share a [`Pool`] by turns.
 pub struct Encoder {
     bert: Bert,
     tokenizer: Tokenizer,
     base: BaseId,
+    pooling: Pooling,
     window_tokens: usize,
     frame: (Vec<TokenId>, Vec<TokenId>),
 }
@@ -121,9 +162,41 @@ struct SentenceConfig {
     max_seq_length: usize,
 }
 
+/// `1_Pooling/config.json`: older files have a flag for each kind, newer ones name it.
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct PoolingConfig {
+    pooling_mode: Option<String>,
+    pooling_mode_cls_token: bool,
+    pooling_mode_mean_tokens: bool,
+    pooling_mode_max_tokens: bool,
+    pooling_mode_mean_sqrt_len_tokens: bool,
+    pooling_mode_weightedmean_tokens: bool,
+    pooling_mode_lasttoken: bool,
+}
+
+impl PoolingConfig {
+    fn pooling(&self) -> Option<Pooling> {
+        let others = self.pooling_mode_max_tokens
+            || self.pooling_mode_mean_sqrt_len_tokens
+            || self.pooling_mode_weightedmean_tokens
+            || self.pooling_mode_lasttoken;
+        match (self.pooling_mode.as_deref(), self.pooling_mode_mean_tokens, self.pooling_mode_cls_token) {
+            (Some("mean"), false, false) | (None, true, false) if !others => Some(Pooling::Mean),
+            (Some("cls"), false, false) | (None, false, true) if !others => Some(Pooling::FirstToken),
+            _ => None,
+        }
+    }
+}
+
 impl Encoder {
-    /// Opens a folder with `config.json`, `model.safetensors` and `tokenizer.json`.
+    /// Opens a folder with `config.json`, `model.safetensors` and `tokenizer.json`, with f32 weights.
     pub fn open(dir: &Path) -> Result<Self, EncoderError> {
+        Self::open_with(dir, EncoderWeights::F32)
+    }
+
+    /// As [`open`](Self::open), with weights in this form.
+    pub fn open_with(dir: &Path, weights: EncoderWeights) -> Result<Self, EncoderError> {
         let config_path = dir.join("config.json");
         let config: BertConfig = parse_json(&config_path, &read_text(&config_path)?)?;
         let tokenizer_path = dir.join("tokenizer.json");
@@ -146,14 +219,25 @@ impl Encoder {
             let problem = format!("a window of {window_tokens} tokens has no room for text");
             return Err(weights_error(crate::arch::config_error("max_seq_length", problem)));
         }
+        let pooling_path = dir.join("1_Pooling").join("config.json");
+        let pooling = if pooling_path.exists() {
+            let config: PoolingConfig = parse_json(&pooling_path, &read_text(&pooling_path)?)?;
+            config.pooling().ok_or(EncoderError::Pooling { path: pooling_path })?
+        } else {
+            Pooling::Mean
+        };
         let path = dir.join("model.safetensors");
         let read_error = |source| EncoderError::Read { path: path.clone(), source };
-        let digest = Digest::of_file(&path).map_err(read_error)?;
+        let digest = identity(Digest::of_file(&path).map_err(read_error)?, weights, pooling);
         let bytes = Bytes::map(&path).map_err(read_error)?;
         let index = Safetensors::parse(&bytes).map_err(|source| EncoderError::Format { path: path.clone(), source })?;
-        let bert = Bert::load(config, bytes, index).map_err(weights_error)?;
+        let format = match weights {
+            EncoderWeights::F32 => WeightFormat::F32,
+            EncoderWeights::Int8 => WeightFormat::Int8,
+        };
+        let bert = Bert::load(config, bytes, index, format).map_err(weights_error)?;
         let name = dir.file_name().map_or_else(String::new, |name| name.to_string_lossy().into_owned());
-        Ok(Self { bert, tokenizer, base: BaseId { name, digest }, window_tokens, frame })
+        Ok(Self { bert, tokenizer, base: BaseId { name, digest }, pooling, window_tokens, frame })
     }
 
     /// Gives the base another name than its folder's, e.g. the catalogue's.
@@ -168,7 +252,8 @@ impl Encoder {
         self.bert.config().hidden_size
     }
 
-    /// Name and digest of the weights.
+    /// Name and digest of the weights; one digest for each form of the weights and each pooling, so that a bundle that was
+    /// calibrated on the vectors of one is never fed with those of another.
     pub fn base(&self) -> &BaseId {
         &self.base
     }
@@ -206,7 +291,7 @@ impl Encoder {
             let mut windows: Vec<(usize, Vec<TokenId>)> = Vec::with_capacity(chunk.len());
             for (i, text) in chunk.iter().enumerate() {
                 let idx = chunk_idx * TEXTS_AHEAD + i;
-                let ids = self.windows_of(text).map_err(|source| EncoderError::Text { idx, source })?;
+                let ids = self.checked_windows(idx, text)?;
                 windows.extend(ids.into_iter().map(|window| (i, window)));
             }
             let mut order: Vec<usize> = (0..windows.len()).collect();
@@ -216,7 +301,7 @@ impl Encoder {
             while done < order.len() {
                 let batch = batch_of(&order[done..], &windows);
                 let ids: Vec<&[TokenId]> = batch.iter().map(|&i| windows[i].1.as_slice()).collect();
-                for (&i, sum) in batch.iter().zip(self.sum_rows(pool, &ids)) {
+                for (&i, sum) in batch.iter().zip(self.sums(pool, &ids)) {
                     sums[i] = sum;
                 }
                 done += batch.len();
@@ -236,12 +321,27 @@ impl Encoder {
 
     /// The unit vector of one window of ids as the network is to read them, `[CLS]` and `[SEP]` included.
     pub fn embed_window(&self, pool: &Pool, ids: &[TokenId]) -> Result<Vec<f32>, EncoderError> {
+        Ok(self.embed_windows(pool, &[ids])?.pop().expect("one window, one vector"))
+    }
+
+    /// The unit vector of each window.
+    pub fn embed_windows(&self, pool: &Pool, windows: &[&[TokenId]]) -> Result<Vec<Vec<f32>>, EncoderError> {
         let (limit, vocabulary) = (self.window_tokens, self.bert.config().vocab_size);
-        if ids.is_empty() || ids.len() > limit || ids.iter().any(|id| id.0 as usize >= vocabulary) {
+        let fits =
+            |ids: &&[TokenId]| (1..=limit).contains(&ids.len()) && ids.iter().all(|id| (id.0 as usize) < vocabulary);
+        if let Some(ids) = windows.iter().find(|ids| !fits(ids)) {
             return Err(EncoderError::Window { tokens: ids.len(), limit, vocabulary });
         }
-        let sum = self.sum_rows(pool, &[ids]).pop().expect("one window, one sum");
-        Ok(unit_mean(sum, ids.len()))
+        let sums = self.sums(pool, windows);
+        Ok(sums.into_iter().zip(windows).map(|(sum, window)| unit_mean(sum, window.len())).collect())
+    }
+
+    /// The windows of text `idx` of some, if it is not too long.
+    fn checked_windows(&self, idx: usize, text: &str) -> Result<Vec<Vec<TokenId>>, EncoderError> {
+        if text.len() > MAX_TEXT_BYTES {
+            return Err(EncoderError::TextTooLong { idx, bytes: text.len() });
+        }
+        self.windows_of(text).map_err(|source| EncoderError::Text { idx, source })
     }
 
     /// A text's windows, framed; at least one.
@@ -256,21 +356,22 @@ impl Encoder {
         Ok(ids.chunks(room).map(framed).collect())
     }
 
-    /// The sum of the last hidden rows of each window.
-    fn sum_rows(&self, pool: &Pool, windows: &[&[TokenId]]) -> Vec<Vec<f32>> {
+    /// Each window's vector times its tokens.
+    fn sums(&self, pool: &Pool, windows: &[&[TokenId]]) -> Vec<Vec<f32>> {
         let d = self.dim();
-        let hidden = pool.enter(|| self.bert.forward(pool, windows));
-        let mut rows = hidden.chunks_exact(d);
-        windows
-            .iter()
-            .map(|window| {
-                let mut sum = vec![0.0; d];
-                for row in rows.by_ref().take(window.len()) {
-                    sum.iter_mut().zip(row).for_each(|(sum, x)| *sum += x);
+        let mut out = vec![0.0; windows.len() * d];
+        self.bert.reduce(pool, windows, &mut out, &|hidden, out| match self.pooling {
+            Pooling::Mean => {
+                for row in hidden.chunks_exact(d) {
+                    out.iter_mut().zip(row).for_each(|(sum, x)| *sum += x);
                 }
-                sum
-            })
-            .collect()
+            }
+            Pooling::FirstToken => {
+                let tokens = (hidden.len() / d) as f32;
+                out.iter_mut().zip(hidden).for_each(|(sum, x)| *sum = x * tokens);
+            }
+        });
+        out.chunks_exact(d).map(<[f32]>::to_vec).collect()
     }
 }
 
@@ -278,6 +379,16 @@ impl std::fmt::Debug for Encoder {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "Encoder({}, {} dimensions)", self.base.name, self.dim())
     }
+}
+
+/// The weights file's digest for f32 and the mean (as bundles have recorded it from the start); else one derived from it.
+fn identity(file: Digest, weights: EncoderWeights, pooling: Pooling) -> Digest {
+    let weights = if weights == EncoderWeights::Int8 { " int8/32" } else { "" };
+    let pooling = if pooling == Pooling::FirstToken { " first-token" } else { "" };
+    if weights.is_empty() && pooling.is_empty() {
+        return file;
+    }
+    Digest::of(format!("encoder {file}{weights}{pooling}").as_bytes())
 }
 
 /// The first windows of `order` that fill a batch: at least one.

@@ -28,7 +28,7 @@ pub use adapter::{Adapter, AdapterError, LoraFormat};
 pub use base::BaseId;
 pub use decoder::{Decoder, DecoderError};
 pub use digest::Digest;
-pub use encoder::{Encoder, EncoderError};
+pub use encoder::{Encoder, EncoderError, EncoderWeights};
 pub use engine::{Engine, EngineLimits};
 pub use progress::{Progress, Unit};
 pub use specialist::{Answer, AnswerError, Specialist, SpecialistStore};

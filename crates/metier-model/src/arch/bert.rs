@@ -5,17 +5,24 @@
 //! each layer:  x = LN(x + O·attention(Q·x, K·x, V·x));  x = LN(x + D·gelu(U·x))
 //! ```
 //!
-//! Windows of a batch lie one after the other without padding; attention keeps them apart.
+//! Windows of a batch lie one after the other without padding; attention keeps them apart. Where there are windows for all
+//! threads, each thread takes whole windows through the whole network: nobody waits for anybody between two products, and rows
+//! stay in the thread's own cache. A few windows are computed together, every product cut by its outputs. Both give the same bits.
+
+use std::ops::Range;
 
 use metier_kernels::{
     Pool,
     attention::{PageShape, QUERIES, attend},
-    dense::{self, DenseMatrix},
-    elementwise,
+    dense, elementwise,
+    quant::QuantRows,
 };
 use serde::Deserialize;
 
-use super::{ROW_GRAIN, WeightsError, add_and_norm, config_error, expect_shape, finite, pack_dense};
+use super::{
+    ROW_GRAIN, WeightsError, add_and_norm, config_error, expect_shape, finite,
+    linear::{Matrix, WeightFormat},
+};
 use crate::{
     base::Bytes,
     format::{Safetensors, Tensor, TensorType},
@@ -28,6 +35,11 @@ const MAX_LAYERS: usize = 512;
 const MAX_WIDTH: usize = 1 << 16;
 /// Longest window, in tokens.
 pub const MAX_POSITIONS: usize = 8192;
+
+/// Windows for each thread, from which on threads take whole windows.
+const MIN_WINDOWS_PER_THREAD: usize = 4;
+/// Tokens of a thread's task, about: rows enough to use each weight often, and with their inner rows still in a cache of 1 MB.
+const TASK_TOKENS: usize = 128;
 
 /// `config.json`, as far as it matters.
 #[derive(Clone, Debug, Deserialize)]
@@ -103,8 +115,24 @@ struct Norm {
 }
 
 struct Linear {
-    weight: DenseMatrix,
+    weight: Matrix,
     bias: Vec<f32>,
+}
+
+impl Linear {
+    /// `out[m][n] = bias[n] + Σ_k x[m][k] · w[n][k]`; the bias comes first for f32 weights, last for 8-bit ones.
+    fn apply(&self, pool: &Pool, x: &[f32], rows: &mut QuantRows, out: &mut Vec<f32>) {
+        match &self.weight {
+            Matrix::Dense(weight) => dense::matmul(pool, x, weight, Some(&self.bias), out),
+            Matrix::Quant(_) => {
+                *out = self.weight.apply(pool, x, rows);
+                pool.run_rows(out, self.bias.len(), ROW_GRAIN, &|_, rows| {
+                    rows.chunks_exact_mut(self.bias.len())
+                        .for_each(|row| elementwise::add(pool.isa(), row, &self.bias));
+                });
+            }
+        }
+    }
 }
 
 struct Layer {
@@ -131,6 +159,7 @@ struct Loader<'a> {
     bytes: &'a [u8],
     index: &'a Safetensors,
     prefix: &'static str,
+    format: WeightFormat,
 }
 
 impl Loader<'_> {
@@ -154,18 +183,23 @@ impl Loader<'_> {
         for name in names {
             bias.extend(finite(self.tensor(&format!("{name}.bias"), &[n])?)?);
         }
-        Ok(Linear { weight: pack_dense(&weights)?, bias })
+        Ok(Linear { weight: Matrix::pack(&weights, self.format)?, bias })
     }
 }
 
 impl Bert {
     /// Checks config and weights against each other and packs them.
-    pub(crate) fn load(config: BertConfig, bytes: Bytes, index: Safetensors) -> Result<Self, WeightsError> {
+    pub(crate) fn load(
+        config: BertConfig,
+        bytes: Bytes,
+        index: Safetensors,
+        format: WeightFormat,
+    ) -> Result<Self, WeightsError> {
         config.check()?;
         let (d, inner) = (config.hidden_size, config.intermediate_size);
         let word = "embeddings.word_embeddings.weight";
         let prefix = if index.tensors().contains_key(word) { "" } else { "bert." };
-        let loader = Loader { bytes: &bytes, index: &index, prefix };
+        let loader = Loader { bytes: &bytes, index: &index, prefix, format };
         let table = loader.tensor(word, &[config.vocab_size, d])?;
         if !matches!(table.dtype, TensorType::F32 | TensorType::F16 | TensorType::Bf16) {
             return Err(table.unsupported().into());
@@ -206,13 +240,40 @@ impl Bert {
         &self.config
     }
 
-    /// The last hidden rows of all windows, one after the other: (Σ lengths, hidden_size). Runs inside `pool.enter`.
+    /// One row a window: what `reduce(hidden rows of the window, out)` makes of its last hidden rows `(len, hidden_size)`.
+    /// `out`: (windows, hidden_size), zeros.
     ///
     /// # Panics
     ///
     /// Where a window is empty or longer than the position table, or an id lies outside the vocabulary: the encoder makes
     /// windows that do not.
-    pub(crate) fn forward(&self, pool: &Pool, windows: &[&[TokenId]]) -> Vec<f32> {
+    pub(crate) fn reduce(
+        &self,
+        pool: &Pool,
+        windows: &[&[TokenId]],
+        out: &mut [f32],
+        reduce: &(dyn Fn(&[f32], &mut [f32]) + Sync),
+    ) {
+        let d = self.config.hidden_size;
+        let tasks = tasks(windows, pool.threads());
+        let lens: Vec<usize> = tasks.iter().map(|task| task.len() * d).collect();
+        let out = &mut *out;
+        pool.enter(|| {
+            pool.run_pieces(out, &lens, &|i, out| {
+                let windows = &windows[tasks[i].clone()];
+                let hidden = self.forward(pool, windows);
+                let mut from = 0;
+                for (window, out) in windows.iter().zip(out.chunks_exact_mut(d)) {
+                    let to = from + window.len() * d;
+                    reduce(&hidden[from..to], out);
+                    from = to;
+                }
+            });
+        });
+    }
+
+    /// The last hidden rows of all windows, one after the other: (Σ lengths, hidden_size).
+    fn forward(&self, pool: &Pool, windows: &[&[TokenId]]) -> Vec<f32> {
         let (d, inner, eps) = (self.config.hidden_size, self.config.intermediate_size, self.config.layer_norm_eps);
         let lens: Vec<usize> = windows.iter().map(|w| w.len()).collect();
         let rows: usize = lens.iter().sum();
@@ -226,14 +287,15 @@ impl Bert {
         let mut qkv = vec![0.0; rows * 3 * d];
         let mut mixed = vec![0.0; rows * d];
         let mut wide = vec![0.0; rows * inner];
+        let mut quants = QuantRows::default();
         for layer in &self.layers {
-            dense::matmul(pool, &x, &layer.qkv.weight, Some(&layer.qkv.bias), &mut qkv);
+            layer.qkv.apply(pool, &x, &mut quants, &mut qkv);
             let context = self.attention(pool, &qkv, &lens);
-            dense::matmul(pool, &context, &layer.output.weight, Some(&layer.output.bias), &mut mixed);
+            layer.output.apply(pool, &context, &mut quants, &mut mixed);
             add_and_norm(pool, &mut x, &mixed, &layer.attention_norm.weight, &layer.attention_norm.bias, eps);
-            dense::matmul(pool, &x, &layer.up.weight, Some(&layer.up.bias), &mut wide);
+            layer.up.apply(pool, &x, &mut quants, &mut wide);
             pool.run_rows(&mut wide, inner, ROW_GRAIN / 4, &|_, rows| elementwise::gelu(isa, rows));
-            dense::matmul(pool, &wide, &layer.down.weight, Some(&layer.down.bias), &mut mixed);
+            layer.down.apply(pool, &wide, &mut quants, &mut mixed);
             add_and_norm(pool, &mut x, &mixed, &layer.norm.weight, &layer.norm.bias, eps);
         }
         x
@@ -298,4 +360,23 @@ impl Bert {
         }
         out
     }
+}
+
+/// Ranges of windows that one thread takes through the network alone; one range of all where that would leave threads idle.
+fn tasks(windows: &[&[TokenId]], threads: usize) -> Vec<Range<usize>> {
+    if windows.len() < MIN_WINDOWS_PER_THREAD * threads || threads == 1 {
+        return vec![0..windows.len(); usize::from(!windows.is_empty())];
+    }
+    let tokens: usize = windows.iter().map(|window| window.len()).sum();
+    let n_tasks = tokens.div_ceil(TASK_TOKENS).next_multiple_of(threads);
+    let (mut tasks, mut from, mut seen) = (Vec::with_capacity(n_tasks), 0, 0);
+    for (i, window) in windows.iter().enumerate() {
+        seen += window.len();
+        // A task ends with the window that brings it to its share of all tokens.
+        if seen * n_tasks >= (tasks.len() + 1) * tokens || i + 1 == windows.len() {
+            tasks.push(from..i + 1);
+            from = i + 1;
+        }
+    }
+    tasks
 }

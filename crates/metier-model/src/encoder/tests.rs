@@ -98,10 +98,20 @@ fn write_weights(dir: &Path, change: impl Fn(&str, &mut Vec<f32>)) {
     fs::write(dir.join("model.safetensors"), safetensors::serialize(views, None).unwrap()).unwrap();
 }
 
+fn cosine(a: &[f32], b: &[f32]) -> f32 {
+    a.iter().zip(b).map(|(a, b)| a * b).sum()
+}
+
 #[test]
 fn a_text_has_one_vector_whoever_it_is_embedded_with() {
+    for weights in [EncoderWeights::F32, EncoderWeights::Int8] {
+        one_vector_a_text(weights);
+    }
+}
+
+fn one_vector_a_text(weights: EncoderWeights) {
     let dir = folder();
-    let encoder = Encoder::open(dir.path()).unwrap();
+    let encoder = Encoder::open_with(dir.path(), weights).unwrap();
     // From empty to several windows.
     let texts: Vec<String> = (0..40).map(|i| "a bc cb b ".repeat(i % 7).chars().take(i).collect()).collect();
     let texts: Vec<&str> = texts.iter().map(String::as_str).collect();
@@ -120,6 +130,142 @@ fn a_text_has_one_vector_whoever_it_is_embedded_with() {
     }
     let expected = expected.unwrap();
     assert_ne!(expected[5], expected[30]);
+}
+
+#[test]
+fn eight_bits_are_another_base_and_nearly_the_same_vectors() {
+    let dir = folder();
+    let exact = Encoder::open(dir.path()).unwrap();
+    let eight = Encoder::open_with(dir.path(), EncoderWeights::Int8).unwrap();
+    assert_eq!(
+        exact.base().digest,
+        Digest::of_file(&dir.path().join("model.safetensors")).unwrap(),
+        "as it always was"
+    );
+    assert_ne!(exact.base().digest, eight.base().digest);
+    let pool = Pool::new(2, Tier::detect());
+    let texts = ["", "a", "a b c", "c cb a a b b c a b"];
+    for (a, b) in exact.embed(&pool, &texts).unwrap().iter().zip(&eight.embed(&pool, &texts).unwrap()) {
+        assert_ne!(a, b);
+        assert!(cosine(a, b) > 0.999, "cosine {}", cosine(a, b));
+    }
+}
+
+#[test]
+fn the_folder_chooses_the_pooling() {
+    let dir = folder();
+    let mean = Encoder::open(dir.path()).unwrap();
+    fs::create_dir(dir.path().join("1_Pooling")).unwrap();
+    let open = |config: serde_json::Value| {
+        fs::write(dir.path().join("1_Pooling/config.json"), config.to_string()).unwrap();
+        Encoder::open(dir.path())
+    };
+    let same = open(serde_json::json!({"word_embedding_dimension": WIDTH, "pooling_mode_mean_tokens": true})).unwrap();
+    assert_eq!(same.base().digest, mean.base().digest);
+    let first = open(serde_json::json!({"pooling_mode_cls_token": true, "pooling_mode_mean_tokens": false})).unwrap();
+    assert_ne!(first.base().digest, mean.base().digest);
+    let pool = Pool::new(1, Tier::detect());
+    let ids = [TokenId(2), TokenId(4), TokenId(3)];
+    assert_ne!(first.embed_window(&pool, &ids).unwrap(), mean.embed_window(&pool, &ids).unwrap());
+    // The first hidden row alone, scaled to length 1.
+    let mut row = vec![0.0; WIDTH];
+    mean.bert.reduce(&pool, &[&ids], &mut row, &|hidden, out| out.copy_from_slice(&hidden[..WIDTH]));
+    assert!(cosine(&first.embed_window(&pool, &ids).unwrap(), &unit_mean(row, 1)) > 0.999_999);
+    assert_eq!(open(serde_json::json!({"pooling_mode": "cls"})).unwrap().base().digest, first.base().digest);
+    let refused = |config| assert!(matches!(open(config), Err(EncoderError::Pooling { .. })));
+    refused(serde_json::json!({"pooling_mode_max_tokens": true, "pooling_mode_mean_tokens": true}));
+    refused(serde_json::json!({"pooling_mode": "lasttoken"}));
+}
+
+proptest::proptest! {
+    #![proptest_config(proptest::prelude::ProptestConfig::with_cases(24))]
+
+    /// Whatever arrives and is cancelled when, each request gets the vectors that its texts have alone.
+    #[test]
+    fn a_queue_gives_what_each_text_has_alone(
+        arrivals in proptest::collection::vec((0usize..6, proptest::collection::vec(0usize..60, 1..4), 0u8..8), 1..20),
+        int8: bool,
+    ) {
+        let dir = folder();
+        let weights = if int8 { EncoderWeights::Int8 } else { EncoderWeights::F32 };
+        let encoder = std::sync::Arc::new(Encoder::open_with(dir.path(), weights).unwrap());
+        let pool = Pool::new(2, Tier::detect());
+        let mut queue = EncoderQueue::new(std::sync::Arc::clone(&encoder), QueueLimits::default());
+        let mut open = BTreeMap::new();
+        let answer = |done: Vec<Embedded>, open: &mut BTreeMap<RequestId, Vec<String>>| {
+            for Embedded { id, vectors, n_tokens } in done {
+                let texts = open.remove(&id).expect("answered once, and not if cancelled");
+                assert_eq!(n_tokens, texts.iter().map(|text| encoder.count_tokens(text)).sum::<usize>());
+                for (text, vector) in texts.iter().zip(&vectors) {
+                    assert_eq!(&encoder.embed(&pool, &[text]).unwrap()[0], vector, "`{text}`");
+                }
+                assert_eq!(texts.len(), vectors.len());
+            }
+        };
+        for (steps, lens, cancel) in arrivals {
+            let texts: Vec<String> = lens.iter().map(|len| "a bc cb b ".repeat(7).chars().take(*len).collect()).collect();
+            let id = queue.submit(&texts.iter().map(String::as_str).collect::<Vec<_>>()).unwrap();
+            open.insert(id, texts);
+            if cancel == 0 {
+                let victim = *open.keys().next().unwrap();
+                queue.cancel(victim);
+                open.remove(&victim);
+            }
+            for _ in 0..steps.saturating_sub(3) {
+                answer(queue.step(&pool), &mut open);
+            }
+        }
+        while !queue.is_idle() {
+            answer(queue.step(&pool), &mut open);
+        }
+        assert!(open.is_empty(), "everybody is answered");
+        assert_eq!(queue.step(&pool), []);
+    }
+}
+
+#[test]
+fn a_long_document_holds_a_short_text_up_for_one_step() {
+    let dir = folder();
+    let pool = Pool::new(1, Tier::detect());
+    let mut queue = EncoderQueue::new(std::sync::Arc::new(Encoder::open(dir.path()).unwrap()), QueueLimits::default());
+    let document = queue.submit(&[&"a b c ".repeat(4 * STEP_TOKENS)]).unwrap();
+    assert_eq!(queue.step(&pool), []);
+    let short = queue.submit(&["b"]).unwrap();
+    let done: Vec<RequestId> = queue.step(&pool).into_iter().map(|embedded| embedded.id).collect();
+    assert_eq!(done, [short]);
+    let mut steps = 0;
+    while queue.step(&pool).iter().all(|embedded| embedded.id != document) {
+        steps += 1;
+    }
+    assert!(steps > 10 && queue.is_idle());
+}
+
+#[test]
+fn a_queue_says_why_it_takes_nothing_more() {
+    let dir = folder();
+    let encoder = std::sync::Arc::new(Encoder::open(dir.path()).unwrap());
+    let mut queue = EncoderQueue::new(encoder, QueueLimits { max_requests: 2, max_tokens: 18 });
+    assert!(matches!(queue.submit(&[]), Err(QueueError::NoTexts)));
+    let too_long = " ".repeat(MAX_TEXT_BYTES + 1);
+    assert!(matches!(queue.submit(&["", &too_long]), Err(QueueError::Text(EncoderError::TextTooLong { idx: 1, .. }))));
+    // Two whole windows: 16 tokens. An empty text has two, which fit; `a` has three.
+    let first = queue.submit(&[&"a ".repeat(12)]).unwrap();
+    assert!(matches!(queue.submit(&["a"]), Err(QueueError::TooManyTokens { tokens: 3, waiting: 16, limit: 18 })));
+    queue.cancel(first);
+    queue.submit(&["a"]).unwrap();
+    queue.submit(&[""]).unwrap();
+    assert!(matches!(queue.submit(&["a"]), Err(QueueError::Full { limit: 2 })));
+}
+
+#[test]
+fn a_text_has_a_longest_length() {
+    let dir = folder();
+    let encoder = Encoder::open(dir.path()).unwrap();
+    let pool = Pool::new(1, Tier::detect());
+    let long = " ".repeat(MAX_TEXT_BYTES);
+    assert_eq!(encoder.embed(&pool, &[&long]).unwrap(), encoder.embed(&pool, &[""]).unwrap());
+    let error = encoder.embed(&pool, &["a", &format!("{long} ")]).unwrap_err();
+    assert!(matches!(error, EncoderError::TextTooLong { idx: 1, .. }), "{error}");
 }
 
 #[test]
