@@ -114,7 +114,7 @@ unsafe fn attend_rows_body<L: Lanes>(
             8
         } else if left >= 4 {
             4
-        } else if left >= 3 && L::TILE_ROWS >= 12 {
+        } else if left >= 3 {
             3
         } else {
             left.min(2)
@@ -131,11 +131,11 @@ unsafe fn attend_rows_body<L: Lanes>(
         // SAFETY: features as the trait demands; `attend` checked the sizes.
         unsafe {
             match height {
-                8 => part.attend::<L, 8>(scores, out),
-                4 => part.attend::<L, 4>(scores, out),
-                3 => part.attend::<L, 3>(scores, out),
-                2 => part.attend::<L, 2>(scores, out),
-                _ => part.attend::<L, 1>(scores, out),
+                8 => part.attend::<L, 8, 1>(scores, out),
+                4 => part.attend::<L, 4, 1>(scores, out),
+                3 => part.attend::<L, 3, 1>(scores, out),
+                2 => part.attend::<L, 2, 2>(scores, out),
+                _ => part.attend::<L, 1, 4>(scores, out),
             }
         }
         row += height;
@@ -152,28 +152,22 @@ struct Rows<'a> {
 }
 
 impl Rows<'_> {
+    /// `R` queries, `T` tiles at once: few queries alone would wait for each sum before they add to it.
     #[inline(always)]
-    unsafe fn attend<L: Lanes, const R: usize>(self, scores: &mut [f32], out: &mut [f32]) {
-        let PageShape { head_dim, page_len } = self.shape;
+    unsafe fn attend<L: Lanes, const R: usize, const T: usize>(self, scores: &mut [f32], out: &mut [f32]) {
+        let head_dim = self.shape.head_dim;
         let padded = scores.len() / R;
         let span = span(self.visible);
-        // SAFETY: tiles of 16 positions that start inside `span` lie inside `scores` (padded to 16) and inside their page
-        // (span.start and page_len are multiples of 16); queries and values are indexed below head_dim; features as the trait demands.
+        // SAFETY: tiles start inside `span` and `head_dim`, `T` of them where so many are left; features as the trait demands.
         unsafe {
-            for at in span.clone().step_by(LANES) {
-                let keys = self.pages[at / page_len].as_ptr().add(at % page_len);
-                let mut sums = [L::splat(0.0); R];
-                for d in 0..head_dim {
-                    let key = L::load(keys.add(d * page_len));
-                    for r in 0..R {
-                        sums[r] = L::fma(L::splat(*self.queries.as_ptr().add(r * head_dim + d)), key, sums[r]);
-                    }
-                }
-                for r in 0..R {
-                    L::store(
-                        scores.as_mut_ptr().add(r * padded + at - span.start),
-                        L::mul(sums[r], L::splat(self.scale)),
-                    );
+            let mut at = span.start;
+            while at < span.end {
+                if at + T * LANES <= span.end.next_multiple_of(LANES) {
+                    self.score::<L, R, T>(at, span.start, scores);
+                    at += T * LANES;
+                } else {
+                    self.score::<L, R, 1>(at, span.start, scores);
+                    at += LANES;
                 }
             }
             for (row, visible) in scores.chunks_exact_mut(padded).zip(self.visible) {
@@ -182,21 +176,90 @@ impl Rows<'_> {
                 softmax_body::<L>(&mut row[from..to]);
                 row[to..].fill(0.0);
             }
-            for d in (0..head_dim).step_by(LANES) {
-                let mut sums = [L::splat(0.0); R];
-                for page_idx in span.start / page_len..span.end.div_ceil(page_len) {
-                    let (first, last) = (page_idx * page_len, (page_idx + 1) * page_len);
-                    let values = self.pages[page_idx].as_ptr().add(head_dim * page_len + d);
-                    for j in first.max(span.start)..last.min(span.end) {
-                        let value = L::load(values.add((j - first) * head_dim));
-                        for r in 0..R {
-                            sums[r] =
-                                L::fma(L::splat(*scores.as_ptr().add(r * padded + j - span.start)), value, sums[r]);
+            let mut d = 0;
+            while d < head_dim {
+                if d + T * LANES <= head_dim {
+                    self.weigh::<L, R, T>(d, &span, scores, out);
+                    d += T * LANES;
+                } else {
+                    self.weigh::<L, R, 1>(d, &span, scores, out);
+                    d += LANES;
+                }
+            }
+        }
+    }
+
+    /// Scores of `T` tiles of 16 positions from `at` on; `scores` starts at position `start`.
+    #[inline(always)]
+    unsafe fn score<L: Lanes, const R: usize, const T: usize>(self, at: usize, start: usize, scores: &mut [f32]) {
+        let PageShape { head_dim, page_len } = self.shape;
+        let padded = scores.len() / R;
+        assert!(at >= start && at - start + T * LANES <= padded, "tiles of the scores");
+        // SAFETY: tiles of 16 positions lie inside `scores` by the assertion, and each inside its page (`at` and page_len are
+        // multiples of 16); queries are indexed below head_dim; features as the trait demands.
+        unsafe {
+            let mut keys = [self.queries.as_ptr(); T];
+            for (t, keys) in keys.iter_mut().enumerate() {
+                let at = at + t * LANES;
+                *keys = self.pages[at / page_len].as_ptr().add(at % page_len);
+            }
+            let mut sums = [[L::splat(0.0); T]; R];
+            for d in 0..head_dim {
+                let mut key = [L::splat(0.0); T];
+                for t in 0..T {
+                    key[t] = L::load(keys[t].add(d * page_len));
+                }
+                for r in 0..R {
+                    let query = L::splat(*self.queries.as_ptr().add(r * head_dim + d));
+                    for t in 0..T {
+                        sums[r][t] = L::fma(query, key[t], sums[r][t]);
+                    }
+                }
+            }
+            for r in 0..R {
+                for t in 0..T {
+                    let to = scores.as_mut_ptr().add(r * padded + at - start + t * LANES);
+                    L::store(to, L::mul(sums[r][t], L::splat(self.scale)));
+                }
+            }
+        }
+    }
+
+    /// Outputs `d..d + 16 T` from the values of `span`.
+    #[inline(always)]
+    unsafe fn weigh<L: Lanes, const R: usize, const T: usize>(
+        self,
+        d: usize,
+        span: &Range<usize>,
+        scores: &[f32],
+        out: &mut [f32],
+    ) {
+        let PageShape { head_dim, page_len } = self.shape;
+        let padded = scores.len() / R;
+        assert!(d + T * LANES <= head_dim && span.len() <= padded, "tiles of the values, a score each");
+        // SAFETY: positions lie inside `span` and so inside `scores`, and inside their page; elements below head_dim by the
+        // assertion; features as the trait demands.
+        unsafe {
+            let mut sums = [[L::splat(0.0); T]; R];
+            for page_idx in span.start / page_len..span.end.div_ceil(page_len) {
+                let (first, last) = (page_idx * page_len, (page_idx + 1) * page_len);
+                let values = self.pages[page_idx].as_ptr().add(head_dim * page_len + d);
+                for j in first.max(span.start)..last.min(span.end) {
+                    let mut value = [L::splat(0.0); T];
+                    for t in 0..T {
+                        value[t] = L::load(values.add((j - first) * head_dim + t * LANES));
+                    }
+                    for r in 0..R {
+                        let weight = L::splat(*scores.as_ptr().add(r * padded + j - span.start));
+                        for t in 0..T {
+                            sums[r][t] = L::fma(weight, value[t], sums[r][t]);
                         }
                     }
                 }
-                for r in 0..R {
-                    L::store(out.as_mut_ptr().add(r * head_dim + d), sums[r]);
+            }
+            for r in 0..R {
+                for t in 0..T {
+                    L::store(out.as_mut_ptr().add(r * head_dim + d + t * LANES), sums[r][t]);
                 }
             }
         }
@@ -217,12 +280,12 @@ mod tests {
         fn tiers_agree_and_are_softmax_attention(
             rows in 1usize..=8, first in 1usize..60, pages in 2usize..5, window in 1usize..90, wide: bool,
         ) {
-            let shape = PageShape { head_dim: if wide { 64 } else { 16 }, page_len: 32 };
+            let shape = PageShape { head_dim: if wide { 80 } else { 16 }, page_len: 32 };
             let first = first.min(pages * 32 - rows + 1);
             let value = |i: usize, salt: usize| ((i * 37 + salt * 101) % 257) as f32 / 128.0 - 1.0;
             let n = pages * 32;
-            let keys: Vec<Vec<f32>> = (0..n).map(|j| (0..shape.head_dim).map(|d| value(j * 64 + d, 1)).collect()).collect();
-            let values: Vec<Vec<f32>> = (0..n).map(|j| (0..shape.head_dim).map(|d| value(j * 64 + d, 2)).collect()).collect();
+            let keys: Vec<Vec<f32>> = (0..n).map(|j| (0..shape.head_dim).map(|d| value(j * 80 + d, 1)).collect()).collect();
+            let values: Vec<Vec<f32>> = (0..n).map(|j| (0..shape.head_dim).map(|d| value(j * 80 + d, 2)).collect()).collect();
             let mut store = vec![vec![0.0; shape.floats()]; pages];
             for j in 0..n {
                 shape.write(&mut store[j / 32], j % 32, &keys[j], &values[j]);
