@@ -16,6 +16,7 @@ use std::path::PathBuf;
 use clap::{Args, Subcommand};
 use serde::Serialize;
 
+pub(super) use self::machine::bandwidth;
 use super::{CommonArgs, Outcome, line};
 
 /// About 21 tokens of MiniLM: a support message.

@@ -10,7 +10,7 @@ use metier_kernels::Tier;
 use serde::Serialize;
 use serde_json::json;
 
-use super::{CommonArgs, Failure, Outcome, line};
+use super::{CommonArgs, Failure, Outcome, bases, bench, line};
 use crate::{
     config::{Environment, Settings, fetcher},
     fetch::{CacheState, Catalogue, Fetcher},
@@ -20,6 +20,8 @@ use crate::{
 const NEEDED_MEMORY_BYTES: u64 = 600 << 20;
 /// Space that models and a first audit log need.
 const NEEDED_DISK_BYTES: u64 = 512 << 20;
+/// What is read to measure bandwidth: about the weights of the embedded decoder, and several times a large cache. A tenth of a second.
+const PROBE_BYTES: usize = 96_000_000;
 /// Free names for the file that tries whether a folder can be written.
 const PROBE_PREFIX: &str = ".metier-doctor-";
 
@@ -101,6 +103,7 @@ pub fn run(args: &DoctorArgs) -> Outcome {
     };
     checks.push(cpu(&environment));
     checks.push(threads(&settings));
+    checks.push(bandwidth(&settings, &environment));
     checks.extend(memory(Path::new("/proc/meminfo")));
     checks.extend(cache(&settings, &environment));
     checks.extend(state(&settings, &environment, args.state.as_deref()));
@@ -179,6 +182,21 @@ fn threads(settings: &Settings) -> Check {
         Check::note("threads", found, "more threads than cores wait for one another: lower `[models] threads`")
     } else {
         Check::good("threads", found)
+    }
+}
+
+/// What the compute threads read together: decoding one stream reads all weights for every token and cannot be faster.
+fn bandwidth(settings: &Settings, environment: &Environment) -> Check {
+    match bases::pool(settings, environment) {
+        Ok(pool) => {
+            let gb = bench::bandwidth(&pool, PROBE_BYTES) / 1e9;
+            Check::good(
+                "bandwidth",
+                format!("{gb:.1} GB/s, {} threads over {} MB", pool.threads(), PROBE_BYTES / 1_000_000),
+            )
+        }
+        // A tier that this CPU lacks is told by its own check.
+        Err(_) => Check::note("bandwidth", "not measured", "see the cpu line"),
     }
 }
 

@@ -348,8 +348,8 @@ impl Bench<'_> {
         Ok(())
     }
 
-    /// Memory and time of an answer with more and more adapters resident. The same eight files under other names: bytes and time are
-    /// those of different ones.
+    /// Memory and time of an answer with more and more adapters resident. It is one adapter under many names, each with memory of its own: bytes
+    /// and time are those of different ones.
     fn many(&mut self, model: &Model, decoder: &Arc<Decoder>) -> Outcome {
         let case = format!("{}, adapters of rank {SMALL_RANK}", model.name);
         if !self.wants(&case) {

@@ -14,7 +14,7 @@ const PASS_BYTES: usize = 256 << 20;
 const TICKS: f64 = 100.0;
 
 /// Bytes a second that all threads of the pool together read from a buffer of so many bytes, again and again, as decoding reads weights.
-pub(super) fn bandwidth(pool: &Pool, bytes: usize) -> f64 {
+pub(in crate::cli) fn bandwidth(pool: &Pool, bytes: usize) -> f64 {
     let buffer: Vec<u64> = (0..bytes.div_ceil(8) as u64).collect();
     let rounds = PASS_BYTES.div_ceil(bytes.max(1)).max(1);
     let read = || {

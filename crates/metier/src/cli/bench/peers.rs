@@ -53,7 +53,9 @@ impl Peers {
                 dir.canonicalize().with_context(|| format!("cannot open the peers' folder `{}`", dir.display()))?;
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
             let runtime = runtime.context("cannot start a client")?;
-            let http = reqwest::Client::builder().no_proxy().tcp_nodelay(true).timeout(REQUEST_TIMEOUT).build();
+            // The server closes a connection that was idle for some seconds, as it is while ours is measured: each request gets its own.
+            let http = reqwest::Client::builder().no_proxy().tcp_nodelay(true).pool_max_idle_per_host(0);
+            let http = http.timeout(REQUEST_TIMEOUT).build();
             let http = http.context("cannot make an HTTP client")?;
             Ok(Self { dir, threads, runtime, http })
         };
