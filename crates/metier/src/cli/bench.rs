@@ -16,7 +16,7 @@ use std::path::PathBuf;
 use clap::{Args, Subcommand};
 use serde::Serialize;
 
-pub(super) use self::machine::bandwidth;
+pub(super) use self::machine::{bandwidth, peak};
 use super::{CommonArgs, Outcome, line};
 
 /// About 21 tokens of MiniLM: a support message.

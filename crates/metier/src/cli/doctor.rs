@@ -6,7 +6,7 @@ use std::{
 };
 
 use clap::Args;
-use metier_kernels::Tier;
+use metier_kernels::{Tier, ceilings::Arithmetic};
 use serde::Serialize;
 use serde_json::json;
 
@@ -20,7 +20,7 @@ use crate::{
 const NEEDED_MEMORY_BYTES: u64 = 600 << 20;
 /// Space that models and a first audit log need.
 const NEEDED_DISK_BYTES: u64 = 512 << 20;
-/// What is read to measure bandwidth: about the weights of the embedded decoder, and several times a large cache. A tenth of a second.
+/// What is read to measure bandwidth: about the weights of the embedded decoder.
 const PROBE_BYTES: usize = 96_000_000;
 /// Free names for the file that tries whether a folder can be written.
 const PROBE_PREFIX: &str = ".metier-doctor-";
@@ -103,7 +103,7 @@ pub fn run(args: &DoctorArgs) -> Outcome {
     };
     checks.push(cpu(&environment));
     checks.push(threads(&settings));
-    checks.push(bandwidth(&settings, &environment));
+    checks.push(ceilings(&settings, &environment));
     checks.extend(memory(Path::new("/proc/meminfo")));
     checks.extend(cache(&settings, &environment));
     checks.extend(state(&settings, &environment, args.state.as_deref()));
@@ -185,18 +185,25 @@ fn threads(settings: &Settings) -> Check {
     }
 }
 
-/// What the compute threads read together: decoding one stream reads all weights for every token and cannot be faster.
-fn bandwidth(settings: &Settings, environment: &Environment) -> Check {
+/// What the compute threads can do at most, together: reading a prompt is bound by multiplications, writing one stream by the bytes of the
+/// weights. Half a second.
+fn ceilings(settings: &Settings, environment: &Environment) -> Check {
     match bases::pool(settings, environment) {
         Ok(pool) => {
-            let gb = bench::bandwidth(&pool, PROBE_BYTES) / 1e9;
-            Check::good(
-                "bandwidth",
-                format!("{gb:.1} GB/s, {} threads over {} MB", pool.threads(), PROBE_BYTES / 1_000_000),
-            )
+            let giga = |what| bench::peak(&pool, what) / 1e9;
+            let found = format!(
+                "{} threads: {:.0} GOP/s with 8-bit weights, {:.0} with 4-bit, {:.0} in f32; {:.1} GB/s read from {} MB",
+                pool.threads(),
+                giga(Arithmetic::Int8),
+                giga(Arithmetic::Int4),
+                giga(Arithmetic::F32),
+                bench::bandwidth(&pool, PROBE_BYTES) / 1e9,
+                PROBE_BYTES / 1_000_000
+            );
+            Check::good("ceilings", found)
         }
         // A tier that this CPU lacks is told by its own check.
-        Err(_) => Check::note("bandwidth", "not measured", "see the cpu line"),
+        Err(_) => Check::note("ceilings", "not measured", "see the cpu line"),
     }
 }
 

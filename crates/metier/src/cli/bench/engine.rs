@@ -2,13 +2,13 @@
 
 use std::{path::PathBuf, sync::Arc};
 
-use metier_kernels::Pool;
+use metier_kernels::{Pool, ceilings::Arithmetic};
 use metier_model::{Adapter, Decoder};
 
 use super::{
     super::{Failure, Outcome, bases},
     EngineArgs, Row, SENTENCE,
-    machine::bandwidth,
+    machine::{bandwidth, peak},
     measure::{Output, Plan, compare, median},
     ours::{self, Clients, Many, Warm},
     peers::Peers,
@@ -118,6 +118,14 @@ impl Bench<'_> {
     }
 
     fn machine(&mut self) {
+        for (what, arithmetic) in
+            [("8-bit weights", Arithmetic::Int8), ("4-bit weights", Arithmetic::Int4), ("f32", Arithmetic::F32)]
+        {
+            let case = format!("multiplies, {what}, {} threads, tier {}", self.pool.threads(), self.pool.tier());
+            if self.wants(&case) {
+                (self.tell)(Row::new("machine", case, peak(&self.pool, arithmetic) / 1e9, "GOP/s"));
+            }
+        }
         for mib in [90, 700] {
             let case = format!("reads {mib} MiB, {} threads, tier {}", self.pool.threads(), self.pool.tier());
             if self.wants(&case) {
@@ -190,7 +198,8 @@ impl Bench<'_> {
         }
         let prompt = ours::prompt(decoder, PREFILL_TOKENS, 0)?;
         let mut ours = || Ok(vec![ours::prefill(decoder, &self.pool, &prompt)?]);
-        let outputs = vec![Output::rate(case, "tokens/s")];
+        let limit = peak(&self.pool, model.arithmetic()) / (2.0 * weights(decoder).0 as f64);
+        let outputs = vec![Output::rate(case, "tokens/s").within(Some(limit))];
         let plan = self.plan(model.large);
         match &self.peers {
             None => compare(plan, outputs, &mut ours, None, self.tell),
@@ -223,6 +232,8 @@ impl Bench<'_> {
 
     /// 64 tokens read by each stream, then written: a context of about 128.
     fn streams(&mut self, model: &Model, decoder: &Arc<Decoder>) -> Outcome {
+        let bytes = weight_bytes(&model.path)?;
+        let (layers, head) = weights(decoder);
         for streams in STREAMS {
             let case = format!("{}, writes, {streams} streams, together", model.name);
             if !self.wants(&case) {
@@ -230,7 +241,9 @@ impl Bench<'_> {
             }
             let new_tokens = if model.large || self.quick { 32 } else { 64 };
             let mut ours = || Ok(vec![ours::decode(decoder, &self.pool, streams, 64, new_tokens)?]);
-            let outputs = vec![Output::rate(case, "tokens/s")];
+            let read = streams as f64 * bandwidth(&self.pool, bytes) / bytes as f64;
+            let multiplied = peak(&self.pool, model.arithmetic()) / (2.0 * (layers + head) as f64);
+            let outputs = vec![Output::rate(case, "tokens/s").within(Some(read.min(multiplied)))];
             let plan = self.plan(true);
             match &self.peers {
                 None => compare(plan, outputs, &mut ours, None, self.tell)?,
@@ -370,7 +383,9 @@ impl Bench<'_> {
             let case = format!("{case}, {count} resident");
             let row = Row::new("engine", format!("{case}, answer of 16 to 16, p50"), value, "ms");
             (self.tell)(Row { range: Some(range), spread: Some(range[1] - range[0]), ..row });
-            if let (Some(before), Some(now)) = (before, resident_bytes("self")) {
+            // Memory that earlier cases gave back stays with the allocator and would be counted as none: other cases must not have run.
+            let alone = !self.only.is_empty() && self.only.iter().all(|part| part.contains("adapters of rank"));
+            if let (true, Some(before), Some(now)) = (alone, before, resident_bytes("self")) {
                 let resident = now.saturating_sub(before) as f64 / 1e6;
                 let mut row = Row::new("engine", format!("{case}, memory beside the base"), resident, "MB");
                 row.limit = Some(many.adapter_bytes() as f64 / 1e6);
@@ -390,6 +405,21 @@ impl Bench<'_> {
     ) -> Result<Vec<Arc<Adapter>>, Failure> {
         numbers.map(|_| Ok(self.adapters(model, decoder, SMALL_RANK, 1)?.remove(0))).collect()
     }
+}
+
+impl Model {
+    /// What its products are bound by.
+    fn arithmetic(&self) -> Arithmetic {
+        if self.name.contains("Q8_0") { Arithmetic::Int8 } else { Arithmetic::Int4 }
+    }
+}
+
+/// Weights of all layers' linear maps, and of the head.
+fn weights(decoder: &Decoder) -> (usize, usize) {
+    let config = decoder.network().config();
+    let (q, kv) = (config.heads * config.head_dim, config.kv_heads * config.head_dim);
+    let layer = config.width * (2 * q + 2 * kv + 3 * config.inner);
+    (config.layers * layer, config.width * config.vocabulary)
 }
 
 /// Bytes that one token reads: all tensors of the file; a tied embedding is read as the head. One row of an embedding of its own is nothing

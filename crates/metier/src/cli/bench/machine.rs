@@ -1,39 +1,44 @@
 //! What the machine itself allows, and whether it was ours alone while something was measured.
 
-use std::{fs, hint::black_box, time::Instant};
+use std::{fs, time::Instant};
 
-use metier_kernels::Pool;
+use metier_kernels::{
+    Pool, Tier,
+    ceilings::{self, Arithmetic},
+};
 
-/// Elements that a thread reads before it asks for more.
-const GRAIN: usize = 1 << 16;
-/// Passes over the buffer; the fastest counts, for a limit is what can be reached.
+/// Passes; the fastest counts, for a limit is what can be reached.
 const PASSES: usize = 5;
 /// Bytes read at least a pass, so that a pass is long against the clock's and the pool's cost.
 const PASS_BYTES: usize = 256 << 20;
 /// Ticks a second of `/proc/stat` on every Linux that Rust runs on.
 const TICKS: f64 = 100.0;
 
+/// Rounds of a pass that multiplies: some hundredths of a second with SIMD.
+const ROUNDS: u32 = 50_000;
+/// With scalar code a round is slower and nobody needs the figure.
+const SCALAR_ROUNDS: u32 = 2_000;
+
 /// Bytes a second that all threads of the pool together read from a buffer of so many bytes, again and again, as decoding reads weights.
 pub(in crate::cli) fn bandwidth(pool: &Pool, bytes: usize) -> f64 {
     let buffer: Vec<u64> = (0..bytes.div_ceil(8) as u64).collect();
     let rounds = PASS_BYTES.div_ceil(bytes.max(1)).max(1);
-    let read = || {
+    fastest(pool, || (0..rounds).map(|_| ceilings::read(pool, &buffer)).sum())
+}
+
+/// Operations a second, two a multiply-add, of all threads together on registers alone.
+pub(in crate::cli) fn peak(pool: &Pool, what: Arithmetic) -> f64 {
+    let rounds = if pool.tier() == Tier::Scalar { SCALAR_ROUNDS } else { ROUNDS };
+    fastest(pool, || ceilings::multiply(pool, what, rounds))
+}
+
+/// What the fastest pass did a second.
+fn fastest(pool: &Pool, pass: impl Fn() -> u64 + Sync) -> f64 {
+    let timed = || {
         let begun = Instant::now();
-        for _ in 0..rounds {
-            pool.run_ranges(buffer.len(), GRAIN, &|range| {
-                // Eight sums, so that additions do not wait for each other.
-                let mut sums = [0u64; 8];
-                for eight in buffer[range].chunks_exact(8) {
-                    for (sum, x) in sums.iter_mut().zip(eight) {
-                        *sum = sum.wrapping_add(*x);
-                    }
-                }
-                black_box(sums);
-            });
-        }
-        (buffer.len() * 8 * rounds) as f64 / begun.elapsed().as_secs_f64()
+        pass() as f64 / begun.elapsed().as_secs_f64()
     };
-    pool.enter(|| (0..PASSES).map(|_| read()).fold(0.0, f64::max))
+    pool.enter(|| (0..PASSES).map(|_| timed()).fold(0.0, f64::max))
 }
 
 /// Time that the machine's CPUs have spent since it started, in seconds; zero where there is no `/proc`.

@@ -83,11 +83,12 @@ pub(super) fn compare(
     Ok(())
 }
 
-/// The middle value, and the lowest and highest. At least one value.
+/// The middle value (of an even number the mean of the middle two), and the lowest and highest. At least one value.
 pub(super) fn median(mut values: Vec<f64>) -> (f64, [f64; 2]) {
     values.sort_by(f64::total_cmp);
     let (low, high) = (values[0], values[values.len() - 1]);
-    (values[values.len() / 2], [low, high])
+    let middle = (values[values.len() / 2] + values[(values.len() - 1) / 2]) / 2.0;
+    (middle, [low, high])
 }
 
 /// A share of the values lies at or below the result (nearest rank); zero without values.
@@ -156,5 +157,6 @@ mod tests {
         let values = [4.0, 1.0, 3.0, 2.0];
         assert_eq!((at_quantile(&values, 0.5), at_quantile(&values, 0.95), at_quantile(&[], 0.5)), (2.0, 4.0, 0.0));
         assert_eq!(median(vec![3.0, 1.0, 2.0]), (2.0, [1.0, 3.0]));
+        assert_eq!(median(vec![4.0, 1.0]), (2.5, [1.0, 4.0]), "not the better of two");
     }
 }
