@@ -12,7 +12,8 @@ use crate::Digest;
 pub struct BaseId {
     /// For people: the name of the file (decoder) or folder (encoder).
     pub name: String,
-    /// SHA-256 of the weights file.
+    /// SHA-256 of the weights file; of a decoder that comes in several files, of the list of all that were read
+    /// ([`Digest::of_files`]).
     pub digest: Digest,
 }
 

@@ -1,4 +1,9 @@
 //! A base decoder, opened: weights, tokenizer, chat template. Immutable and shared; [`crate::engine`] runs sequences over it.
+//!
+//! `gguf` and `folder` read the two containers; what they say is put together here.
+
+mod folder;
+mod gguf;
 
 use std::{
     io,
@@ -8,15 +13,16 @@ use std::{
 use metier_kernels::Pool;
 
 use crate::{
-    Adapter, Digest,
+    Adapter,
     arch::{
         WeightsError, config_error,
-        transformer::{Span, Transformer, Wanted, WeightFormat},
+        transformer::{Blueprint, Span, Transformer, Wanted, WeightFormat},
     },
-    base::{BaseId, Bytes},
+    base::BaseId,
     cache::KvSequence,
     chat::{ChatError, ChatMessage, ChatTemplate, Prompt},
-    format::{FormatError, Gguf},
+    files::TensorFiles,
+    format::FormatError,
     tokenizer::{TokenId, Tokenizer, TokenizerError},
 };
 
@@ -43,6 +49,33 @@ pub enum DecoderError {
         /// Why.
         #[source]
         source: FormatError,
+    },
+    /// A JSON file is not what it should be.
+    #[error("cannot parse `{path}`")]
+    Json {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: serde_json::Error,
+    },
+    /// A file is larger than any of its kind.
+    #[error("`{path}` has {bytes} bytes, the limit is {limit}")]
+    TooLarge {
+        /// The file.
+        path: PathBuf,
+        /// Its bytes.
+        bytes: u64,
+        /// The most that is read.
+        limit: u64,
+    },
+    /// The files do not belong together, or one is missing.
+    #[error("`{path}` {problem}")]
+    Files {
+        /// The file or folder.
+        path: PathBuf,
+        /// What is wrong with it.
+        problem: String,
     },
     /// Weights and configuration do not make a network.
     #[error("cannot load the decoder from `{path}`")]
@@ -101,45 +134,71 @@ pub struct Decoder {
     base: BaseId,
 }
 
+/// How a decoder is opened.
+#[derive(Clone, Copy, Debug)]
+pub struct DecoderOptions {
+    /// How weights are kept in memory.
+    pub weights: WeightFormat,
+    /// Tokens that a sequence shall be able to have, at most what the network reads. `None`: what it is made for.
+    ///
+    /// Phi-3 and Phi-4 have two lists of rotary factors, one for texts up to the length of their training, one for longer ones.
+    /// The list is chosen here, once, by this number: `None` means the short one and its length, a number beyond it the long one,
+    /// which costs quality on short texts. (Transformers chooses anew at each call, and a text that grows over the border is then
+    /// read with both.)
+    pub context: Option<usize>,
+}
+
+impl DecoderOptions {
+    /// Weights kept so, the context that the network is made for.
+    pub fn new(weights: WeightFormat) -> Self {
+        Self { weights, context: None }
+    }
+}
+
+/// What a container says.
+struct Parts {
+    files: TensorFiles,
+    blueprint: Blueprint,
+    tokenizer: Tokenizer,
+    template: Option<ChatTemplate>,
+    /// Tokens that end a text.
+    ends: Vec<TokenId>,
+    base: BaseId,
+}
+
 impl Decoder {
-    /// Opens a GGUF file.
-    pub fn open(gguf: &Path, weights: WeightFormat) -> Result<Self, DecoderError> {
-        let read_error = |source| DecoderError::Read { path: gguf.to_owned(), source };
-        let digest = Digest::of_file(gguf).map_err(read_error)?;
-        let bytes = Bytes::map(gguf).map_err(read_error)?;
-        let name = gguf.file_stem().map_or_else(String::new, |name| name.to_string_lossy().into_owned());
-        Self::load(bytes, BaseId { name, digest }, gguf, weights)
+    /// Opens a GGUF file, the first of several that one was split into (`NAME-00001-of-00003.gguf`), or a folder of Hugging Face's
+    /// kind (`config.json`, `tokenizer.json`, `model.safetensors` or its parts).
+    pub fn open(path: &Path, weights: WeightFormat) -> Result<Self, DecoderError> {
+        Self::open_with(path, DecoderOptions::new(weights))
+    }
+
+    /// As [`open`](Self::open), with more to say.
+    pub fn open_with(path: &Path, options: DecoderOptions) -> Result<Self, DecoderError> {
+        if path.extension().is_some_and(|extension| extension == "safetensors") && path.is_file() {
+            let problem = "holds weights alone: open the folder that has `config.json` and `tokenizer.json` too";
+            return Err(DecoderError::Files { path: path.to_owned(), problem: problem.to_owned() });
+        }
+        let parts = if path.is_dir() { folder::read(path, options)? } else { gguf::read(path, options)? };
+        Self::assemble(parts, path, options)
     }
 
     /// Opens a GGUF file that lies in memory, such as one of [`crate::tiny`].
     pub fn from_bytes(bytes: Vec<u8>, name: &str, weights: WeightFormat) -> Result<Self, DecoderError> {
-        let base = BaseId { name: name.to_owned(), digest: Digest::of(&bytes) };
-        Self::load(Bytes::Owned(bytes), base, Path::new(name), weights)
+        let options = DecoderOptions::new(weights);
+        Self::assemble(gguf::from_bytes(bytes, name, options)?, Path::new(name), options)
     }
 
-    fn load(bytes: Bytes, base: BaseId, path: &Path, weights: WeightFormat) -> Result<Self, DecoderError> {
-        let path = || path.to_owned();
-        let gguf = Gguf::parse(&bytes).map_err(|source| DecoderError::Format { path: path(), source })?;
-        let network = Transformer::load(bytes, &gguf, weights)
-            .map_err(|source| DecoderError::Weights { path: path(), source })?;
-        let tokenizer =
-            Tokenizer::from_gguf(&gguf).map_err(|source| DecoderError::Tokenizer { path: path(), source })?;
-        if tokenizer.vocabulary() > network.config().vocabulary {
-            let problem =
-                format!("{} rows for the tokenizer's {} tokens", network.config().vocabulary, tokenizer.vocabulary());
-            let source = config_error("token_embd.weight", problem);
-            return Err(DecoderError::Weights { path: path(), source });
+    fn assemble(parts: Parts, path: &Path, options: DecoderOptions) -> Result<Self, DecoderError> {
+        let Parts { files, blueprint, tokenizer, template, mut ends, base } = parts;
+        let weights_error = |source| DecoderError::Weights { path: path.to_owned(), source };
+        let rows = blueprint.config().vocabulary;
+        if tokenizer.vocabulary() > rows {
+            let problem = format!("{rows} rows for the tokenizer's {} tokens", tokenizer.vocabulary());
+            return Err(weights_error(config_error(&blueprint.embedding_name(), problem)));
         }
-        let word = |key| gguf.texts("tokenizer.ggml.tokens")?.get(gguf.count(key)?).map(String::as_str);
-        let [begin, end] =
-            ["tokenizer.ggml.bos_token_id", "tokenizer.ggml.eos_token_id"].map(|key| word(key).unwrap_or(""));
-        let template = gguf.text("tokenizer.chat_template").map(ChatTemplate::new).transpose();
-        let template = template.map(|template| template.map(|template| template.with_tokens(begin, end)));
-        let template = template.map_err(|source| DecoderError::Template { path: path(), source })?;
-        let named = |key| gguf.count(key).and_then(|id| u32::try_from(id).ok()).map(TokenId);
-        let mut ends: Vec<TokenId> =
-            ["tokenizer.ggml.eos_token_id", "tokenizer.ggml.eot_token_id"].into_iter().filter_map(named).collect();
-        // Files of Gemma 3, Llama 3 and Phi name the end of a text there, not always the end of a turn.
+        let network = Transformer::load(files, blueprint, options.weights).map_err(weights_error)?;
+        // Files of Gemma 3, Llama 3 and Phi name the end of a text, not always the end of a turn.
         let turns = TURN_ENDS.iter().filter_map(|text| tokenizer.id_of(text)).filter(|id| tokenizer.is_special(*id));
         ends.extend(turns);
         ends.sort();

@@ -38,6 +38,13 @@ impl Digest {
         }
     }
 
+    /// Digest of several files by their own digests: of the lines `DIGEST NAME`, in the order of names.
+    pub fn of_files(files: &[(String, Self)]) -> Self {
+        let mut files: Vec<_> = files.iter().collect();
+        files.sort();
+        Self::of(files.iter().map(|(name, digest)| format!("{digest} {name}\n")).collect::<String>().as_bytes())
+    }
+
     /// The first eight hexadecimal digits, for people.
     pub fn short(&self) -> String {
         hex::encode(&self.0[..4])

@@ -14,6 +14,7 @@ pub mod digest;
 pub mod encoder;
 pub mod engine;
 pub mod features;
+mod files;
 pub mod format;
 pub mod grammar;
 pub mod head;

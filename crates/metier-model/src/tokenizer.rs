@@ -16,10 +16,12 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 use tokenizers::pipeline::{EncodeOptions, Override, PipelineToken, PipelineTokenizer};
 
+mod json;
 mod pieces;
 mod pre;
 
 use aho_corasick::AhoCorasick;
+pub(crate) use json::ControlWords;
 use pieces::Pieces;
 use pre::Pre;
 
@@ -82,20 +84,35 @@ pub enum TokenizerError {
 /// A vocabulary with its rules.
 pub struct Tokenizer {
     rules: Rules,
-    /// Control tokens by text, and what finds them; only for tokenizers from GGUF.
-    specials: Vec<(String, TokenId)>,
+    /// Control tokens, and what finds them; only for decoders.
+    specials: Vec<Special>,
     finder: Option<AhoCorasick>,
-    /// The bytes of every id; empty for control tokens and for tokenizers from `tokenizer.json`.
+    /// The bytes of every id; empty for control tokens and for encoders.
     bytes: Vec<Box<[u8]>>,
     ids: BTreeMap<String, TokenId>,
     vocabulary: usize,
     /// Token that every prompt starts with.
     begin: Option<TokenId>,
+    /// A space was put before the text; decoding takes it off.
+    strips_space: bool,
+}
+
+/// A control token.
+struct Special {
+    text: String,
+    id: TokenId,
+    /// White space before it, or after it, is not read.
+    strips_before: bool,
+    strips_after: bool,
 }
 
 enum Rules {
-    /// Byte-level BPE or WordPiece, by the library.
-    Library(PipelineTokenizer),
+    /// BPE or WordPiece, by the library.
+    Library {
+        first: PipelineTokenizer,
+        /// For text behind a control token, where that is cut in another way.
+        later: Option<PipelineTokenizer>,
+    },
     /// SentencePiece.
     Pieces(Pieces),
 }
@@ -148,18 +165,21 @@ impl<'a> Words<'a> {
             }
             if self.control[i] {
                 if !word.is_empty() {
-                    specials.push((word.clone(), TokenId(i as u32)));
+                    let (text, id) = (word.clone(), TokenId(i as u32));
+                    specials.push(Special { text, id, strips_before: false, strips_after: false });
                 }
                 bytes.push(Box::default());
             } else {
                 bytes.push(bytes_of(i)?.into_boxed_slice());
             }
         }
-        let texts: Vec<&str> = specials.iter().map(|(text, _)| text.as_str()).collect();
+        let texts: Vec<&str> = specials.iter().map(|special: &Special| special.text.as_str()).collect();
         let finder = if texts.is_empty() { None } else { Some(pieces::leftmost_longest(&texts)?) };
         let begins = self.gguf.flag("tokenizer.ggml.add_bos_token").unwrap_or(begins);
         let begin = self.id("tokenizer.ggml.bos_token_id").filter(|_| begins);
-        Ok(Tokenizer { rules: rules()?, specials, finder, bytes, ids, vocabulary: self.words.len(), begin })
+        let (rules, vocabulary) = (rules()?, self.words.len());
+        let strips_space = matches!(&rules, Rules::Pieces(pieces) if pieces.space_first());
+        Ok(Tokenizer { rules, specials, finder, bytes, ids, vocabulary, begin, strips_space })
     }
 }
 
@@ -231,7 +251,7 @@ impl Tokenizer {
                 "vocab": vocabulary, "merges": pairs},
         });
         let texts = words.words;
-        let rules = || Ok(Rules::Library(read(&document.to_string())?));
+        let rules = || Ok(Rules::Library { first: read(&document.to_string())?, later: None });
         words.build(false, rules, |i| {
             let decoded: Option<Vec<u8>> = texts[i].chars().map(|c| byte_of.get(&c).copied()).collect();
             decoded.ok_or_else(|| {
@@ -258,13 +278,14 @@ impl Tokenizer {
         let vocabulary = ids.values().max().map_or(0, |id| id.0 as usize + 1);
         let inner = read(text)?;
         Ok(Self {
-            rules: Rules::Library(inner),
+            rules: Rules::Library { first: inner, later: None },
             specials: Vec::new(),
             finder: None,
             bytes: Vec::new(),
             ids,
             vocabulary,
             begin: None,
+            strips_space: false,
         })
     }
 
@@ -280,64 +301,47 @@ impl Tokenizer {
 
     /// Texts of the control tokens.
     pub fn specials(&self) -> impl Iterator<Item = &str> {
-        self.specials.iter().map(|(text, _)| text.as_str())
+        self.specials.iter().map(|special| special.text.as_str())
     }
 
     /// Whether the id is a control token.
     pub fn is_special(&self, id: TokenId) -> bool {
-        self.specials.iter().any(|(_, special)| *special == id)
+        self.specials.iter().any(|special| special.id == id)
     }
 
     /// The ids of a text from anybody. Decoders' control tokens in it are ordinary characters; of a `tokenizer.json`, added
     /// tokens are matched as its own library would. Nothing is put around the text.
     pub fn encode(&self, text: &str) -> Result<Vec<TokenId>, TokenizerError> {
         let mut out = Vec::new();
-        self.encode_into(text, false, &mut out)?;
+        self.encode_into(text, false, true, &mut out)?;
         Ok(out)
     }
 
     /// As [`encode`](Self::encode), framed by what the post-processor adds (`[CLS]` and `[SEP]`).
     pub fn encode_framed(&self, text: &str) -> Result<Vec<TokenId>, TokenizerError> {
         let mut out = Vec::new();
-        self.encode_into(text, true, &mut out)?;
+        self.encode_into(text, true, true, &mut out)?;
         Ok(out)
     }
 
     /// The ids of a text that we wrote: control tokens in it become their single id.
     pub fn encode_with_specials(&self, text: &str) -> Result<Vec<TokenId>, TokenizerError> {
-        let mut out = Vec::new();
-        let mut rest = text;
-        while let Some((at, special, id)) = self.first_special(rest) {
-            self.encode_into(&rest[..at], false, &mut out)?;
-            out.push(id);
-            rest = &rest[at + special.len()..];
-        }
-        self.encode_into(rest, false, &mut out)?;
-        Ok(out)
+        let mut segments = Segments::new(self);
+        segments.markup(text)?;
+        segments.finish()
     }
 
     /// The ids of a rendered conversation: control tokens count in the template's own words only. Text between two control
     /// tokens is encoded in one piece, whoever wrote it, so that the ids are those of the whole rendered text.
     pub fn encode_prompt(&self, prompt: &Prompt) -> Result<Vec<TokenId>, TokenizerError> {
-        let (mut out, mut text) = (Vec::new(), String::new());
+        let mut segments = Segments::new(self);
         for piece in &prompt.pieces {
-            let mut rest = match piece {
-                Piece::Content(content) => {
-                    text.push_str(content);
-                    continue;
-                }
-                Piece::Markup(markup) => markup.as_str(),
-            };
-            while let Some((at, special, id)) = self.first_special(rest) {
-                text.push_str(&rest[..at]);
-                self.encode_into(&text, false, &mut out)?;
-                text.clear();
-                out.push(id);
-                rest = &rest[at + special.len()..];
+            match piece {
+                Piece::Content(content) => segments.text.push_str(content),
+                Piece::Markup(markup) => segments.markup(markup)?,
             }
-            text.push_str(rest);
         }
-        self.encode_into(&text, false, &mut out)?;
+        let mut out = segments.finish()?;
         if let Some(begin) = self.begin.filter(|begin| out.first() != Some(begin)) {
             out.insert(0, begin);
         }
@@ -345,18 +349,19 @@ impl Tokenizer {
     }
 
     /// The leftmost control token of a text, the longest where several start there.
-    fn first_special<'a>(&'a self, text: &str) -> Option<(usize, &'a str, TokenId)> {
+    fn first_special<'a>(&'a self, text: &str) -> Option<(usize, &'a Special)> {
         let found = self.finder.as_ref()?.find(text)?;
-        let (special, id) = &self.specials[found.pattern().as_usize()];
-        Some((found.start(), special, *id))
+        Some((found.start(), &self.specials[found.pattern().as_usize()]))
     }
 
-    fn encode_into(&self, text: &str, framed: bool, out: &mut Vec<TokenId>) -> Result<(), TokenizerError> {
+    /// `first`: nothing was read before this text.
+    fn encode_into(&self, text: &str, framed: bool, first: bool, out: &mut Vec<TokenId>) -> Result<(), TokenizerError> {
         if text.is_empty() && !framed {
             return Ok(());
         }
         let library = match &self.rules {
-            Rules::Library(library) => library,
+            Rules::Library { later: Some(later), .. } if !first => later,
+            Rules::Library { first, .. } => first,
             Rules::Pieces(pieces) => {
                 pieces.encode(text, out);
                 return Ok(());
@@ -380,10 +385,59 @@ impl Tokenizer {
     pub fn decode(&self, ids: &[TokenId]) -> String {
         let bytes: Vec<u8> = ids.iter().flat_map(|id| self.bytes_of(*id)).copied().collect();
         let text = String::from_utf8_lossy(&bytes).into_owned();
-        match &self.rules {
-            Rules::Pieces(pieces) if pieces.space_first() => text.strip_prefix(' ').map_or(text.clone(), str::to_owned),
+        match text.strip_prefix(' ') {
+            Some(rest) if self.strips_space => rest.to_owned(),
             _ => text,
         }
+    }
+}
+
+/// Text in the making, cut at control tokens.
+struct Segments<'a> {
+    tokenizer: &'a Tokenizer,
+    ids: Vec<TokenId>,
+    /// What was read since the last control token.
+    text: String,
+    /// White space at the start of `text` is not read.
+    strip: bool,
+}
+
+impl<'a> Segments<'a> {
+    fn new(tokenizer: &'a Tokenizer) -> Self {
+        Self { tokenizer, ids: Vec::new(), text: String::new(), strip: false }
+    }
+
+    /// Text in which control tokens count.
+    fn markup(&mut self, markup: &str) -> Result<(), TokenizerError> {
+        let mut rest = markup;
+        while let Some((at, special)) = self.tokenizer.first_special(rest) {
+            self.text.push_str(&rest[..at]);
+            self.flush(special.strips_before)?;
+            self.ids.push(special.id);
+            self.strip = special.strips_after;
+            rest = &rest[at + special.text.len()..];
+        }
+        self.text.push_str(rest);
+        Ok(())
+    }
+
+    fn flush(&mut self, strip_end: bool) -> Result<(), TokenizerError> {
+        let mut text = self.text.as_str();
+        if self.strip {
+            text = text.trim_start();
+        }
+        if strip_end {
+            text = text.trim_end();
+        }
+        let first = self.ids.is_empty();
+        self.tokenizer.encode_into(text, false, first, &mut self.ids)?;
+        self.text.clear();
+        Ok(())
+    }
+
+    fn finish(mut self) -> Result<Vec<TokenId>, TokenizerError> {
+        self.flush(false)?;
+        Ok(self.ids)
     }
 }
 

@@ -6,19 +6,27 @@
 Weights are rounded to f16 before Transformers (f32, eager attention) sees them, so the file holds exactly what was computed with.
 Tensor names come from the `gguf` package's table. Rows of Q and K are reordered, one is added to Gemma's norms and Llama 3's factors become
 a tensor, as llama.cpp's `convert_hf_to_gguf.py` does it. Each `NAME.f32` holds the logits of the ids in `IDS`: (len, 260), little-endian.
+
+The same networks stand in `folders/NAME/` as Transformers saves them (matrices as f16, vectors as f32; `qwen3` in several files),
+and are read back from there: the logits must be the same bits. `phi4-long.f32` holds the logits of `LONG_IDS`, which are more than
+phi4's short factors are made for.
 """
 
+import json
 import math
+import shutil
 from pathlib import Path
 
 import gguf
 import numpy as np
 import torch
 import transformers as tf
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 HERE = Path(__file__).parent
 VOCABULARY = 260
 IDS = [(i * 73 + i * i * 11 + 5) % VOCABULARY for i in range(40)]
+LONG_IDS = [(i * 73 + i * i * 11 + 5) % VOCABULARY for i in range(100)]
 SHAPE = dict(
     vocab_size=VOCABULARY, hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
     max_position_embeddings=128, attn_implementation="eager", bos_token_id=258, eos_token_id=259, pad_token_id=257,
@@ -167,12 +175,41 @@ def write(name, arch, config, model):
     w.close()
 
 
+def write_folder(name, config, model):
+    folder = HERE / "folders" / name
+    shutil.rmtree(folder, ignore_errors=True)
+    tied = config.tie_word_embeddings
+    state = {
+        key: weight.half() if weight.ndim > 1 else weight
+        for key, weight in model.state_dict().items() if not (tied and key == "lm_head.weight")
+    }
+    model.save_pretrained(folder, state_dict=state, max_shard_size="100KB" if name == "qwen3" else "1GB")
+    words = {word: i for i, word in enumerate(byte_words() + ["he"])}
+    tokenizer = Tokenizer(models.BPE(words, [("h", "e")]))
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)])
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens(["<pad>", "<s>", "</s>"])
+    tokenizer.save(str(folder / "tokenizer.json"), pretty=False)
+    settings = dict(bos_token="<s>", eos_token="</s>", chat_template="{{ bos_token }}{% for m in messages %}{{ m.content }}</s>{% endfor %}")
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    return tf.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
+
+
+def logits_of(model, ids):
+    with torch.no_grad():
+        return model(torch.tensor([ids])).logits[0].float()
+
+
 for seed, (name, (arch, config)) in enumerate(MODELS.items()):
     model = tf.AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
     fill(model, seed)
-    with torch.no_grad():
-        logits = model(torch.tensor([IDS])).logits[0].float()
+    logits = logits_of(model, IDS)
     logits.numpy().astype("<f4").tofile(HERE / f"{name}.f32")
     write(name, arch, config, model)
+    saved = write_folder(name, config, model)
+    assert torch.equal(logits_of(saved, IDS), logits), name
+    if name == "phi4":
+        logits_of(saved, LONG_IDS).numpy().astype("<f4").tofile(HERE / "phi4-long.f32")
     top = logits.softmax(-1).max(-1).values
     print(f"{name}: {(HERE / f'{name}.gguf').stat().st_size} bytes, logits of {logits.std():.2f}, top probability {top.mean():.3f}")

@@ -1,13 +1,12 @@
-//! What network is this? Its shape, read from a file's metadata and checked.
+//! What network is this? Its shape, read from a file's settings and checked.
 //!
 //! What all networks of a family have in common stands in [`FAMILIES`], one line each; what differs between them stands in the file.
 
-use std::fmt::Display;
-
+use super::settings::Settings;
 use crate::{
-    arch::{WeightsError, config_error, transformer::weights::EMBEDDING},
+    arch::{WeightsError, config_error},
     cache::CacheShape,
-    format::{Gguf, gguf::Value},
+    format::gguf::Value,
 };
 
 /// Layers, at most.
@@ -93,17 +92,31 @@ pub struct TransformerConfig {
     pub head_norms: bool,
     /// What attention and feed-forward return is normed before it is added.
     pub post_norms: bool,
+    /// Of LongRoPE's two lists of factors, the long one: `context` is longer than what the short one was made for.
+    pub rope_long: bool,
+}
+
+/// What stands beside a network's settings.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Around {
+    /// Rows of the embedding table.
+    pub(super) vocabulary: usize,
+    /// The file has LongRoPE's short and long factors.
+    pub(super) two_factors: bool,
+    /// Tokens that a sequence shall be able to have. `None`: what the network is made for; with two lists of factors, what the
+    /// short one holds for, because the long one costs quality on every short text.
+    pub(super) wanted_context: Option<usize>,
 }
 
 /// What the networks of one `general.architecture` have in common.
 pub(super) struct Family {
-    name: &'static str,
+    pub(super) name: &'static str,
     rope_pairs: RopePairs,
     /// Biases of Q, K and V must be there. Elsewhere they are used if they are.
     pub(super) qkv_bias: bool,
     head_norms: bool,
     post_norms: bool,
-    activation: Activation,
+    pub(super) activation: Activation,
     scaled_embedding: bool,
     unturned_every: usize,
     full_every: usize,
@@ -143,61 +156,20 @@ const FAMILIES: [Family; 6] = [
     },
 ];
 
-/// Settings of a file, by their names without the architecture in front.
-struct Settings<'a> {
-    gguf: &'a Gguf,
-    architecture: &'a str,
-}
-
-impl Settings<'_> {
-    fn spelled(&self, key: &str) -> String {
-        format!("{}.{key}", self.architecture)
-    }
-
-    fn wrong(&self, key: &str, problem: impl Display) -> WeightsError {
-        config_error(&self.spelled(key), problem.to_string())
-    }
-
-    fn value(&self, key: &str) -> Option<&Value> {
-        self.gguf.metadata().get(&self.spelled(key))
-    }
-
-    /// A count between 1 and the limit, or `None` where the file does not say.
-    fn maybe_count(&self, key: &str, limit: usize) -> Result<Option<usize>, WeightsError> {
-        if self.value(key).is_none() {
-            return Ok(None);
-        }
-        let n = self.gguf.count(&self.spelled(key)).ok_or_else(|| self.wrong(key, "is no count"))?;
-        let within = (1..=limit).contains(&n);
-        within.then_some(Some(n)).ok_or_else(|| self.wrong(key, format!("{n} is not between 1 and {limit}")))
-    }
-
-    fn count(&self, key: &str, limit: usize) -> Result<usize, WeightsError> {
-        self.maybe_count(key, limit)?.ok_or_else(|| self.wrong(key, "is missing"))
-    }
-
-    /// A number above 0, or `None` where the file does not say.
-    fn positive(&self, key: &str) -> Result<Option<f32>, WeightsError> {
-        let Some(value) = self.value(key) else { return Ok(None) };
-        let x = match value {
-            Value::Float(x) => *x as f32,
-            Value::Int(n) => *n as f32,
-            _ => return Err(self.wrong(key, "is no number")),
-        };
-        let usable = x.is_finite() && x > 0.0;
-        usable.then_some(Some(x)).ok_or_else(|| self.wrong(key, format!("{x} is no finite number above 0")))
+impl Family {
+    /// The family that GGUF calls so.
+    pub(super) fn named(architecture: &str) -> Result<&'static Self, WeightsError> {
+        FAMILIES.iter().find(|family| family.name == architecture).ok_or_else(|| {
+            let names: Vec<_> = FAMILIES.iter().map(|family| format!("`{}`", family.name)).collect();
+            let problem = format!("`{architecture}` is not supported, only {}", names.join(", "));
+            config_error("general.architecture", problem)
+        })
     }
 }
 
 impl TransformerConfig {
-    pub(super) fn from_gguf(gguf: &Gguf) -> Result<(Self, &'static Family), WeightsError> {
-        let architecture = gguf.text("general.architecture").unwrap_or("");
-        let family = FAMILIES.iter().find(|family| family.name == architecture).ok_or_else(|| {
-            let names: Vec<_> = FAMILIES.iter().map(|family| format!("`{}`", family.name)).collect();
-            let problem = format!("`{architecture}` is not supported, only {}", names.join(", "));
-            config_error("general.architecture", problem)
-        })?;
-        let settings = Settings { gguf, architecture };
+    /// Checks what a file says.
+    pub(super) fn read(settings: &Settings, family: &'static Family, around: Around) -> Result<Self, WeightsError> {
         for unsupported in ["rope.scale_linear", "expert_count", "attn_logit_softcapping", "final_logit_softcapping"] {
             let harmless = matches!(settings.value(unsupported), None | Some(Value::Int(0)));
             if !harmless {
@@ -239,10 +211,15 @@ impl TransformerConfig {
             "linear" => settings.positive("rope.scaling.factor")?.unwrap_or(1.0),
             other => return Err(settings.wrong("rope.scaling.type", format!("`{other}` is not supported"))),
         };
-        let mut context = settings.count("context_length", MAX_CONTEXT)?;
-        if gguf.tensors().contains_key("rope_factors_short.weight") {
-            // The short factors hold up to here; the long ones would cost quality on every short text.
-            context = settings.count("rope.scaling.original_context_length", context)?;
+        let longest = settings.count("context_length", MAX_CONTEXT)?;
+        let short = match around.two_factors {
+            true => settings.count("rope.scaling.original_context_length", longest)?,
+            false => longest,
+        };
+        let context = around.wanted_context.unwrap_or(short);
+        if !(1..=longest).contains(&context) {
+            let problem = format!("{context} tokens of context are wanted, the network reads 1 to {longest}");
+            return Err(settings.wrong("context_length", problem));
         }
         let eps = settings.positive("attention.layer_norm_rms_epsilon")?.unwrap_or(1e-5);
         if eps >= 1.0 {
@@ -261,11 +238,11 @@ impl TransformerConfig {
             Some(base) if base < 1.0 => Err(settings.wrong(key, format!("{base} is below 1"))),
             base => Ok(base),
         };
-        let vocabulary = gguf.tensors().get(EMBEDDING).map_or(0, |t| t.shape.first().copied().unwrap_or(0));
+        let vocabulary = around.vocabulary;
         if !(1..=crate::tokenizer::MAX_VOCABULARY).contains(&vocabulary) {
-            return Err(config_error(EMBEDDING, format!("{vocabulary} rows are no vocabulary")));
+            return Err(settings.wrong("vocabulary", format!("{vocabulary} rows are no vocabulary")));
         }
-        let config = Self {
+        Ok(Self {
             layers,
             width,
             inner: settings.count("feed_forward_length", MAX_WIDTH)?,
@@ -291,8 +268,8 @@ impl TransformerConfig {
             score_scale,
             head_norms: family.head_norms,
             post_norms: family.post_norms,
-        };
-        Ok((config, family))
+            rope_long: context > short,
+        })
     }
 
     /// Shape of its cache.

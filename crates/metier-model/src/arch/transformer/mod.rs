@@ -18,15 +18,21 @@
 //! | Phi-3, Phi-4-mini | fused tensors; only a part of a head is turned; LongRoPE's short factors |
 //! | Gemma 3 | `s` = √width, `n`, `post`: norms, act = GELU, five of six layers have a window and their own frequencies |
 //!
-//! `config` says what a file's network is, `weights` finds and packs its tensors, `rope` knows the angles, `forward` computes.
+//! `blueprint` says what a container's network is (`settings` and `config`: its numbers; `hugging_face`: what `config.json` says in
+//! these words), `weights` finds and packs its tensors, `rope` knows the angles, `forward` computes.
 //!
 //! Cost of one decoded token of SmolLM2-135M at its own bits: 106.2 M layer weights of 5 bits and a head of 28.3 M weights of
 //! 8.5 bits = 96 MB; at 29 GB/s at most 300 tokens/s.
 
+mod blueprint;
 mod config;
 mod forward;
+mod hugging_face;
 mod rope;
+mod settings;
 mod weights;
+
+pub(crate) use blueprint::Blueprint;
 
 pub use config::{Activation, RopePairs, TransformerConfig, Window};
 use weights::Layer;
@@ -35,17 +41,17 @@ use super::linear::Linear;
 pub use super::linear::WeightFormat;
 use crate::{
     adapter::Adapter,
-    base::Bytes,
     cache::KvSequence,
-    format::{Tensor, TensorInfo},
+    files::{Place, TensorFiles},
+    format::Tensor,
     tokenizer::TokenId,
 };
 
 /// The network. The embedding table is read from the mapped file, row by row; the rest is packed.
 pub struct Transformer {
     config: TransformerConfig,
-    bytes: Bytes,
-    embedding: TensorInfo,
+    files: TensorFiles,
+    embedding: Place,
     layers: Vec<Layer>,
     output_norm: Vec<f32>,
     head: Linear,
@@ -82,7 +88,6 @@ impl Transformer {
     }
 
     fn table(&self) -> Tensor<'_> {
-        let TensorInfo { dtype, shape, range } = &self.embedding;
-        Tensor { name: weights::EMBEDDING, dtype: *dtype, shape, bytes: &self.bytes[range.clone()] }
+        self.files.at(blueprint::EMBEDDING, &self.embedding)
     }
 }

@@ -2,14 +2,19 @@
 
 use std::{cell::RefCell, collections::BTreeSet};
 
-use super::{Transformer, TransformerConfig, WeightFormat, rope::Rope};
+use super::{
+    Transformer, TransformerConfig, WeightFormat,
+    blueprint::{Blueprint, EMBEDDING, LONG_FACTORS, SHORT_FACTORS},
+    rope::Rope,
+};
 use crate::{
     arch::{WeightsError, config_error, expect_shape, finite, linear::Linear},
-    base::Bytes,
-    format::{Gguf, Tensor},
+    files::TensorFiles,
+    format::Tensor,
 };
 
-pub(super) const EMBEDDING: &str = "token_embd.weight";
+/// The head, in GGUF's words.
+const HEAD: &str = "output";
 
 pub(super) struct Layer {
     pub(super) attention_norm: Vec<f32>,
@@ -24,26 +29,36 @@ pub(super) struct Layer {
     pub(super) post_ffn_norm: Option<Vec<f32>>,
 }
 
-/// Takes tensors out of a file and remembers which: what is left over would be a network that is not computed here.
+/// Takes tensors out of files and remembers which: what is left over would be a network that is not computed here. Tensors are asked
+/// for by GGUF's names; errors call them what the file calls them.
 struct Loader<'a> {
-    bytes: &'a [u8],
-    gguf: &'a Gguf,
+    files: &'a TensorFiles,
+    blueprint: &'a Blueprint,
     format: WeightFormat,
     taken: RefCell<BTreeSet<String>>,
 }
 
 impl<'a> Loader<'a> {
     fn has(&self, name: &str) -> bool {
-        self.gguf.tensors().contains_key(name)
+        self.files.has(&self.blueprint.names.of(name))
     }
 
     fn tensor(&self, name: &str, shape: &[usize]) -> Result<Tensor<'a>, WeightsError> {
-        self.taken.borrow_mut().insert(name.to_owned());
-        expect_shape(self.gguf.tensor(self.bytes, name), name, shape)
+        let name = self.blueprint.names.of(name).into_owned();
+        let tensor = expect_shape(self.files.tensor(&name), &name, shape);
+        self.taken.borrow_mut().insert(name);
+        tensor
     }
 
     fn vector(&self, name: &str, len: usize) -> Result<Vec<f32>, WeightsError> {
         finite(self.tensor(name, &[len])?)
+    }
+
+    /// Weights of a norm.
+    fn norm(&self, name: &str, len: usize) -> Result<Vec<f32>, WeightsError> {
+        let mut weights = self.vector(name, len)?;
+        weights.iter_mut().for_each(|weight| *weight += self.blueprint.norm_offset);
+        Ok(weights)
     }
 
     /// The rows of several maps of one input under each other; `parts`: (name, outputs). Biases are taken if they are there.
@@ -64,7 +79,7 @@ impl<'a> Loader<'a> {
         let TransformerConfig { width, inner, head_dim, .. } = *config;
         let (q_len, kv_len) = (config.q_len(), config.kv_len());
         let name = |part: &str| format!("blk.{i}.{part}");
-        let norm = |part: &str, len: usize| self.vector(&name(&format!("{part}.weight")), len);
+        let norm = |part: &str, len: usize| self.norm(&name(&format!("{part}.weight")), len);
         let post = |part: &str| config.post_norms.then(|| norm(part, width)).transpose();
         // Phi-3's files hold Q, K and V in one tensor, gate and up in another.
         let qkv = if self.has(&name("attn_qkv.weight")) {
@@ -95,32 +110,53 @@ impl<'a> Loader<'a> {
         })
     }
 
+    /// The map from hidden rows to logits. `table`: the embedding table.
+    fn head(&self, table: Tensor<'a>) -> Result<Linear, WeightsError> {
+        let (rows, weight) = (table.rows(), format!("{HEAD}.weight"));
+        if self.blueprint.tied == Some(true) {
+            if self.has(&weight) {
+                let head = self.tensor(&weight, table.shape)?;
+                if head.dtype != table.dtype || head.bytes != table.bytes {
+                    let problem = format!("it is true, but `{}` is another tensor than `{}`", head.name, table.name);
+                    return Err(config_error("tie_word_embeddings", problem));
+                }
+            }
+        } else if self.blueprint.tied == Some(false) || self.has(&weight) {
+            return self.linear(&[(HEAD.to_owned(), rows)], table.cols());
+        }
+        Linear::pack(&[table], self.format)
+    }
+
     /// What rotary frequencies are divided by, one a pair.
-    fn rope_divisors(&self, pairs: usize) -> Result<Option<Vec<f32>>, WeightsError> {
-        let [llama3, short, long] = ["rope_freqs.weight", "rope_factors_short.weight", "rope_factors_long.weight"];
+    fn rope_divisors(&self, config: &TransformerConfig) -> Result<Option<Vec<f32>>, WeightsError> {
+        if let Some(divisors) = &self.blueprint.rope_divisors {
+            return Ok(Some(divisors.clone()));
+        }
+        let two = if config.rope_long { [SHORT_FACTORS, LONG_FACTORS] } else { [LONG_FACTORS, SHORT_FACTORS] };
         let mut divisors = None;
-        for name in [llama3, long, short].into_iter().filter(|name| self.has(name)) {
-            let factors = self.vector(name, pairs)?;
+        // The last one counts; all are checked.
+        for name in ["rope_freqs.weight", two[0], two[1]].into_iter().filter(|name| self.has(name)) {
+            let factors = self.vector(name, config.rope_dims / 2)?;
             if factors.iter().any(|factor| *factor <= 0.0) {
                 return Err(config_error(name, "holds a factor that is not above 0"));
             }
             divisors = Some(factors);
         }
+        if config.rope_long && !self.has(LONG_FACTORS) {
+            return Err(WeightsError::Missing(LONG_FACTORS.to_owned()));
+        }
         Ok(divisors)
     }
 
     fn nothing_is_left(&self) -> Result<(), WeightsError> {
-        let taken = self.taken.borrow();
-        match self.gguf.tensors().keys().find(|name| !taken.contains(*name)) {
+        let (taken, names) = (self.taken.borrow(), self.blueprint.names);
+        match self.files.names().find(|name| !taken.contains(*name) && !names.may_be_left(name)) {
             None => Ok(()),
             Some(name) => {
-                let architecture = self.gguf.text("general.architecture").unwrap_or("");
-                Err(config_error(
-                    "general.architecture",
-                    format!(
-                        "the file holds `{name}`, which is no part of a `{architecture}` network as it is known here"
-                    ),
-                ))
+                let family = self.blueprint.family.name;
+                let problem =
+                    format!("the file holds `{name}`, which is no part of a `{family}` network as it is known here");
+                Err(config_error(names.architecture_key(), problem))
             }
         }
     }
@@ -141,28 +177,25 @@ fn check_table(table: Tensor<'_>) -> Result<(), WeightsError> {
 }
 
 impl Transformer {
-    /// Checks config and weights against each other and packs them.
-    pub(crate) fn load(bytes: Bytes, gguf: &Gguf, format: WeightFormat) -> Result<Self, WeightsError> {
-        let (config, family) = TransformerConfig::from_gguf(gguf)?;
+    /// Checks the plan and the weights against each other and packs them.
+    pub(crate) fn load(files: TensorFiles, blueprint: Blueprint, format: WeightFormat) -> Result<Self, WeightsError> {
+        let config = blueprint.config;
         let width = config.width;
-        let loader = Loader { bytes: &bytes, gguf, format, taken: RefCell::default() };
+        let loader = Loader { files: &files, blueprint: &blueprint, format, taken: RefCell::default() };
         let table = loader.tensor(EMBEDDING, &[config.vocabulary, width])?;
         check_table(table)?;
-        let head = if loader.has("output.weight") {
-            loader.linear(&[("output".to_owned(), config.vocabulary)], width)?
-        } else {
-            Linear::pack(&[table], format)?
-        };
+        let head = loader.head(table)?;
         let layers = (0..config.layers).map(|i| loader.layer(&config, i)).collect::<Result<Vec<_>, _>>()?;
-        if let Some(i) = layers.iter().position(|layer| family.qkv_bias && layer.qkv.bias.is_none()) {
-            return Err(WeightsError::Missing(format!("blk.{i}.attn_q.bias")));
+        let biased = blueprint.family.qkv_bias;
+        if let Some(i) = layers.iter().position(|layer| biased && layer.qkv.bias.is_none()) {
+            return Err(WeightsError::Missing(blueprint.names.of(&format!("blk.{i}.attn_q.bias")).into_owned()));
         }
-        let output_norm = loader.vector("output_norm.weight", width)?;
-        let divisors = loader.rope_divisors(config.rope_dims / 2)?;
+        let output_norm = loader.norm("output_norm.weight", width)?;
+        let divisors = loader.rope_divisors(&config)?;
         loader.nothing_is_left()?;
         let rope = Rope::new(&config, divisors.as_deref());
-        let embedding = gguf.tensors()[EMBEDDING].clone();
-        bytes.release();
-        Ok(Self { config, bytes, embedding, layers, output_norm, head, rope })
+        let embedding = files.place(table.name).expect("it was just read").clone();
+        files.release();
+        Ok(Self { config, files, embedding, layers, output_norm, head, rope })
     }
 }
