@@ -199,14 +199,23 @@ documented! {
     pub struct ModelSettings {
         /// The encoder of heads and of `auto`; a name of the catalogue.
         pub encoder: String,
-        /// The decoder that is served under its own name; a name of the catalogue, or `none`.
+        /// The decoder that is served under its own name; a name of the catalogue, a path with a `/` in it (a GGUF file, the first of its parts, or a folder of Hugging Face's kind), or `none`.
         pub decoder: String,
         /// The decoder's weights in memory: `as-file` (the bits of the file), `int8` or `f32`.
         pub decoder_weights: DecoderWeights,
+        /// Tokens that one sequence of the decoder may have; default: what it is made for. A Phi-3 or Phi-4 reads with its long rotary factors where this is more than its original context.
+        pub decoder_context: Option<usize>,
         /// A catalogue that adds to the embedded one.
         pub catalogue: Option<PathBuf>,
         /// Compute threads; default: one for each core that this process may use.
         pub threads: Option<usize>,
+    }
+}
+
+impl ModelSettings {
+    /// The decoder's path, where one is given instead of a name.
+    pub fn decoder_path(&self) -> Option<&Path> {
+        self.decoder.contains(['/', std::path::MAIN_SEPARATOR]).then(|| Path::new(&self.decoder))
     }
 }
 
@@ -216,6 +225,7 @@ impl Default for ModelSettings {
             encoder: "all-minilm-l6-v2".to_owned(),
             decoder: "smollm2-135m-instruct".to_owned(),
             decoder_weights: DecoderWeights::AsFile,
+            decoder_context: None,
             catalogue: None,
             threads: None,
         }

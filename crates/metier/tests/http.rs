@@ -144,6 +144,24 @@ async fn pages_of_other_origins_are_not_answered_and_requests_keep_their_names()
     assert!(names.contains(&DECODER) && !names.contains(&ENCODER), "{names:?}");
 }
 
+/// A folder of Hugging Face's kind is served where it lies, under its own name.
+#[tokio::test]
+async fn a_decoder_may_be_named_by_its_path() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../metier-model/tests/goldens/folders/qwen3");
+    let dir = TempDir::new().unwrap();
+    let settings = format!("[models]\ndecoder = {:?}\ndecoder_context = 100\n", folder.to_str().unwrap());
+    let server = configured(dir.path(), &settings, &["--base-only"]);
+    let mut body = ask("qwen3", "he");
+    (body["max_tokens"], body["temperature"]) = (json!(4), json!(0));
+    let answer: Value = chat(&server, &body).await.json().await.unwrap();
+    assert_eq!(answer["model"], "qwen3", "{answer}");
+    // The template writes its first token, the word and a last one.
+    assert_eq!(answer["usage"]["prompt_tokens"], 3, "{answer}");
+    body["messages"][0]["content"] = json!("z".repeat(100));
+    let refused = chat(&server, &body).await;
+    assert_eq!(refused.status(), StatusCode::BAD_REQUEST);
+}
+
 #[tokio::test]
 async fn base_generates_whole_and_in_chunks() {
     let server = Server::start(&["--base-only"]);

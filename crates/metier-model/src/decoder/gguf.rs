@@ -28,7 +28,7 @@ pub(super) const MAX_PARTS: usize = 1024;
 pub(super) fn read(path: &Path, options: DecoderOptions) -> Result<Parts, DecoderError> {
     let (bytes, gguf) = open(path)?;
     let digest = digest_of(path)?;
-    let name = path.file_stem().map_or_else(String::new, |name| name.to_string_lossy().into_owned());
+    let mut name = path.file_stem().map_or_else(String::new, |name| name.to_string_lossy().into_owned());
     let mut digests = vec![(file_name(path), digest)];
     let mut files = TensorFiles::default();
     let split = Split::of(&gguf).map_err(|problem| wrong(path, problem))?;
@@ -44,6 +44,7 @@ pub(super) fn read(path: &Path, options: DecoderOptions) -> Result<Parts, Decode
             opened.push(part);
             add(&mut files, bytes, &index, &opened)?;
         }
+        name = stem;
         let found = files.names().count();
         if split.tensors.is_some_and(|announced| announced != found) {
             let announced = split.tensors.unwrap_or(0);

@@ -1,11 +1,11 @@
 //! Base models as every verb gets them: named in the settings, fetched if need be, opened under their catalogue name, and the threads they
-//! run on.
+//! run on. A decoder may be named by its path instead: it is opened where it lies, under the name of its file or folder.
 
-use std::sync::Arc;
+use std::{path::Path, sync::Arc};
 
 use anyhow::Context as _;
 use metier_kernels::{Pool, Tier};
-use metier_model::{Decoder, Encoder, arch::transformer::WeightFormat};
+use metier_model::{Decoder, Encoder, arch::transformer::WeightFormat, decoder::DecoderOptions};
 
 use super::{Failure, models, progress::Bars};
 use crate::{
@@ -60,15 +60,22 @@ pub fn decoder_files(settings: &Settings, environment: &Environment) -> Result<O
 /// # Errors
 /// As [`decoder_files`], or it cannot be opened.
 pub fn decoder(settings: &Settings, environment: &Environment) -> Result<Option<Decoder>, Failure> {
-    let Some(model) = decoder_files(settings, environment)? else { return Ok(None) };
     let weights = match settings.models.decoder_weights {
         DecoderWeights::AsFile => WeightFormat::AsFile,
         DecoderWeights::Int8 => WeightFormat::Int8,
         DecoderWeights::F32 => WeightFormat::F32,
     };
-    let decoder = Decoder::open(&model.files[0], weights);
-    let decoder = decoder.with_context(|| format!("cannot open the decoder `{}`", model.name));
-    Ok(Some(decoder.map_err(Failure::Environment)?.with_name(&model.name)))
+    let options = DecoderOptions { weights, context: settings.models.decoder_context };
+    let open = |path: &Path| {
+        let decoder = Decoder::open_with(path, options);
+        let decoder = decoder.with_context(|| format!("cannot open the decoder `{}`", settings.models.decoder));
+        decoder.map_err(Failure::Environment)
+    };
+    if let Some(path) = settings.models.decoder_path() {
+        return open(path).map(Some);
+    }
+    let Some(model) = decoder_files(settings, environment)? else { return Ok(None) };
+    Ok(Some(open(model.decoder_path())?.with_name(&model.name)))
 }
 
 fn ensure(

@@ -269,6 +269,12 @@ fn models(settings: &Settings, catalogue: &Catalogue, fetcher: &Fetcher) -> (Vec
     let mut missing = false;
     let named = [settings.models.encoder.as_str(), settings.models.decoder.as_str()];
     let checks = named.into_iter().filter(|name| *name != "none").map(|name| {
+        if let Some(path) = settings.models.decoder_path().filter(|path| *path == Path::new(name)) {
+            return match path.try_exists() {
+                Ok(true) => Check::good("model", format!("{name}: is there; no catalogue has its hash")),
+                _ => Check::problem("model", format!("{name}: is not there"), "name another in metier.toml"),
+            };
+        }
         let looked = catalogue.get(name).and_then(|entry| Ok((entry, fetcher.state(name, entry)?)));
         match looked {
             Ok((entry, CacheState::Verified)) => {

@@ -1,16 +1,20 @@
 //! What a model file says about itself: the part of `metier models show` that comes from the files, not from the catalogue.
 
-use std::{collections::BTreeMap, fmt, fs, path::Path};
+use std::{
+    collections::BTreeMap,
+    fmt, fs,
+    path::{Path, PathBuf},
+};
 
 use anyhow::Context as _;
 use metier_kernels::Mapped;
 use metier_model::format::{TensorInfo, gguf::Gguf, safetensors::Safetensors};
 use serde::Serialize;
 
-use crate::fetch::{CatalogueEntry, ModelKind};
+use crate::fetch::CatalogueEntry;
 
 /// Architecture facts of a model, read from its files.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Inside {
     /// Architecture, as the file names it.
     pub architecture: Option<String>,
@@ -29,62 +33,73 @@ pub struct Inside {
 impl Inside {
     /// Reads the index of the weights, and `config.json` where the weights carry no metadata of their own. Weights are mapped, not read.
     pub fn read(entry: &CatalogueEntry, dir: &Path) -> anyhow::Result<Self> {
-        let weights = |ending: &str| {
-            let file = entry.files.iter().find(|file| file.name.ends_with(ending));
-            file.map(|file| dir.join(&file.name)).with_context(|| format!("the catalogue names no `{ending}` file"))
+        let files = |ending: &str| -> Vec<PathBuf> {
+            let files = entry.files.iter().filter(|file| file.name.ends_with(ending));
+            files.map(|file| dir.join(&file.name)).collect()
         };
-        match entry.kind {
-            ModelKind::Decoder => Self::of_gguf(&weights(".gguf")?),
-            ModelKind::Encoder => Self::of_safetensors(&weights(".safetensors")?, &dir.join("config.json")),
+        let (gguf, safetensors) = (files(".gguf"), files(".safetensors"));
+        if !gguf.is_empty() {
+            Self::of_gguf(&gguf)
+        } else if !safetensors.is_empty() {
+            Self::of_safetensors(&safetensors, &dir.join("config.json"))
+        } else {
+            anyhow::bail!("the catalogue names neither a `.gguf` nor a `.safetensors` file")
         }
     }
 
-    fn of_gguf(path: &Path) -> anyhow::Result<Self> {
-        let bytes = Mapped::open(path).with_context(|| format!("cannot open `{}`", path.display()))?;
-        let gguf = Gguf::parse(&bytes).with_context(|| format!("cannot read `{}`", path.display()))?;
-        let architecture = gguf.text("general.architecture").map(str::to_owned);
-        let fact = |key: &str| {
-            let architecture = architecture.as_deref()?;
-            gguf.count(&format!("{architecture}.{key}")).map(|count| count as u64)
-        };
-        Ok(Self {
-            parameters: parameters(gguf.tensors()),
-            layers: fact("block_count"),
-            hidden: fact("embedding_length"),
-            context_tokens: fact("context_length"),
-            tensors: types(gguf.tensors()),
-            architecture,
-        })
+    /// `paths`: one file, or all parts of one; the first says what the others do not.
+    fn of_gguf(paths: &[PathBuf]) -> anyhow::Result<Self> {
+        let mut inside: Option<Self> = None;
+        for path in paths {
+            let bytes = open(path)?;
+            let gguf = Gguf::parse(&bytes).with_context(|| format!("cannot read `{}`", path.display()))?;
+            let architecture = gguf.text("general.architecture").map(str::to_owned);
+            let fact = |key: &str| {
+                let architecture = architecture.as_deref()?;
+                gguf.count(&format!("{architecture}.{key}")).map(|count| count as u64)
+            };
+            let first = inside.get_or_insert_with(|| Self {
+                layers: fact("block_count"),
+                hidden: fact("embedding_length"),
+                context_tokens: fact("context_length"),
+                architecture: architecture.clone(),
+                ..Self::default()
+            });
+            first.add(gguf.tensors());
+        }
+        inside.context("no file")
     }
 
-    fn of_safetensors(path: &Path, config: &Path) -> anyhow::Result<Self> {
-        let bytes = Mapped::open(path).with_context(|| format!("cannot open `{}`", path.display()))?;
-        let index = Safetensors::parse(&bytes).with_context(|| format!("cannot read `{}`", path.display()))?;
+    fn of_safetensors(paths: &[PathBuf], config: &Path) -> anyhow::Result<Self> {
         let text = fs::read_to_string(config).with_context(|| format!("cannot open `{}`", config.display()))?;
         let config: serde_json::Value =
             serde_json::from_str(&text).with_context(|| format!("cannot read `{}`", config.display()))?;
-        Ok(Self {
+        let mut inside = Self {
             architecture: config["model_type"].as_str().map(str::to_owned),
-            parameters: parameters(index.tensors()),
             layers: config["num_hidden_layers"].as_u64(),
             hidden: config["hidden_size"].as_u64(),
             context_tokens: config["max_position_embeddings"].as_u64(),
-            tensors: types(index.tensors()),
-        })
+            ..Self::default()
+        };
+        for path in paths {
+            let bytes = open(path)?;
+            let index = Safetensors::parse(&bytes).with_context(|| format!("cannot read `{}`", path.display()))?;
+            inside.add(index.tensors());
+        }
+        Ok(inside)
+    }
+
+    fn add(&mut self, tensors: &BTreeMap<String, TensorInfo>) {
+        for tensor in tensors.values() {
+            // Shapes were checked against the file's length, so that no product overflows.
+            self.parameters += tensor.shape.iter().product::<usize>() as u64;
+            *self.tensors.entry(tensor.dtype.to_string()).or_default() += 1;
+        }
     }
 }
 
-fn parameters(tensors: &BTreeMap<String, TensorInfo>) -> u64 {
-    // Shapes were checked against the file's length, so that no product overflows.
-    tensors.values().map(|tensor| tensor.shape.iter().product::<usize>() as u64).sum()
-}
-
-fn types(tensors: &BTreeMap<String, TensorInfo>) -> BTreeMap<String, u64> {
-    let mut counts = BTreeMap::new();
-    for tensor in tensors.values() {
-        *counts.entry(tensor.dtype.to_string()).or_default() += 1;
-    }
-    counts
+fn open(path: &Path) -> anyhow::Result<Mapped> {
+    Mapped::open(path).with_context(|| format!("cannot open `{}`", path.display()))
 }
 
 impl fmt::Display for Inside {

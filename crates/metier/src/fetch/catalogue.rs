@@ -14,7 +14,7 @@ use super::FetchError;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum ModelKind {
-    /// Generates text: a GGUF file.
+    /// Generates text: a GGUF file, or its parts with the first of them first; or `config.json`, `tokenizer.json` and safetensors.
     Decoder,
     /// Embeds text: `config.json`, `model.safetensors`, `tokenizer.json`.
     Encoder,

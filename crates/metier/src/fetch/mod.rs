@@ -88,6 +88,14 @@ pub struct LocalModel {
     pub files: Vec<PathBuf>,
 }
 
+impl LocalModel {
+    /// Where a decoder opens: its folder where it comes as one (with a `config.json`), else its first file.
+    pub fn decoder_path(&self) -> &Path {
+        let has_config = self.files.iter().any(|file| file.ends_with("config.json"));
+        self.files.first().filter(|_| !has_config).unwrap_or(&self.dir)
+    }
+}
+
 /// State of a model's files in the cache.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum CacheState {
