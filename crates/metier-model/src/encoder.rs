@@ -1,16 +1,18 @@
 //! Text → embedding.
 //!
 //! **Question:** where does this text lie among all texts? **In:** a folder with `config.json`, `model.safetensors`,
-//! `tokenizer.json` (and `sentence_bert_config.json`, `1_Pooling/config.json`, if any); texts. **Out:** one unit vector a text.
-//! **Absent:** caches, nearest-neighbour search; prompts such as E5's `query: `, which are the caller's text.
+//! `tokenizer.json` (and `modules.json` with what it names, `sentence_bert_config.json`, `tokenizer_config.json`, if any); texts.
+//! **Out:** one unit vector a text. **Absent:** caches, nearest-neighbour search; prompts such as E5's `query: `, which are the
+//! caller's text.
 //!
 //! The vector is the mean of the last hidden rows over all tokens, `[CLS]` and `[SEP]` included, or the row of `[CLS]` where the
-//! folder says so, scaled to length 1: what sentence-transformers computes for this family. A text longer than a window (256
-//! tokens with `[CLS]` and `[SEP]`) is cut into consecutive windows without overlap; their vectors are averaged by token count,
-//! then scaled.
+//! folder says so, through the linear maps that the folder names, scaled to length 1: what sentence-transformers computes, scaled
+//! where it would not be. A text longer than a window (as the folder says, else 256 tokens; `[CLS]` and `[SEP]` included) is cut into
+//! consecutive windows without overlap; what is pooled of them is averaged by token count.
 //!
 //! A text's vector does not depend on the texts that it is embedded with, nor on their order, to the last bit.
 
+mod folder;
 mod queue;
 
 use std::{
@@ -18,6 +20,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use folder::{Dense, Steps};
 use metier_kernels::Pool;
 use serde::Deserialize;
 
@@ -28,6 +31,7 @@ use crate::{
     arch::{
         WeightsError,
         bert::{Bert, BertConfig},
+        config_error,
         transformer::WeightFormat,
     },
     base::{BaseId, Bytes},
@@ -117,6 +121,14 @@ pub enum EncoderError {
         /// The file.
         path: PathBuf,
     },
+    /// `modules.json` asks for steps that are not followed.
+    #[error("cannot follow `{path}`: {problem}")]
+    Steps {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        problem: String,
+    },
     /// A window given by ids is empty, too long, or has an id outside the vocabulary.
     #[error("a window of {tokens} tokens does not fit: 1 to {limit} tokens with ids below {vocabulary}")]
     Window {
@@ -153,40 +165,9 @@ pub struct Encoder {
     tokenizer: Tokenizer,
     base: BaseId,
     pooling: Pooling,
+    dense: Vec<Dense>,
     window_tokens: usize,
     frame: (Vec<TokenId>, Vec<TokenId>),
-}
-
-#[derive(Deserialize)]
-struct SentenceConfig {
-    max_seq_length: usize,
-}
-
-/// `1_Pooling/config.json`: older files have a flag for each kind, newer ones name it.
-#[derive(Default, Deserialize)]
-#[serde(default)]
-struct PoolingConfig {
-    pooling_mode: Option<String>,
-    pooling_mode_cls_token: bool,
-    pooling_mode_mean_tokens: bool,
-    pooling_mode_max_tokens: bool,
-    pooling_mode_mean_sqrt_len_tokens: bool,
-    pooling_mode_weightedmean_tokens: bool,
-    pooling_mode_lasttoken: bool,
-}
-
-impl PoolingConfig {
-    fn pooling(&self) -> Option<Pooling> {
-        let others = self.pooling_mode_max_tokens
-            || self.pooling_mode_mean_sqrt_len_tokens
-            || self.pooling_mode_weightedmean_tokens
-            || self.pooling_mode_lasttoken;
-        match (self.pooling_mode.as_deref(), self.pooling_mode_mean_tokens, self.pooling_mode_cls_token) {
-            (Some("mean"), false, false) | (None, true, false) if !others => Some(Pooling::Mean),
-            (Some("cls"), false, false) | (None, false, true) if !others => Some(Pooling::FirstToken),
-            _ => None,
-        }
-    }
 }
 
 impl Encoder {
@@ -197,38 +178,39 @@ impl Encoder {
 
     /// As [`open`](Self::open), with weights in this form.
     pub fn open_with(dir: &Path, weights: EncoderWeights) -> Result<Self, EncoderError> {
-        let config_path = dir.join("config.json");
-        let config: BertConfig = parse_json(&config_path, &read_text(&config_path)?)?;
-        let tokenizer_path = dir.join("tokenizer.json");
-        let tokenizer_error = |source| EncoderError::Tokenizer { path: tokenizer_path.clone(), source };
-        let tokenizer = Tokenizer::from_json(&read_text(&tokenizer_path)?).map_err(tokenizer_error)?;
-        let frame = frame_of(&tokenizer).map_err(tokenizer_error)?;
-        let weights_error = |source| EncoderError::Weights { path: dir.to_owned(), source };
-        if tokenizer.vocabulary() > config.vocab_size {
-            let problem = format!("{} rows for the tokenizer's {} tokens", config.vocab_size, tokenizer.vocabulary());
-            return Err(weights_error(crate::arch::config_error("vocab_size", problem)));
+        let steps = Steps::read(dir)?;
+        let network = steps.network.as_path();
+        let weights_error = |source| EncoderError::Weights { path: network.to_owned(), source };
+        let path = network.join("config.json");
+        let config = BertConfig::from_json(parse_json(&path, &read_text(&path)?)?).map_err(weights_error)?;
+        let path = network.join("tokenizer.json");
+        let tokenizer_error = |source| EncoderError::Tokenizer { path: path.clone(), source };
+        let mut rules = read_text(&path)?;
+        if steps.lower_case {
+            rules = folder::lower_cased(parse_json(&path, &rules)?).to_string();
         }
-        let sentence_path = dir.join("sentence_bert_config.json");
-        let wanted = if sentence_path.exists() {
-            parse_json::<SentenceConfig>(&sentence_path, &read_text(&sentence_path)?)?.max_seq_length
-        } else {
-            DEFAULT_WINDOW_TOKENS
-        };
-        let window_tokens = wanted.min(config.max_position_embeddings);
+        let tokenizer = Tokenizer::from_json(&rules).map_err(tokenizer_error)?;
+        let frame = frame_of(&tokenizer).map_err(tokenizer_error)?;
+        if tokenizer.vocabulary() > config.vocabulary {
+            let problem = format!("{} rows for the tokenizer's {} tokens", config.vocabulary, tokenizer.vocabulary());
+            return Err(weights_error(config_error("vocab_size", problem)));
+        }
+        let window_tokens = steps.window_tokens.unwrap_or(DEFAULT_WINDOW_TOKENS).min(config.max_tokens);
         if window_tokens <= frame.0.len() + frame.1.len() {
             let problem = format!("a window of {window_tokens} tokens has no room for text");
-            return Err(weights_error(crate::arch::config_error("max_seq_length", problem)));
+            return Err(weights_error(config_error("max_seq_length", problem)));
         }
-        let pooling_path = dir.join("1_Pooling").join("config.json");
-        let pooling = if pooling_path.exists() {
-            let config: PoolingConfig = parse_json(&pooling_path, &read_text(&pooling_path)?)?;
-            config.pooling().ok_or(EncoderError::Pooling { path: pooling_path })?
-        } else {
-            Pooling::Mean
-        };
-        let path = dir.join("model.safetensors");
+        let mut width = config.width;
+        for dense in &steps.dense {
+            if dense.inputs() != width {
+                let problem = format!("{} elements go in, but there are {width}", dense.inputs());
+                return Err(weights_error(config_error("in_features", problem)));
+            }
+            width = dense.outputs();
+        }
+        let path = network.join("model.safetensors");
         let read_error = |source| EncoderError::Read { path: path.clone(), source };
-        let digest = identity(Digest::of_file(&path).map_err(read_error)?, weights, pooling);
+        let digest = identity(Digest::of_file(&path).map_err(read_error)?, weights, &steps);
         let bytes = Bytes::map(&path).map_err(read_error)?;
         let index = Safetensors::parse(&bytes).map_err(|source| EncoderError::Format { path: path.clone(), source })?;
         let format = match weights {
@@ -237,7 +219,8 @@ impl Encoder {
         };
         let bert = Bert::load(config, bytes, index, format).map_err(weights_error)?;
         let name = dir.file_name().map_or_else(String::new, |name| name.to_string_lossy().into_owned());
-        Ok(Self { bert, tokenizer, base: BaseId { name, digest }, pooling, window_tokens, frame })
+        let Steps { pooling, dense, .. } = steps;
+        Ok(Self { bert, tokenizer, base: BaseId { name, digest }, pooling, dense, window_tokens, frame })
     }
 
     /// Gives the base another name than its folder's, e.g. the catalogue's.
@@ -249,11 +232,16 @@ impl Encoder {
 
     /// Elements of an embedding.
     pub fn dim(&self) -> usize {
-        self.bert.config().hidden_size
+        self.dense.last().map_or_else(|| self.width(), Dense::outputs)
     }
 
-    /// Name and digest of the weights; one digest for each form of the weights and each pooling, so that a bundle that was
-    /// calibrated on the vectors of one is never fed with those of another.
+    /// Elements of what is pooled.
+    fn width(&self) -> usize {
+        self.bert.config().width
+    }
+
+    /// Name and digest of the weights; one digest for each form of the weights and each way from them to a vector, so that a
+    /// bundle that was calibrated on the vectors of one is never fed with those of another.
     pub fn base(&self) -> &BaseId {
         &self.base
     }
@@ -308,13 +296,13 @@ impl Encoder {
                 let texts_done = out.len() + chunk.len() * done / order.len();
                 progress(Progress { stage: "embedding", done: texts_done as u64, total, unit: Unit::Rows });
             }
-            let mut totals: Vec<(Vec<f32>, usize)> = vec![(vec![0.0; self.dim()], 0); chunk.len()];
+            let mut totals: Vec<(Vec<f32>, usize)> = vec![(vec![0.0; self.width()], 0); chunk.len()];
             for ((text, window), sum) in windows.iter().zip(&sums) {
                 let (total, tokens) = &mut totals[*text];
                 total.iter_mut().zip(sum).for_each(|(total, x)| *total += x);
                 *tokens += window.len();
             }
-            out.extend(totals.into_iter().map(|(sum, tokens)| unit_mean(sum, tokens)));
+            out.extend(totals.into_iter().map(|(sum, tokens)| self.finish(pool, sum, tokens)));
         }
         Ok(out)
     }
@@ -326,14 +314,26 @@ impl Encoder {
 
     /// The unit vector of each window.
     pub fn embed_windows(&self, pool: &Pool, windows: &[&[TokenId]]) -> Result<Vec<Vec<f32>>, EncoderError> {
-        let (limit, vocabulary) = (self.window_tokens, self.bert.config().vocab_size);
+        self.check_windows(windows, self.window_tokens)?;
+        let sums = self.sums(pool, windows);
+        Ok(sums.into_iter().zip(windows).map(|(sum, window)| self.finish(pool, sum, window.len())).collect())
+    }
+
+    /// The network's last hidden rows `(ids, width)`, before any pooling: for comparison with references. As many ids as the network
+    /// has positions.
+    pub fn hidden_rows(&self, pool: &Pool, ids: &[TokenId]) -> Result<Vec<f32>, EncoderError> {
+        self.check_windows(&[ids], self.bert.config().max_tokens)?;
+        Ok(self.bert.hidden_rows(pool, ids))
+    }
+
+    fn check_windows(&self, windows: &[&[TokenId]], limit: usize) -> Result<(), EncoderError> {
+        let vocabulary = self.bert.config().vocabulary;
         let fits =
             |ids: &&[TokenId]| (1..=limit).contains(&ids.len()) && ids.iter().all(|id| (id.0 as usize) < vocabulary);
-        if let Some(ids) = windows.iter().find(|ids| !fits(ids)) {
-            return Err(EncoderError::Window { tokens: ids.len(), limit, vocabulary });
+        match windows.iter().find(|ids| !fits(ids)) {
+            Some(ids) => Err(EncoderError::Window { tokens: ids.len(), limit, vocabulary }),
+            None => Ok(()),
         }
-        let sums = self.sums(pool, windows);
-        Ok(sums.into_iter().zip(windows).map(|(sum, window)| unit_mean(sum, window.len())).collect())
     }
 
     /// The windows of text `idx` of some, if it is not too long.
@@ -358,7 +358,7 @@ impl Encoder {
 
     /// Each window's vector times its tokens.
     fn sums(&self, pool: &Pool, windows: &[&[TokenId]]) -> Vec<Vec<f32>> {
-        let d = self.dim();
+        let d = self.width();
         let mut out = vec![0.0; windows.len() * d];
         self.bert.reduce(pool, windows, &mut out, &|hidden, out| match self.pooling {
             Pooling::Mean => {
@@ -373,6 +373,17 @@ impl Encoder {
         });
         out.chunks_exact(d).map(<[f32]>::to_vec).collect()
     }
+
+    /// What was summed over `tokens` tokens → a text's unit vector.
+    fn finish(&self, pool: &Pool, mut sum: Vec<f32>, tokens: usize) -> Vec<f32> {
+        sum.iter_mut().for_each(|x| *x /= tokens as f32);
+        let mut vector = self.dense.iter().fold(sum, |x, dense| dense.apply(pool, &x));
+        let norm = vector.iter().map(|x| f64::from(*x).powi(2)).sum::<f64>().sqrt() as f32;
+        if norm > 0.0 {
+            vector.iter_mut().for_each(|x| *x /= norm);
+        }
+        vector
+    }
 }
 
 impl std::fmt::Debug for Encoder {
@@ -382,13 +393,21 @@ impl std::fmt::Debug for Encoder {
 }
 
 /// The weights file's digest for f32 and the mean (as bundles have recorded it from the start); else one derived from it.
-fn identity(file: Digest, weights: EncoderWeights, pooling: Pooling) -> Digest {
-    let weights = if weights == EncoderWeights::Int8 { " int8/32" } else { "" };
-    let pooling = if pooling == Pooling::FirstToken { " first-token" } else { "" };
-    if weights.is_empty() && pooling.is_empty() {
-        return file;
+fn identity(file: Digest, weights: EncoderWeights, steps: &Steps) -> Digest {
+    let mut others = String::new();
+    if weights == EncoderWeights::Int8 {
+        others += " int8/32";
     }
-    Digest::of(format!("encoder {file}{weights}{pooling}").as_bytes())
+    if steps.pooling == Pooling::FirstToken {
+        others += " first-token";
+    }
+    for dense in &steps.dense {
+        others += &format!(" dense {}", dense.digest);
+    }
+    if steps.lower_case {
+        others += " lower-case";
+    }
+    if others.is_empty() { file } else { Digest::of(format!("encoder {file}{others}").as_bytes()) }
 }
 
 /// The first windows of `order` that fill a batch: at least one.
@@ -399,15 +418,6 @@ fn batch_of<'a>(order: &'a [usize], windows: &[(usize, Vec<TokenId>)]) -> &'a [u
         tokens <= BATCH_TOKENS
     });
     &order[..fits.count().max(1)]
-}
-
-fn unit_mean(mut sum: Vec<f32>, tokens: usize) -> Vec<f32> {
-    sum.iter_mut().for_each(|x| *x /= tokens as f32);
-    let norm = sum.iter().map(|x| f64::from(*x).powi(2)).sum::<f64>().sqrt() as f32;
-    if norm > 0.0 {
-        sum.iter_mut().for_each(|x| *x /= norm);
-    }
-    sum
 }
 
 /// What the tokenizer puts before and after a text.

@@ -265,13 +265,16 @@ impl Tokenizer {
         let document: serde_json::Value =
             serde_json::from_str(text).map_err(|e| TokenizerError::Json(e.to_string()))?;
         let mut ids = BTreeMap::new();
-        let words = document.pointer("/model/vocab").and_then(serde_json::Value::as_object);
-        let entries = words.into_iter().flatten().map(|(word, id)| (word.as_str(), id));
-        let added = document.get("added_tokens").and_then(serde_json::Value::as_array);
-        let added =
-            added.into_iter().flatten().filter_map(|token| Some((token.get("content")?.as_str()?, token.get("id")?)));
-        for (word, id) in entries.chain(added) {
-            let id = id.as_u64().and_then(|id| u32::try_from(id).ok()).filter(|id| (*id as usize) < MAX_VOCABULARY);
+        let words = document.pointer("/model/vocab");
+        let named = words.and_then(serde_json::Value::as_object).into_iter().flatten();
+        let named = named.map(|(word, id)| (word.as_str(), id.as_u64()));
+        // A Unigram model lists `[word, score]`; a word's id is its place.
+        let listed = words.and_then(serde_json::Value::as_array).into_iter().flatten().zip(0u64..);
+        let listed = listed.filter_map(|(entry, id)| Some((entry.get(0)?.as_str()?, Some(id))));
+        let added = document.get("added_tokens").and_then(serde_json::Value::as_array).into_iter().flatten();
+        let added = added.filter_map(|token| Some((token.get("content")?.as_str()?, token.get("id")?.as_u64())));
+        for (word, id) in named.chain(listed).chain(added) {
+            let id = id.and_then(|id| u32::try_from(id).ok()).filter(|id| (*id as usize) < MAX_VOCABULARY);
             let id = id.ok_or_else(|| TokenizerError::Vocabulary(format!("token `{word}` has no usable id")))?;
             ids.insert(word.to_owned(), TokenId(id));
         }

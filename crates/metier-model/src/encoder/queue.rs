@@ -15,7 +15,7 @@ use std::{collections::VecDeque, sync::Arc};
 
 use metier_kernels::Pool;
 
-use super::{Encoder, EncoderError, unit_mean};
+use super::{Encoder, EncoderError};
 use crate::tokenizer::TokenId;
 
 /// Tokens of a step, about; a window that is longer is a step of its own.
@@ -128,7 +128,7 @@ impl EncoderQueue {
         let id = RequestId(self.next_id);
         self.next_id += 1;
         self.waiting_tokens += tokens;
-        let totals = vec![(vec![0.0; self.encoder.dim()], 0); texts.len()];
+        let totals = vec![(vec![0.0; self.encoder.width()], 0); texts.len()];
         self.requests.push_back(Request { id, windows, totals });
         Ok(id)
     }
@@ -186,7 +186,11 @@ impl EncoderQueue {
             .map(|request| Embedded {
                 id: request.id,
                 n_tokens: request.totals.iter().map(|(_, tokens)| tokens).sum(),
-                vectors: request.totals.into_iter().map(|(sum, tokens)| unit_mean(sum, tokens)).collect(),
+                vectors: request
+                    .totals
+                    .into_iter()
+                    .map(|(sum, tokens)| self.encoder.finish(pool, sum, tokens))
+                    .collect(),
             })
             .collect()
     }

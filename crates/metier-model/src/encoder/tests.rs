@@ -170,7 +170,7 @@ fn the_folder_chooses_the_pooling() {
     // The first hidden row alone, scaled to length 1.
     let mut row = vec![0.0; WIDTH];
     mean.bert.reduce(&pool, &[&ids], &mut row, &|hidden, out| out.copy_from_slice(&hidden[..WIDTH]));
-    assert!(cosine(&first.embed_window(&pool, &ids).unwrap(), &unit_mean(row, 1)) > 0.999_999);
+    assert!(cosine(&first.embed_window(&pool, &ids).unwrap(), &mean.finish(&pool, row, 1)) > 0.999_999);
     assert_eq!(open(serde_json::json!({"pooling_mode": "cls"})).unwrap().base().digest, first.base().digest);
     let refused = |config| assert!(matches!(open(config), Err(EncoderError::Pooling { .. })));
     refused(serde_json::json!({"pooling_mode_max_tokens": true, "pooling_mode_mean_tokens": true}));

@@ -1,0 +1,128 @@
+//! Encoders of the BERT kind: every token sees every other, or those near it.
+//!
+//! **Question:** which hidden rows does this encoder make of these windows of ids? **In:** `config.json` and tensors of one of four
+//! families; ids. **Out:** rows for each window, reduced by whoever asks. **Absent:** text, pooling, queues; heads such as those that
+//! guess masked words; relative positions (MPNet, DeBERTa).
+//!
+//! ```text
+//! BERT, RoBERTa, DistilBERT     x = LN(word[id] + position[i] + type[0])
+//!                  each layer:  x = LN(x + O·attention(Q·x, K·x, V·x));  x = LN(x + D·gelu(U·x))
+//!
+//! ModernBERT                    x = LN(word[id])
+//!                  each layer:  h = LN(x) (the first layer: h = x);  x = x + O·attention(turn(Q·h), turn(K·h), V·h)
+//!                               h = LN(x);                           x = x + D·(gelu(G·h) ∘ U·h)
+//!                  at the end:  LN(x)
+//! ```
+//!
+//! Windows of a batch lie one after the other without padding; attention keeps them apart. Where there are windows for all
+//! threads, each thread takes whole windows through the whole network: nobody waits for anybody between two products, and rows
+//! stay in the thread's own cache. A few windows are computed together, every product cut by its outputs. Both give the same bits.
+
+mod config;
+mod forward;
+mod weights;
+
+use std::ops::Range;
+
+use metier_kernels::Pool;
+
+pub use config::{BertConfig, Biases, Family, MAX_POSITIONS, Positions};
+use forward::Turns;
+use weights::Weights;
+
+use super::{WeightsError, linear::WeightFormat};
+use crate::{base::Bytes, format::Safetensors, tokenizer::TokenId};
+
+/// Windows for each thread, from which on threads take whole windows.
+const MIN_WINDOWS_PER_THREAD: usize = 4;
+/// Tokens of a thread's task, about: rows enough to use each weight often, and with their inner rows still in a cache of 1 MB.
+const TASK_TOKENS: usize = 128;
+
+/// The network. The word table stays in the mapped file; everything else is packed.
+pub struct Bert {
+    config: BertConfig,
+    bytes: Bytes,
+    index: Safetensors,
+    weights: Weights,
+    turns: Option<Turns>,
+}
+
+impl Bert {
+    /// Checks the weights against the config and packs them.
+    pub(crate) fn load(
+        config: BertConfig,
+        bytes: Bytes,
+        index: Safetensors,
+        format: WeightFormat,
+    ) -> Result<Self, WeightsError> {
+        let weights = Weights::load(&config, &bytes, &index, format)?;
+        bytes.release();
+        let turns = Turns::of(&config);
+        Ok(Self { config, bytes, index, weights, turns })
+    }
+
+    /// The configuration.
+    pub fn config(&self) -> &BertConfig {
+        &self.config
+    }
+
+    /// One row a window: what `reduce(hidden rows of the window, out)` makes of its last hidden rows `(len, width)`.
+    /// `out`: (windows, width), zeros.
+    ///
+    /// # Panics
+    ///
+    /// Where a window is empty or longer than the longest, or an id lies outside the vocabulary: the encoder makes windows that
+    /// do not.
+    pub(crate) fn reduce(
+        &self,
+        pool: &Pool,
+        windows: &[&[TokenId]],
+        out: &mut [f32],
+        reduce: &(dyn Fn(&[f32], &mut [f32]) + Sync),
+    ) {
+        let d = self.config.width;
+        let tasks = tasks(windows, pool.threads());
+        let lens: Vec<usize> = tasks.iter().map(|task| task.len() * d).collect();
+        let out = &mut *out;
+        pool.enter(|| {
+            pool.run_pieces(out, &lens, &|i, out| {
+                let windows = &windows[tasks[i].clone()];
+                let hidden = self.forward(pool, windows);
+                let mut from = 0;
+                for (window, out) in windows.iter().zip(out.chunks_exact_mut(d)) {
+                    let to = from + window.len() * d;
+                    reduce(&hidden[from..to], out);
+                    from = to;
+                }
+            });
+        });
+    }
+
+    /// The last hidden rows of one window: (ids, width).
+    ///
+    /// # Panics
+    ///
+    /// As [`reduce`](Self::reduce).
+    pub(crate) fn hidden_rows(&self, pool: &Pool, ids: &[TokenId]) -> Vec<f32> {
+        pool.enter(|| self.forward(pool, &[ids]))
+    }
+}
+
+/// Ranges of windows that one thread takes through the network alone; one range of all where that would leave threads idle.
+fn tasks(windows: &[&[TokenId]], threads: usize) -> Vec<Range<usize>> {
+    if windows.len() < MIN_WINDOWS_PER_THREAD * threads || threads == 1 {
+        return vec![0..windows.len(); usize::from(!windows.is_empty())];
+    }
+    let tokens: usize = windows.iter().map(|window| window.len()).sum();
+    let n_tasks = tokens.div_ceil(TASK_TOKENS).next_multiple_of(threads);
+    let (mut tasks, mut from, mut seen) = (Vec::with_capacity(n_tasks), 0, 0);
+    for (i, window) in windows.iter().enumerate() {
+        seen += window.len();
+        // A task ends with the window that brings it to its share of all tokens.
+        if seen * n_tasks >= (tasks.len() + 1) * tokens || i + 1 == windows.len() {
+            tasks.push(from..i + 1);
+            from = i + 1;
+        }
+    }
+    tasks
+}
