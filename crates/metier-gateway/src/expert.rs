@@ -1,7 +1,7 @@
 //! A specialist as the gateway sees it: the few things it asks of [`Specialist`], so that a simulation can script them.
 
 use metier_model::{
-    Digest,
+    BaseId, Digest,
     specialist::{Specialist, render_request},
 };
 
@@ -21,8 +21,8 @@ pub(crate) struct Judged {
 pub(crate) trait Expert: Send + Sync {
     fn name(&self) -> &str;
     fn id(&self) -> Digest;
-    /// Weights of the encoder that it was made with.
-    fn base(&self) -> Option<Digest>;
+    /// The encoder that it was made with.
+    fn base(&self) -> Option<&BaseId>;
     fn instruction(&self) -> &str;
     fn labels(&self) -> &[String];
     fn may_leave(&self) -> bool;
@@ -43,8 +43,8 @@ impl Expert for Specialist {
         self.id()
     }
 
-    fn base(&self) -> Option<Digest> {
-        self.manifest().base.as_ref().map(|base| base.digest)
+    fn base(&self) -> Option<&BaseId> {
+        self.manifest().base.as_ref()
     }
 
     fn instruction(&self) -> &str {

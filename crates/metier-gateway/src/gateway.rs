@@ -20,7 +20,7 @@ use std::{
     time::Duration,
 };
 
-use metier_model::Digest;
+use metier_model::{BaseId, Digest};
 use metier_traffic::wire::{ChatRequest, EmbeddingRequest, EmbeddingResponse, ModelEntry, Usage};
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore},
@@ -109,8 +109,7 @@ pub(crate) struct BaseSlot {
 /// The encoder with its name.
 pub(crate) struct EncoderSlot {
     pub(crate) embedder: Embedder,
-    pub(crate) name: String,
-    pub(crate) digest: Digest,
+    pub(crate) base: BaseId,
     pub(crate) dim: usize,
 }
 
@@ -218,18 +217,18 @@ impl Gateway {
         request: EmbeddingRequest,
         context: RequestContext,
     ) -> Result<EmbeddingReply, GatewayError> {
-        let encoder = self.encoder.as_ref().filter(|encoder| encoder.name == request.model);
+        let encoder = self.encoder.as_ref().filter(|encoder| encoder.base.name == request.model);
         let encoder = encoder.ok_or_else(|| self.unknown(&request.model, &self.experts()))?;
         if request.dimensions.is_some_and(|dimensions| dimensions as usize != encoder.dim) {
             return Err(GatewayError::Invalid {
-                message: format!("`dimensions` must be {} for `{}`", encoder.dim, encoder.name),
+                message: format!("`dimensions` must be {} for `{}`", encoder.dim, encoder.base.name),
                 param: "dimensions".into(),
                 code: "invalid_value",
             });
         }
         let slot = self.slot(context.deadline).await?;
         let mut entry = self.entry(caller, &request.model, &context)?;
-        entry.base = Some(encoder.digest);
+        entry.base = Some(encoder.base.digest);
         let body = request.to_body().to_string().into_bytes();
         let mut bracket = Bracket::open(&self.audit, entry, body, slot)?;
         let embedded = self.bounded(&context, async {
@@ -251,7 +250,7 @@ impl Gateway {
         };
         let digest = vectors.iter().flatten().flat_map(|value| value.to_le_bytes()).collect();
         bracket.close(&decision, Some(Usage::of(n_tokens, 0)), Some(digest)).await?;
-        let response = EmbeddingResponse::new(encoder.name.clone(), vectors, request.encoding_format, n_tokens);
+        let response = EmbeddingResponse::new(encoder.base.name.clone(), vectors, request.encoding_format, n_tokens);
         Ok(EmbeddingReply { response, decision })
     }
 
@@ -260,13 +259,21 @@ impl Gateway {
         let mut models = vec![ModelEntry::new(route::AUTO, "metier-router")];
         models.extend(self.base.iter().map(|base| ModelEntry::new(&base.name, "metier-base")));
         models.extend(self.experts().iter().map(|expert| ModelEntry::new(expert.name(), "metier-specialist")));
-        models.extend(self.encoder.iter().map(|encoder| ModelEntry::new(&encoder.name, "metier-encoder")));
+        models.extend(self.encoder.iter().map(|encoder| ModelEntry::new(&encoder.base.name, "metier-encoder")));
         models.extend(self.remotes.iter().map(|remote| ModelEntry::new(&remote.model, &remote.facts.id)));
         models
     }
 
     /// Puts other specialists in the place of all there are. Requests under way end with those they began with.
     pub(crate) fn replace_experts(&self, experts: Vec<Arc<dyn Expert>>) {
+        if let Some(encoder) = &self.encoder {
+            for expert in &experts {
+                if let Some(why) = expert.base().and_then(|base| base.mismatch(&encoder.base)) {
+                    let loss = if expert.needs_embedding() { "cannot answer" } else { "cannot be found by `auto`" };
+                    tracing::warn!("specialist `{}` {loss}: {why}", expert.name());
+                }
+            }
+        }
         *self.experts.write().unwrap_or_else(|poisoned| poisoned.into_inner()) = Arc::new(experts);
     }
 
@@ -434,7 +441,7 @@ fn direct(receipt: ReceiptId) -> Decision {
 fn describe(entry: &mut Entry, expert: &dyn Expert) {
     entry.task = expert.name().to_owned();
     entry.specialist = Some(expert.id());
-    entry.base = expert.base();
+    entry.base = expert.base().map(|base| base.digest);
 }
 
 fn heading(receipt: ReceiptId, context: &RequestContext, model: String) -> Heading {

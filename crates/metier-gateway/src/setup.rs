@@ -117,11 +117,11 @@ impl Gateway {
 }
 
 fn start_encoder(encoder: Arc<Encoder>, pool: Arc<Pool>) -> Result<EncoderSlot, OpenError> {
-    let (name, digest, dim) = (encoder.base().name.clone(), encoder.base().digest, encoder.dim());
+    let (base, dim) = (encoder.base().clone(), encoder.dim());
     let queue = EncoderQueue::new(encoder, QueueLimits::default());
     let embedder =
         Embedder::start(PooledEncoder { queue, pool }).map_err(|error| OpenError::Thread("encoder", error))?;
-    Ok(EncoderSlot { embedder, name, digest, dim })
+    Ok(EncoderSlot { embedder, base, dim })
 }
 
 fn start_base(decoder: Arc<Decoder>, pool: Arc<Pool>) -> Result<BaseSlot, OpenError> {

@@ -12,7 +12,7 @@ use std::{
 };
 
 use futures_util::{FutureExt, StreamExt, stream};
-use metier_model::Digest;
+use metier_model::{BaseId, Digest, EncoderWeights};
 use metier_traffic::{
     PriceBook,
     wire::{
@@ -54,6 +54,12 @@ struct Scripted {
     labels: Vec<String>,
     centroids: Vec<Vec<f32>>,
     needs_embedding: bool,
+    base: Option<BaseId>,
+}
+
+/// The encoder of every world.
+fn encoder() -> BaseId {
+    BaseId { name: "minilm".into(), digest: Digest([2; 32]), weights: None }
 }
 
 fn expert(score: f32) -> Scripted {
@@ -66,6 +72,7 @@ fn expert(score: f32) -> Scripted {
         labels: vec!["card_lost".into(), "refund".into()],
         centroids: vec![vec![1.0, 0.0]],
         needs_embedding: true,
+        base: Some(encoder()),
     }
 }
 
@@ -81,8 +88,8 @@ impl Expert for Scripted {
     fn id(&self) -> Digest {
         Digest([1; 32])
     }
-    fn base(&self) -> Option<Digest> {
-        self.needs_embedding.then_some(Digest([2; 32]))
+    fn base(&self) -> Option<&BaseId> {
+        self.base.as_ref().filter(|_| self.needs_embedding)
     }
     fn instruction(&self) -> &str {
         "Which kind of ticket is this?"
@@ -294,8 +301,7 @@ impl Setup {
             }),
             encoder: Some(EncoderSlot {
                 embedder: Embedder::start(Compass::default()).unwrap(),
-                name: "minilm".into(),
-                digest: Digest([2; 32]),
+                base: encoder(),
                 dim: 2,
             }),
             remotes,
@@ -569,6 +575,20 @@ async fn the_base_answers_by_name() {
     assert_eq!((content(&response), decision.stage.as_str()), (Some("Hello"), "base"));
     assert_eq!(response.id, format!("chatcmpl-{}", decision.receipt));
     assert_eq!(world.closed().base, Some(Digest([3; 32])));
+}
+
+/// Vectors of weights in another form are near those that a specialist was calibrated on, and not those.
+#[tokio::test]
+async fn a_specialist_is_never_fed_vectors_of_another_form() {
+    let int8 = BaseId { digest: Digest([9; 32]), weights: Some(EncoderWeights::Int8), ..encoder() };
+    let world = one(Scripted { base: Some(int8), ..expert(0.93) }, Vec::new());
+    let error = world.whole(ask("tickets", "my card")).await.unwrap_err();
+    let why = "made with the encoder `minilm` in int8, which is kept in f32 here: set `encoder_weights = \"int8\"`";
+    let source = std::error::Error::source(&error).unwrap().to_string();
+    assert!(source.contains(why), "{source}");
+    // `auto` cannot compare the text with its centroids.
+    let (response, decision) = world.whole(ask("auto", "my card")).await.unwrap();
+    assert_eq!((content(&response), decision.outcome), (None, Outcome::Refused));
 }
 
 #[tokio::test]

@@ -22,7 +22,7 @@ use std::{
 
 use folder::{Dense, Steps};
 use metier_kernels::Pool;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 pub use queue::{Embedded, EncoderQueue, QueueError, QueueLimits, RequestId, STEP_TOKENS};
 
@@ -142,7 +142,8 @@ pub enum EncoderError {
 }
 
 /// How an encoder's matrices are kept in memory.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum EncoderWeights {
     /// As in the file.
     #[default]
@@ -150,6 +151,15 @@ pub enum EncoderWeights {
     /// Quantised at load to 8 bits with a scale for each 32 weights; activations are quantised on the way, everything between
     /// two products stays f32. Another base: its vectors are close to those of `F32`, not equal.
     Int8,
+}
+
+impl std::fmt::Display for EncoderWeights {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::F32 => "f32",
+            Self::Int8 => "int8",
+        })
+    }
 }
 
 /// What becomes of a window's hidden rows.
@@ -220,7 +230,8 @@ impl Encoder {
         let bert = Bert::load(config, bytes, index, format).map_err(weights_error)?;
         let name = dir.file_name().map_or_else(String::new, |name| name.to_string_lossy().into_owned());
         let Steps { pooling, dense, .. } = steps;
-        Ok(Self { bert, tokenizer, base: BaseId { name, digest }, pooling, dense, window_tokens, frame })
+        let base = BaseId { name, digest, weights: (weights != EncoderWeights::F32).then_some(weights) };
+        Ok(Self { bert, tokenizer, base, pooling, dense, window_tokens, frame })
     }
 
     /// Gives the base another name than its folder's, e.g. the catalogue's.

@@ -185,12 +185,12 @@ pub enum BuildError {
     #[error("cannot score rows")]
     Answer(#[from] AnswerError),
     /// A specialist reads embeddings and there is no encoder, or another one.
-    #[error("specialist `{name}` reads embeddings of `{base}`, which is not at hand")]
+    #[error("specialist `{name}` cannot answer: {why}")]
     Encoder {
         /// The specialist.
         name: String,
-        /// The base it was trained on.
-        base: String,
+        /// What is at hand in the place of what it was made with.
+        why: String,
     },
 }
 
@@ -275,13 +275,17 @@ pub fn evaluate(
     let texts: Vec<&str> = examples.iter().map(|example| example.row.text.as_str()).collect();
     let embeddings = match (specialist.needs_embedding(), encoder) {
         (false, _) => None,
-        (true, Some(encoder)) if manifest.base.as_ref() == Some(&encoder.base()) => {
+        (true, Some(encoder)) => {
+            if let Some(why) = manifest.base.as_ref().and_then(|base| base.mismatch(&encoder.base())) {
+                return Err(BuildError::Encoder { name: manifest.name.clone(), why });
+            }
             let error = |source| BuildError::Embed { name: manifest.name.clone(), source };
             Some(encoder.embed_all(pool, &texts, progress).map_err(error)?)
         }
-        (true, _) => {
-            let base = manifest.base.as_ref().map_or_else(String::new, |base| base.name.clone());
-            return Err(BuildError::Encoder { name: manifest.name.clone(), base });
+        (true, None) => {
+            let base = manifest.base.as_ref().map_or("", |base| &base.name);
+            let why = format!("it reads embeddings of `{base}`, and there is no encoder");
+            return Err(BuildError::Encoder { name: manifest.name.clone(), why });
         }
     };
     let scored = examples

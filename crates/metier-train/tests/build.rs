@@ -5,13 +5,36 @@ use std::{collections::BTreeMap, error::Error, fs, path::Path, time::Duration};
 
 use metier_kernels::{Pool, Tier};
 use metier_model::{
-    BaseId, Digest, Progress, Specialist, SpecialistStore,
+    BaseId, Digest, EncoderWeights, Progress, Specialist, SpecialistStore,
     progress::silent,
     specialist::{bundle, manifest::Stage, mix},
 };
 use metier_train::{BuildOutcome, Embed, TaskFile, Workbench, build, data::table::Columns, evaluate, plan};
 
 const DIM: usize = 24;
+
+/// [`WordHashes`] with weights in another form: near vectors, and another base.
+struct Rounded;
+
+impl Embed for Rounded {
+    fn dim(&self) -> usize {
+        DIM
+    }
+
+    fn base(&self) -> BaseId {
+        let digest = Digest::of(b"word hashes in 8 bits");
+        BaseId { digest, weights: Some(EncoderWeights::Int8), ..WordHashes.base() }
+    }
+
+    fn embed_all(
+        &self,
+        pool: &Pool,
+        texts: &[&str],
+        progress: &mut dyn FnMut(Progress<'_>),
+    ) -> Result<Vec<Vec<f32>>, Box<dyn Error + Send + Sync>> {
+        WordHashes.embed_all(pool, texts, progress)
+    }
+}
 
 /// Sums a hashed direction for each word: near texts share words.
 struct WordHashes;
@@ -22,7 +45,7 @@ impl Embed for WordHashes {
     }
 
     fn base(&self) -> BaseId {
-        BaseId { name: "word-hashes".to_owned(), digest: Digest::of(b"word hashes") }
+        BaseId { name: "word-hashes".to_owned(), digest: Digest::of(b"word hashes"), weights: None }
     }
 
     fn embed_all(
@@ -163,7 +186,13 @@ fn evaluating_the_test_file_repeats_the_figures_of_the_build() {
     assert_eq!(report(Some(&WordHashes)).unwrap(), outcome.evaluation);
     if specialist.needs_embedding() {
         let error = report(None).unwrap_err().to_string();
-        assert_eq!(error, "specialist `topics` reads embeddings of `word-hashes`, which is not at hand");
+        assert_eq!(
+            error,
+            "specialist `topics` cannot answer: it reads embeddings of `word-hashes`, and there is no encoder"
+        );
+        let error = report(Some(&Rounded)).unwrap_err().to_string();
+        let why = "made with the encoder `word-hashes` in f32, which is kept in int8 here: set `encoder_weights = \"f32\"`, or build it again";
+        assert_eq!(error, format!("specialist `topics` cannot answer: {why}"));
     }
 }
 

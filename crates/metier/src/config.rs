@@ -10,6 +10,7 @@ use std::{
 };
 
 use etcetera::BaseStrategy as _;
+use metier_model::EncoderWeights;
 use serde::{Deserialize, Serialize};
 
 /// Typing errors up to which a known word is suggested for an unknown one.
@@ -199,6 +200,8 @@ documented! {
     pub struct ModelSettings {
         /// The encoder of heads and of `auto`; a name of the catalogue.
         pub encoder: String,
+        /// The encoder's weights in memory: `f32`, or `int8` (a quarter of the memory, other vectors: specialists that read them are built anew).
+        pub encoder_weights: EncoderWeights,
         /// The decoder that is served under its own name; a name of the catalogue, a path with a `/` in it (a GGUF file, the first of its parts, or a folder of Hugging Face's kind), or `none`.
         pub decoder: String,
         /// The decoder's weights in memory: `as-file` (the bits of the file), `int8` or `f32`.
@@ -223,6 +226,7 @@ impl Default for ModelSettings {
     fn default() -> Self {
         Self {
             encoder: "all-minilm-l6-v2".to_owned(),
+            encoder_weights: EncoderWeights::F32,
             decoder: "smollm2-135m-instruct".to_owned(),
             decoder_weights: DecoderWeights::AsFile,
             decoder_context: None,
@@ -455,6 +459,7 @@ mod tests {
         check("[server]\nbnd = \"127.0.0.1:1\"\n", "line 2");
         check("[sever]\n", "did you mean `server`?");
         check("[models]\ndecoder_weights = \"int-8\"\n", "did you mean `int8`?");
+        check("[models]\nencoder_weights = \"f16\"\n", "did you mean `f32`?");
         check("[models]\nzzzzzzzzzzzz = 1\n", "unknown field");
         check("[[backend]]\nname = \"x\"\n", "missing field `url`");
         check("[server]\nbind = \"localhost\"\n", "invalid socket address");

@@ -340,6 +340,38 @@ fn from_takes_a_file_a_folder_and_a_wheel() {
     assert!(bench.model_files().is_empty());
 }
 
+/// What sentence-transformers writes has files of one name in several folders.
+#[test]
+fn a_file_may_lie_in_a_folder_of_the_model() {
+    let (network, pooling) = (b"of the network".as_slice(), b"of the pooling".as_slice());
+    let folder = tempfile::tempdir().unwrap();
+    fs::create_dir(folder.path().join("1_Pooling")).unwrap();
+    fs::write(folder.path().join("config.json"), network).unwrap();
+    fs::write(folder.path().join("1_Pooling/config.json"), pooling).unwrap();
+    let wheel = folder.path().join("p-1-py3-none-any.whl");
+    let mut zip = zip::ZipWriter::new(fs::File::create(&wheel).unwrap());
+    for (name, content) in [("p/1_Pooling/config.json", pooling), ("p/config.json", network)] {
+        zip.start_file(name, zip::write::SimpleFileOptions::default()).unwrap();
+        zip.write_all(content).unwrap();
+    }
+    zip.finish().unwrap();
+    let file = |name: &str, content: &[u8]| {
+        let (bytes, digest) = (content.len(), Digest::of(content));
+        format!("[[m.files]]\nname = \"{name}\"\nbytes = {bytes}\nsha256 = \"{digest}\"\nsources = []\n")
+    };
+    let listed = folder.path().join("models.toml");
+    let head = "[m]\nkind = \"encoder\"\nabout = \"\"\nlicence = \"MIT\"\n";
+    let files = file("config.json", network) + &file("1_Pooling/config.json", pooling);
+    fs::write(&listed, format!("{head}{files}")).unwrap();
+    for from in [folder.path(), &wheel] {
+        let bench = Bench::new(&closed_port());
+        let model =
+            bench.fetcher.ensure(&Catalogue::with_file(&listed).unwrap(), "m", Some(from), &mut silent).unwrap();
+        assert_eq!(fs::read(model.dir.join("config.json")).unwrap(), network);
+        assert_eq!(fs::read(model.dir.join("1_Pooling/config.json")).unwrap(), pooling);
+    }
+}
+
 /// A Python that is no Python: what it said ends up in the error.
 #[cfg(unix)]
 #[test]

@@ -57,7 +57,7 @@ impl Gateway {
         let embedding = embedded.vectors.first().map_or(&[][..], Vec::as_slice);
         // Tasks of several inputs fit only a message that holds them; those of another encoder speak of other vectors.
         let fits = |expert: &Arc<dyn Expert>| {
-            expert.read(message).is_ok() && expert.base().is_none_or(|base| base == encoder.digest)
+            expert.read(message).is_ok() && expert.base().is_none_or(|base| base.digest == encoder.base.digest)
         };
         let readable: Vec<usize> = (0..experts.len()).filter(|idx| fits(&experts[*idx])).collect();
         let tasks: Vec<TaskCentroids<'_>> = readable
@@ -162,9 +162,8 @@ impl Gateway {
         let embedded = match (embedded, &self.encoder) {
             (Some(embedded), _) => embedded,
             (None, Some(encoder)) if expert.needs_embedding() => {
-                if expert.base().is_some_and(|base| base != encoder.digest) {
-                    let reason =
-                        format!("specialist `{}` was made with another encoder than `{}`", expert.name(), encoder.name);
+                if let Some(why) = expert.base().and_then(|base| base.mismatch(&encoder.base)) {
+                    let reason = format!("specialist `{}` cannot answer: {why}", expert.name());
                     return Err(local_error(BackendError::Failed(reason)));
                 }
                 encoder.embedder.embed(vec![text.to_owned()]).await.map_err(local_error)?

@@ -87,7 +87,7 @@ pub(super) fn read(path: &Path, options: DecoderOptions) -> Result<Parts, Decode
     let template = template.map(|template| template.with_tokens(begin.unwrap_or(""), end.unwrap_or("")));
     let name = path.canonicalize().unwrap_or_else(|_| path.to_owned());
     let name = name.file_name().map_or_else(String::new, |name| name.to_string_lossy().into_owned());
-    let base = BaseId { name, digest: Digest::of_files(&folder.digests) };
+    let base = BaseId { name, digest: Digest::of_files(&folder.digests), weights: None };
     Ok(Parts { files, blueprint, tokenizer, template, ends, base })
 }
 

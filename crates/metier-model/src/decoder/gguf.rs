@@ -55,13 +55,13 @@ pub(super) fn read(path: &Path, options: DecoderOptions) -> Result<Parts, Decode
         }
     }
     let digest = if let [(_, digest)] = digests.as_slice() { *digest } else { Digest::of_files(&digests) };
-    parts(files, &gguf, BaseId { name, digest }, path, options)
+    parts(files, &gguf, BaseId { name, digest, weights: None }, path, options)
 }
 
 /// Reads a file that lies in memory.
 pub(super) fn from_bytes(bytes: Vec<u8>, name: &str, options: DecoderOptions) -> Result<Parts, DecoderError> {
     let path = Path::new(name);
-    let base = BaseId { name: name.to_owned(), digest: Digest::of(&bytes) };
+    let base = BaseId { name: name.to_owned(), digest: Digest::of(&bytes), weights: None };
     let gguf = parse(&bytes, path)?;
     if Split::of(&gguf).map_err(|problem| wrong(path, problem))?.is_some() {
         return Err(wrong(path, "is one of several parts, which are read from files only".to_owned()));

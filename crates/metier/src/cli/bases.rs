@@ -36,13 +36,14 @@ pub fn pool(settings: &Settings, environment: &Environment) -> Result<Arc<Pool>,
     Ok(Arc::new(Pool::new(settings.threads(), tier)))
 }
 
-/// The encoder of heads and of `auto`.
+/// The encoder of heads and of `auto`, with its weights as the settings want them.
 ///
 /// # Errors
 /// It is not in the catalogue, cannot be fetched, or cannot be opened.
 pub fn encoder(settings: &Settings, environment: &Environment) -> Result<Encoder, Failure> {
     let model = ensure(settings, environment, &settings.models.encoder, ModelKind::Encoder)?;
-    let encoder = Encoder::open(&model.dir).with_context(|| format!("cannot open the encoder `{}`", model.name));
+    let encoder = Encoder::open_with(&model.dir, settings.models.encoder_weights)
+        .with_context(|| format!("cannot open the encoder `{}`", model.name));
     Ok(encoder.map_err(Failure::Environment)?.with_name(&model.name))
 }
 

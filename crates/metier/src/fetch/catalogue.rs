@@ -10,6 +10,9 @@ use serde::{Deserialize, Serialize};
 
 use super::FetchError;
 
+/// Parts of a file's name in the cache: a folder and the name in it.
+const MAX_DEPTH: usize = 2;
+
 /// What a base model is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "lowercase")]
@@ -41,7 +44,7 @@ pub struct CatalogueEntry {
 #[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct CatalogueFile {
-    /// File name in the cache; no folder in it.
+    /// File name in the cache, at most one folder before it.
     pub name: String,
     /// Exact size.
     pub bytes: u64,
@@ -122,7 +125,9 @@ impl Catalogue {
             if entry.files.is_empty() {
                 return Err(CatalogueProblem::NoFiles(name.clone()));
             }
-            if let Some(file) = entry.files.iter().find(|file| !plain(&file.name)) {
+            // What sentence-transformers writes has folders of its own, such as `1_Pooling/config.json`.
+            let inside = |name: &str| name.split('/').count() <= MAX_DEPTH && name.split('/').all(plain);
+            if let Some(file) = entry.files.iter().find(|file| !inside(&file.name)) {
                 return Err(CatalogueProblem::Name(file.name.clone()));
             }
         }
@@ -150,7 +155,9 @@ impl Catalogue {
 enum CatalogueProblem {
     #[error("{0}")]
     Toml(#[from] toml::de::Error),
-    #[error("`{0}` cannot be the name of a file in the cache: use letters, digits, `-`, `_` and `.`")]
+    #[error(
+        "`{0}` cannot be the name of a file in the cache: use letters, digits, `-`, `_` and `.`, with one `/` for a folder"
+    )]
     Name(String),
     #[error("model `{0}` has no files")]
     NoFiles(String),
@@ -196,7 +203,7 @@ mod tests {
     #[test]
     fn names_cannot_leave_the_cache() {
         let digest = Digest::of(b"");
-        for name in ["../x", "a/b", ".hidden", ""] {
+        for name in ["../x", "a/../b", "a/b/c", "/b", "a/", "a//b", ".hidden", "a/.hidden", ""] {
             let text = format!(
                 "[m]\nkind = \"encoder\"\nabout = \"\"\nlicence = \"MIT\"\n[[m.files]]\nname = \"{name}\"\nbytes = 1\nsha256 = \"{digest}\"\nsources = []\n"
             );

@@ -45,10 +45,11 @@ pub(super) fn write(
     dir: &Path,
     progress: &mut dyn FnMut(Progress<'_>),
 ) -> Result<(), PlaceError> {
-    let part = dir.join(format!("{PART}{}-{}", std::process::id(), file.name));
+    let part = dir.join(format!("{PART}{}-{}", std::process::id(), file.name.replace('/', "-")));
     let result = copy_checked(reader, file, &part, progress).and_then(|()| {
         let place = dir.join(&file.name);
-        fs::rename(&part, &place).map_err(|source| PlaceError::Write { path: place, source })
+        let folder = place.parent().map_or(Ok(()), fs::create_dir_all);
+        folder.and_then(|()| fs::rename(&part, &place)).map_err(|source| PlaceError::Write { path: place, source })
     });
     if result.is_err() {
         // The error is what matters; a part that cannot be removed is swept at the next fetch.

