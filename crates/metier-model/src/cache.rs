@@ -153,7 +153,28 @@ impl KvSequence {
     pub(crate) fn advance(&mut self, positions: usize) {
         self.len += positions;
     }
+
+    /// Forgets all behind the first `len` positions; they can be written anew. Never called for pages that are shared.
+    pub(crate) fn truncate(&mut self, len: usize) {
+        self.len = self.len.min(len);
+    }
+
+    /// A sequence that has read the same, and goes on for itself in room that was reserved for it.
+    pub(crate) fn branch(&self, room: BranchRoom) -> Self {
+        let shared = self.len / PAGE_POSITIONS;
+        let mut pages = self.pages[..shared].to_vec();
+        pages.extend(room.0);
+        if !self.len.is_multiple_of(PAGE_POSITIONS) {
+            let own = Arc::get_mut(&mut pages[shared]).expect("it was taken for this branch alone");
+            own.copy_from_slice(&self.pages[shared]);
+        }
+        Self { shape: self.shape, places: Arc::clone(&self.places), pages, len: self.len }
+    }
 }
+
+/// Pages for what a branch of a sequence reads by itself.
+#[derive(Debug)]
+pub(crate) struct BranchRoom(Vec<Page>);
 
 fn fresh(floats: usize) -> Page {
     Arc::new(vec![0.0; floats].into_boxed_slice())
@@ -249,6 +270,30 @@ impl KvCache {
             Some(kept) => (0..self.shape.layers).map(|layer| kept.layers().binary_search(&layer).ok()).collect(),
         };
         Some(KvSequence { shape: self.shape, places, pages, len })
+    }
+
+    /// Room for branches of one sequence, which leave it behind `stem` positions and have up to `positions` each: as many as there
+    /// is room for, up to `n`.
+    pub(crate) fn reserve_branches(
+        &mut self,
+        kept: Option<&KeptLayers>,
+        stem: usize,
+        positions: usize,
+        n: usize,
+    ) -> Vec<BranchRoom> {
+        let layers = kept.map_or(self.shape.layers, |kept| kept.layers().len());
+        let floats = layers * self.shape.layer_floats();
+        let pages = positions.div_ceil(PAGE_POSITIONS) - stem / PAGE_POSITIONS;
+        let mut room = Vec::new();
+        while room.len() < n && self.make_room(pages * floats * size_of::<f32>()) {
+            room.push(BranchRoom((0..pages).map(|_| self.take(floats)).collect()));
+        }
+        room
+    }
+
+    /// Takes room back that no branch came to use.
+    pub(crate) fn give_back_room(&mut self, room: BranchRoom) {
+        self.release(room.0);
     }
 
     /// Remembers the filled pages of a sequence that goes on, `tokens` being what it has read. Where somebody else was faster, the

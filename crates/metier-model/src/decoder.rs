@@ -16,7 +16,7 @@ use crate::{
     Adapter,
     arch::{
         WeightsError, config_error,
-        transformer::{Blueprint, Span, Transformer, Wanted, WeightFormat},
+        transformer::{Blueprint, Span, Transformer, WeightFormat},
     },
     base::BaseId,
     cache::KvSequence,
@@ -271,7 +271,7 @@ impl Decoder {
             return Ok(Vec::new());
         }
         let mut cache = KvSequence::alone(self.network.config().cache(), tokens.len());
-        let span = Span { tokens, cache: &mut cache, wanted: Wanted::All, adapter };
+        let span = Span { tokens, cache: &mut cache, wanted: tokens.len(), adapter };
         let logits = pool.enter(|| self.network.forward(pool, &mut [span]));
         Ok(logits.chunks_exact(vocabulary).map(<[f32]>::to_vec).collect())
     }

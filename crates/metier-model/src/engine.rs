@@ -1,7 +1,7 @@
 //! Many sequences, one base.
 //!
-//! **Question:** which tokens come next, for everybody at once? **In:** requests (ids, sampling with a seed, stops). **Out:**
-//! events, step by step. **Absent:** threads, clocks, randomness, sockets: whoever owns an engine calls [`Engine::step`] and lends
+//! **Question:** which tokens come next, for everybody at once? **In:** requests (ids, sampling with a seed, stops; or labels to
+//! score). **Out:** events, step by step. **Absent:** threads, clocks, randomness, sockets: whoever owns an engine calls [`Engine::step`] and lends
 //! a pool.
 //!
 //! ```text
@@ -19,6 +19,7 @@ mod adapters;
 mod event;
 mod request;
 mod schedule;
+mod score;
 mod sequence;
 mod stop;
 
@@ -29,6 +30,7 @@ use metier_kernels::Pool;
 use self::{
     adapters::Adapters,
     schedule::{Queue, Waiting},
+    score::Labels,
     sequence::Sequence,
 };
 pub use self::{
@@ -36,6 +38,7 @@ pub use self::{
     event::{Event, Finish, Generation, SequenceId, TokenLogprob},
     request::{CacheScope, EngineLimits, GenerationRequest, MAX_STOP_BYTES, MAX_STOPS, MAX_TOP_LOGPROBS, SubmitError},
     schedule::{PREFILL_TOKENS_ALONE, PREFILL_TOKENS_PER_STEP},
+    score::{LabelScore, MAX_BRANCHES, MAX_LABEL_BYTES, MAX_LABELS, MAX_SCORED_ROWS, Normalisation, ScoreRequest},
 };
 pub use crate::{
     arch::transformer::WeightFormat,
@@ -44,7 +47,6 @@ pub use crate::{
     sample::Sampling,
 };
 use crate::{
-    arch::transformer::{Span, Wanted},
     cache::{CacheStats, KvCache},
     tokenizer::TokenId,
 };
@@ -91,6 +93,17 @@ impl Engine {
 
     /// Takes a request, or says why not. Nothing is computed yet.
     pub fn submit(&mut self, request: GenerationRequest) -> Result<SequenceId, SubmitError> {
+        self.enqueue(request, None)
+    }
+
+    /// Takes labels to score, or says why not. They wait, are admitted and share steps like any request; [`Event::Scored`] brings
+    /// the scores.
+    pub fn submit_score(&mut self, request: ScoreRequest) -> Result<SequenceId, SubmitError> {
+        let (request, labels) = request.into_labels(&self.decoder)?;
+        self.enqueue(request, Some(labels))
+    }
+
+    fn enqueue(&mut self, request: GenerationRequest, labels: Option<Labels>) -> Result<SequenceId, SubmitError> {
         request.check(self.decoder.network().config(), &self.limits)?;
         if request.constraint.as_ref().is_some_and(|constraint| *constraint.base() != self.decoder.base().digest) {
             return Err(SubmitError::Constraint);
@@ -102,7 +115,7 @@ impl Engine {
         }
         let id = SequenceId(self.next_id);
         self.next_id += 1;
-        self.queue.push(Waiting { id, request, adapter });
+        self.queue.push(Waiting { id, request, adapter, labels });
         Ok(id)
     }
 
@@ -156,36 +169,37 @@ impl Engine {
         let (running, cache) = (&mut self.running, &mut self.cache);
         let vocabulary = decoder.network().config().vocabulary;
         let stepped = pool.enter(|| {
-            let mut stepping: Vec<(usize, &mut Sequence)> =
-                running.iter_mut().enumerate().filter(|(_, sequence)| !sequence.step_tokens.is_empty()).collect();
+            let mut stepping: Vec<(usize, &mut Sequence)> = running.iter_mut().enumerate().collect();
             // Rows of one adapter lie under each other: they share a pass over its weights.
             stepping.sort_by_key(|(i, sequence)| (sequence.request.adapter, *i));
-            let mut wanting = Vec::new();
-            let mut spans = Vec::new();
+            let (mut rows, mut spans) = (Vec::new(), Vec::new());
             for (i, sequence) in stepping {
-                let reads_all = sequence.cache.len() + sequence.step_tokens.len() >= sequence.request.prompt.len();
-                let wanted = if reads_all { Wanted::Last } else { Wanted::None };
-                if reads_all {
-                    wanting.push(i);
+                let n_spans = spans.len();
+                let wanted = sequence.spans(&mut spans);
+                if spans.len() > n_spans {
+                    rows.push((i, wanted));
                 }
-                let Sequence { step_tokens: tokens, cache, adapter, .. } = sequence;
-                spans.push(Span { tokens, cache, wanted, adapter: adapter.as_deref() });
             }
             if spans.is_empty() {
                 return Vec::new();
             }
             let logits = decoder.network().forward(pool, &mut spans);
             drop(spans);
-            let mut drawing: Vec<(usize, &[f32])> = wanting.into_iter().zip(logits.chunks_exact(vocabulary)).collect();
-            drawing.sort_by_key(|(i, _)| *i);
+            let mut rest = &logits[..];
+            let mut stepped = Vec::new();
+            for (i, wanted) in rows {
+                let (own, others) = rest.split_at(wanted * vocabulary);
+                rest = others;
+                stepped.push((i, own));
+            }
+            stepped.sort_by_key(|(i, _)| *i);
             let mut events = Vec::new();
-            for (i, logits) in drawing {
+            for (i, logits) in stepped {
                 let sequence = &mut running[i];
-                let first = sequence.written.is_empty();
-                events.extend(sequence.draw(&decoder, logits));
-                if let (true, Some(key)) = (first, &sequence.key) {
+                if let (true, Some(key)) = (sequence.has_just_read_its_prompt(), &sequence.key) {
                     cache.remember(key, &sequence.request.prompt, &mut sequence.cache);
                 }
+                events.extend(sequence.take(&decoder, pool, logits));
             }
             events
         });
@@ -211,10 +225,16 @@ impl Engine {
     /// Frees a sequence's pages, or remembers them.
     fn give_back(&mut self, sequence: Sequence) {
         let tokens = sequence.tokens();
+        if let Some(scoring) = sequence.scoring {
+            let (forks, room) = scoring.into_forks();
+            forks.into_iter().for_each(|fork| self.cache.give_back(None, &[], fork));
+            room.into_iter().for_each(|room| self.cache.give_back_room(room));
+        }
         self.cache.give_back(sequence.key.as_ref(), &tokens, sequence.cache);
     }
 
-    /// Steps until everybody is done; whole answers in the order of submission.
+    /// Steps until everybody is done; whole answers in the order of submission. Scores of labels are not kept: for them, call
+    /// [`step`](Self::step).
     pub fn drain(&mut self, pool: &Pool) -> Vec<Generation> {
         let mut open: Vec<(SequenceId, String, Vec<TokenId>)> = Vec::new();
         let mut done = Vec::new();
@@ -231,6 +251,7 @@ impl Engine {
                             open[at].2.push(token);
                         }
                     }
+                    Event::Scored { .. } => {}
                     Event::Done { id, finish, prompt_tokens, completion_tokens } => {
                         let at = open.iter().position(|(open, ..)| *open == id);
                         let (_, text, tokens) = at.map_or((id, String::new(), Vec::new()), |at| open.swap_remove(at));

@@ -5,13 +5,19 @@
 
 #![allow(clippy::unwrap_used, reason = "tests")]
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use metier_kernels::{Pool, Tier};
 use metier_model::{
     Adapter, Decoder, Engine, EngineLimits, LoraFormat, TokenId,
     cache::CacheStats,
-    engine::{AdapterId, CacheScope, Event, Finish, GenerationRequest, KeptLayers, Sampling, SequenceId, WeightFormat},
+    engine::{
+        AdapterId, CacheScope, Event, Finish, GenerationRequest, KeptLayers, Sampling, ScoreRequest, SequenceId,
+        SubmitError, WeightFormat,
+    },
     tiny,
 };
 
@@ -31,11 +37,32 @@ impl Random {
     }
 }
 
-/// A token and the bits of its log-probability.
+/// A token and the bits of its log-probability; of a label, the bits of its share and of its log-probability.
 type Written = Vec<(TokenId, u32)>;
 
+/// What a request of the catalogue wants; adapter and scope are added when it is submitted.
+#[derive(Clone)]
+enum Wish {
+    Write(GenerationRequest),
+    Score(ScoreRequest),
+}
+
+impl Wish {
+    fn submit(
+        &self,
+        engine: &mut Engine,
+        adapter: Option<AdapterId>,
+        scope: CacheScope,
+    ) -> Result<SequenceId, SubmitError> {
+        match self.clone() {
+            Self::Write(request) => engine.submit(GenerationRequest { adapter, scope, ..request }),
+            Self::Score(request) => engine.submit_score(ScoreRequest { adapter, scope, ..request }),
+        }
+    }
+}
+
 struct Entry {
-    request: GenerationRequest,
+    wish: Wish,
     adapter: Option<usize>,
     alone: (Written, Finish),
 }
@@ -68,24 +95,32 @@ impl World {
             prompt.extend((0..=random.below(6)).map(|_| TokenId(random.below(250) as u32)));
             let temperature = if random.below(2) == 0 { 0.0 } else { 0.9 };
             let adapter = random.below(ADAPTERS + 1).checked_sub(1);
-            let request = GenerationRequest {
-                prompt,
-                max_tokens: random.below(14),
-                sampling: Sampling { temperature, seed: i, ..Sampling::default() },
-                top_logprobs: Some(0),
-                kept_layers: [None, None, KeptLayers::new(vec![1]), KeptLayers::new(vec![0])][random.below(4)].clone(),
-                ..Default::default()
+            let kept_layers = [None, None, KeptLayers::new(vec![1]), KeptLayers::new(vec![0])][random.below(4)].clone();
+            let wish = if i % 4 == 3 {
+                let labels: BTreeSet<String> =
+                    (0..=random.below(30)).map(|_| random.below(3_000).to_string()).collect();
+                let (labels, with_end) = (labels.into_iter().collect(), i % 8 == 3);
+                Wish::Score(ScoreRequest { prompt, labels, with_end, kept_layers, ..Default::default() })
+            } else {
+                Wish::Write(GenerationRequest {
+                    prompt,
+                    max_tokens: random.below(14),
+                    sampling: Sampling { temperature, seed: i, ..Sampling::default() },
+                    top_logprobs: Some(0),
+                    kept_layers,
+                    ..Default::default()
+                })
             };
             let limits = EngineLimits { max_sequences: 1, ..EngineLimits::default() };
             let mut engine = Engine::new(Arc::clone(&world.decoder), limits);
             let id = adapter.map(|at: usize| engine.load_adapter(Arc::clone(&world.adapters[at])).unwrap());
-            engine.submit(GenerationRequest { adapter: id, ..request.clone() }).unwrap();
+            wish.submit(&mut engine, id, CacheScope::Private).unwrap();
             let mut outcome = Outcome::default();
             while !engine.is_idle() {
                 engine.step(&world.pool).into_iter().for_each(|event| outcome.take(event));
             }
             let (written, finish) = outcome.sequences.pop_first().unwrap().1;
-            world.catalogue.push(Entry { request, adapter, alone: (written, finish.unwrap()) });
+            world.catalogue.push(Entry { wish, adapter, alone: (written, finish.unwrap()) });
         }
         world
     }
@@ -116,11 +151,11 @@ impl World {
             while to_come > 0 && random.below(3) > 0 {
                 to_come -= 1;
                 let at = random.below(self.catalogue.len());
-                let Entry { request, adapter, .. } = &self.catalogue[at];
+                let Entry { wish, adapter, .. } = &self.catalogue[at];
                 let scope = [CacheScope::Private, CacheScope::Tenant(0), CacheScope::Tenant(0), CacheScope::Tenant(1)]
                     [random.below(4)];
                 let adapter = adapter.map(|at| ids[at]);
-                let id = engine.submit(GenerationRequest { adapter, scope, ..request.clone() }).unwrap();
+                let id = wish.submit(&mut engine, adapter, scope).unwrap();
                 open.insert(id, at);
             }
             if random.below(8) == 0 {
@@ -169,6 +204,10 @@ impl Outcome {
             Event::Token { id, token, logprob, .. } => {
                 self.sequences.entry(id).or_default().0.push((token, logprob.to_bits()));
             }
+            Event::Scored { id, scores } => {
+                let scores = scores.iter().map(|score| (TokenId(score.share.to_bits()), score.logprob.to_bits()));
+                self.sequences.entry(id).or_default().0.extend(scores);
+            }
             Event::Done { id, finish, .. } => {
                 let outcome = self.sequences.entry(id).or_default();
                 assert!(outcome.1.replace(finish).is_none(), "{id:?} ends once");
@@ -182,7 +221,7 @@ fn a_crowd_gets_what_each_would_get_alone() {
     #[allow(clippy::disallowed_methods, reason = "tests below the roof have no configuration")]
     let slow = std::env::var("METIER_SLOW_TESTS").is_ok_and(|value| value == "1");
     let world = World::new();
-    let distinct: std::collections::BTreeSet<_> = world.catalogue.iter().map(|entry| &entry.alone.0).collect();
+    let distinct: BTreeSet<_> = world.catalogue.iter().map(|entry| &entry.alone.0).collect();
     assert!(distinct.len() > 40, "the catalogue says something: {}", distinct.len());
     let (mut saved_tokens, mut evicted_pages) = (0, 0);
     for seed in 0..if slow { 10_000 } else { 300 } {

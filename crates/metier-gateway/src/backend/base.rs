@@ -112,7 +112,7 @@ impl Drive for PooledEngine {
 
     fn step(&mut self) -> Vec<(u64, Happened)> {
         let events = self.engine.step(&self.pool);
-        events.into_iter().map(|event| self.translate(event)).collect()
+        events.into_iter().filter_map(|event| self.translate(event)).collect()
     }
 
     fn cancel(&mut self, id: u64) {
@@ -126,13 +126,15 @@ impl Drive for PooledEngine {
 }
 
 impl PooledEngine {
-    fn translate(&mut self, event: Event) -> (u64, Happened) {
+    fn translate(&mut self, event: Event) -> Option<(u64, Happened)> {
         match event {
             Event::Token { id, text, token, logprob, top } => {
                 let tokenizer = self.engine.decoder().tokenizer();
                 let logprob = self.with_logprobs.contains(&id.0).then(|| described(tokenizer, token, logprob, &top));
-                (id.0, Happened::Token { text, logprob })
+                Some((id.0, Happened::Token { text, logprob }))
             }
+            // Nobody here asks for scores.
+            Event::Scored { .. } => None,
             Event::Done { id, finish, completion_tokens, .. } => {
                 self.with_logprobs.remove(&id.0);
                 let finish = match finish {
@@ -140,7 +142,7 @@ impl PooledEngine {
                     Finish::Length | Finish::Constraint => FinishReason::Length,
                     Finish::Stop | Finish::Cancelled => FinishReason::Stop,
                 };
-                (id.0, Happened::Done { finish, completion_tokens: completion_tokens as u64 })
+                Some((id.0, Happened::Done { finish, completion_tokens: completion_tokens as u64 }))
             }
         }
     }
@@ -177,6 +179,10 @@ fn refused(error: SubmitError) -> BackendError {
         SubmitError::Sampling => invalid("temperature", "invalid_value"),
         SubmitError::LogitBias => invalid("logit_bias", "invalid_value"),
         SubmitError::Constraint
+        | SubmitError::Labels
+        | SubmitError::Label { .. }
+        | SubmitError::SameLabel { .. }
+        | SubmitError::NoEnd
         | SubmitError::UnknownToken { .. }
         | SubmitError::UnknownAdapter(_)
         | SubmitError::KeptLayers { .. } => BackendError::Failed(error.to_string()),

@@ -1,5 +1,6 @@
 //! What a step brought.
 
+use super::LabelScore;
 use crate::tokenizer::TokenId;
 
 /// Names a sequence of one engine; never used twice.
@@ -18,7 +19,7 @@ pub struct TokenLogprob {
 /// Why a sequence ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Finish {
-    /// The model ended its answer, or a stop text appeared.
+    /// The model ended its answer, or a stop text appeared; or all labels are scored.
     Stop,
     /// `max_tokens` were written.
     Length,
@@ -46,6 +47,13 @@ pub enum Event {
         /// The most probable tokens, best first; empty unless asked for.
         top: Vec<TokenLogprob>,
     },
+    /// All labels of a [`ScoreRequest`](super::ScoreRequest) are scored.
+    Scored {
+        /// The request.
+        id: SequenceId,
+        /// One a label, in the request's order.
+        scores: Vec<LabelScore>,
+    },
     /// A sequence ended; no event of it follows.
     Done {
         /// The sequence.
@@ -54,7 +62,7 @@ pub enum Event {
         finish: Finish,
         /// Tokens of the prompt.
         prompt_tokens: usize,
-        /// Tokens drawn, the one that ended the answer included.
+        /// Tokens drawn, the one that ended the answer included; none where labels were scored.
         completion_tokens: usize,
     },
 }

@@ -1,6 +1,9 @@
 //! What may be asked of an engine, and when it is refused.
 
-use super::AdapterId;
+use super::{
+    AdapterId,
+    score::{MAX_LABEL_BYTES, MAX_LABELS},
+};
 use crate::{
     arch::transformer::TransformerConfig,
     cache::{CacheShape, KeptLayers},
@@ -131,6 +134,26 @@ pub enum SubmitError {
     /// A bias out of range, on too many tokens, or on one outside the vocabulary.
     #[error("a logit bias must be -{MAX_BIAS} to {MAX_BIAS}, on at most {MAX_BIASED} tokens of the vocabulary")]
     LogitBias,
+    /// No labels, or too many.
+    #[error("labels must be 1 to {MAX_LABELS} texts of at most {MAX_LABEL_BYTES} bytes together")]
+    Labels,
+    /// A label is empty, or cannot be written.
+    #[error("label {at} has no tokens: only texts that the model can write are scored")]
+    Label {
+        /// Counted from 0.
+        at: usize,
+    },
+    /// A label stands twice.
+    #[error("label {at} has the same tokens as label {as_at}: name each once")]
+    SameLabel {
+        /// The later one, counted from 0.
+        at: usize,
+        /// The earlier one.
+        as_at: usize,
+    },
+    /// The end of an answer was to be scored, and there is no such token.
+    #[error("no token of this base ends an answer: score the labels without their end")]
+    NoEnd,
     /// A constraint that was compiled for other weights.
     #[error("the constraint was compiled for another base")]
     Constraint,

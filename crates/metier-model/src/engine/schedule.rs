@@ -9,7 +9,11 @@
 
 use std::{collections::VecDeque, sync::Arc};
 
-use super::{AdapterId, CacheScope, Engine, GenerationRequest, SequenceId, sequence::Sequence};
+use super::{
+    AdapterId, CacheScope, Engine, GenerationRequest, SequenceId,
+    score::{Labels, MAX_SCORED_ROWS},
+    sequence::Sequence,
+};
 use crate::{adapter::Adapter, cache::prefix::PrefixKey};
 
 /// Prompt tokens that one step reads while others write: what bounds the time between two of their tokens.
@@ -25,6 +29,8 @@ pub(super) struct Waiting {
     pub(super) id: SequenceId,
     pub(super) request: GenerationRequest,
     pub(super) adapter: Option<Arc<Adapter>>,
+    /// Where labels are to be scored instead of tokens written.
+    pub(super) labels: Option<Labels>,
 }
 
 /// Requests of a lane share this.
@@ -99,8 +105,13 @@ impl Engine {
             let positions = request.prompt.len() + request.max_tokens;
             let kept = request.kept_layers.as_ref();
             let Some(cache) = self.cache.reserve(key.as_ref(), kept, &request.prompt, positions) else { return };
-            let Waiting { id, request, adapter } = self.queue.pop().expect("there is a front");
-            self.running.push(Sequence::new(id, request, adapter, key, cache));
+            let waiting = self.queue.pop().expect("there is a front");
+            let (kept, prompt) = (waiting.request.kept_layers.as_ref(), waiting.request.prompt.len());
+            let room = waiting.labels.as_ref().map_or(Vec::new(), |labels| {
+                let others = labels.useful_branches().saturating_sub(1);
+                self.cache.reserve_branches(kept, prompt + labels.stem().len(), positions, others)
+            });
+            self.running.push(Sequence::new(waiting, key, cache, room));
         }
     }
 
@@ -118,14 +129,13 @@ impl Engine {
                 sequence.step_tokens.append(&mut sequence.ahead);
                 writing = true;
             } else {
-                reading.push((sequence.request.prompt.len() - sequence.cache.len(), i));
+                reading.push((sequence.unread(), i));
             }
         }
         let budget = if writing { PREFILL_TOKENS_PER_STEP } else { PREFILL_TOKENS_ALONE };
+        let mut scored_rows = MAX_SCORED_ROWS;
         for (i, tokens) in shares(&reading, budget) {
-            let sequence = &mut self.running[i];
-            let from = sequence.cache.len();
-            sequence.step_tokens.extend_from_slice(&sequence.request.prompt[from..from + tokens]);
+            self.running[i].plan_reading(tokens, &mut scored_rows);
         }
     }
 }

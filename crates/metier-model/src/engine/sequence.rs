@@ -2,10 +2,15 @@
 
 use std::sync::Arc;
 
-use super::{Event, Finish, GenerationRequest, SequenceId, TokenLogprob, stop::StopFilter};
+use metier_kernels::Pool;
+
+use super::{
+    Event, Finish, GenerationRequest, SequenceId, TokenLogprob, schedule::Waiting, score::Scoring, stop::StopFilter,
+};
 use crate::{
     adapter::Adapter,
-    cache::{KvSequence, prefix::PrefixKey},
+    arch::transformer::Span,
+    cache::{BranchRoom, KvSequence, prefix::PrefixKey},
     decoder::Decoder,
     grammar::ConstraintState,
     sample::{self, Sampler},
@@ -22,6 +27,10 @@ pub(super) struct Sequence {
     sampler: Sampler,
     text: StopFilter,
     constraint: Option<ConstraintState>,
+    /// Where labels are scored instead of tokens written.
+    pub(super) scoring: Option<Scoring>,
+    /// Its prompt is read.
+    begun: bool,
     /// Token that the next step reads; `None` while the prompt is being read.
     pub(super) last: Option<TokenId>,
     /// Tokens behind it that are written already, because its form left no choice: read in the same step.
@@ -34,20 +43,17 @@ pub(super) struct Sequence {
 }
 
 impl Sequence {
-    /// A sequence that has read what its cache holds.
-    pub(super) fn new(
-        id: SequenceId,
-        request: GenerationRequest,
-        adapter: Option<Arc<Adapter>>,
-        key: Option<PrefixKey>,
-        cache: KvSequence,
-    ) -> Self {
+    /// A sequence that has read what its cache holds. `room`: for the branches of its labels.
+    pub(super) fn new(waiting: Waiting, key: Option<PrefixKey>, cache: KvSequence, room: Vec<BranchRoom>) -> Self {
+        let Waiting { id, request, adapter, labels } = waiting;
         Self {
             id,
             sampler: Sampler::new(request.sampling, &request.logit_bias),
             constraint: request.constraint.as_ref().map(|constraint| constraint.begin()),
             text: StopFilter::new(&request.stop),
-            finish: (request.max_tokens == 0).then_some(Finish::Length),
+            finish: (request.max_tokens == 0 && labels.is_none()).then_some(Finish::Length),
+            scoring: labels.map(|labels| Scoring::new(labels, room)),
+            begun: false,
             request,
             adapter,
             key,
@@ -62,6 +68,81 @@ impl Sequence {
     /// Everything that it has read or will read next.
     pub(super) fn tokens(&self) -> Vec<TokenId> {
         self.request.prompt.iter().chain(&self.written).copied().collect()
+    }
+
+    /// What is read before the first token is written or the labels part: the prompt, and what all labels begin with.
+    fn beginning(&self) -> usize {
+        self.request.prompt.len() + self.scoring.as_ref().map_or(0, |scoring| scoring.stem().len())
+    }
+
+    /// Tokens that it could read at once before it writes.
+    pub(super) fn unread(&self) -> usize {
+        match &self.scoring {
+            Some(scoring) if scoring.has_branched() => scoring.unread(),
+            _ => self.beginning() - self.cache.len(),
+        }
+    }
+
+    /// Chooses at most so many of them for the next step. `scored`: rows that may still get logits for scores.
+    pub(super) fn plan_reading(&mut self, tokens: usize, scored: &mut usize) {
+        let (prompt, from) = (&self.request.prompt, self.cache.len());
+        let Some(scoring) = &mut self.scoring else {
+            self.step_tokens.extend_from_slice(&prompt[from..from + tokens]);
+            return;
+        };
+        if scoring.has_branched() {
+            *scored -= scoring.plan(tokens.min(*scored));
+            return;
+        }
+        let unscored = (prompt.len() - 1).saturating_sub(from);
+        let tokens = tokens.min(unscored + *scored);
+        *scored -= tokens.saturating_sub(unscored);
+        self.step_tokens.extend(prompt.iter().chain(scoring.stem()).skip(from).take(tokens));
+    }
+
+    /// The rows of the planned step; how many of them get logits.
+    pub(super) fn spans<'a>(&'a mut self, spans: &mut Vec<Span<'a>>) -> usize {
+        let prompt = self.request.prompt.len();
+        let Self { scoring, step_tokens: tokens, cache, adapter, .. } = self;
+        let (adapter, scores) = (adapter.as_deref(), scoring.is_some());
+        match scoring {
+            Some(scoring) if scoring.has_branched() => return scoring.spans(cache, adapter, spans),
+            _ if tokens.is_empty() => return 0,
+            _ => {}
+        }
+        let to = cache.len() + tokens.len();
+        // For scores behind the prompt's last token and behind each of the stem.
+        let wanted = if scores { (to + 1).saturating_sub(prompt) } else { usize::from(to >= prompt) };
+        let wanted = wanted.min(tokens.len());
+        spans.push(Span { tokens, cache, wanted, adapter });
+        wanted
+    }
+
+    /// Says once that its prompt is read.
+    pub(super) fn has_just_read_its_prompt(&mut self) -> bool {
+        let read = self.cache.len() >= self.request.prompt.len();
+        read && !std::mem::replace(&mut self.begun, read)
+    }
+
+    /// Goes on with the logits of the step's rows, after the step.
+    pub(super) fn take(&mut self, decoder: &Decoder, pool: &Pool, logits: &[f32]) -> Vec<Event> {
+        let (prompt, beginning) = (self.request.prompt.len(), self.beginning());
+        let Some(scoring) = &mut self.scoring else {
+            return if logits.is_empty() { Vec::new() } else { self.draw(decoder, logits) };
+        };
+        if scoring.has_branched() {
+            scoring.take_branches(decoder, pool, prompt, &mut self.cache, logits);
+        } else {
+            let read = (self.cache.len() + 1).saturating_sub(prompt);
+            let rows = logits.len() / decoder.network().config().vocabulary;
+            scoring.take_stem(decoder, pool, read - rows..read, logits);
+            if self.cache.len() == beginning {
+                scoring.branch_out(&self.cache);
+            }
+        }
+        let Some(scores) = scoring.scores() else { return Vec::new() };
+        self.finish = Some(Finish::Stop);
+        vec![Event::Scored { id: self.id, scores }]
     }
 
     /// Draws the next token from its logits, and writes those behind it that are certain.

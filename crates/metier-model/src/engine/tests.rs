@@ -174,7 +174,7 @@ fn a_remembered_prefix_changes_no_bit() {
         while !engine.is_idle() {
             events.extend(engine.step(&pool).into_iter().filter_map(|event| match event {
                 Event::Token { token, logprob, top, .. } => Some((token, logprob.to_bits(), top)),
-                Event::Done { .. } => None,
+                Event::Scored { .. } | Event::Done { .. } => None,
             }));
         }
         events
@@ -232,7 +232,7 @@ fn nobody_starves_beside_a_flood_or_a_long_prompt() {
     while !engine.is_idle() {
         order.extend(engine.step(&pool).into_iter().filter_map(|event| match event {
             Event::Done { id, .. } => Some(id),
-            Event::Token { .. } => None,
+            Event::Token { .. } | Event::Scored { .. } => None,
         }));
     }
     assert!(late.iter().all(|id| order.iter().position(|o| o == id).unwrap() < 6), "{order:?}");

@@ -13,7 +13,7 @@ use metier_kernels::{
     quant::QuantRows,
 };
 
-use super::{Activation, RopePairs, Span, Transformer, TransformerConfig, Wanted, rope::Rope};
+use super::{Activation, RopePairs, Span, Transformer, TransformerConfig, rope::Rope};
 use crate::{
     adapter::Site,
     arch::{ROW_GRAIN, linear::Linear},
@@ -181,11 +181,8 @@ impl Transformer {
         let width = self.config.width;
         let mut wanted = Vec::new();
         for (span, rows) in step.spans.iter().zip(&step.rows) {
-            match span.wanted {
-                Wanted::None => {}
-                Wanted::Last => wanted.extend_from_slice(&x[(rows.end - 1) * width..rows.end * width]),
-                Wanted::All => wanted.extend_from_slice(&x[rows.start * width..rows.end * width]),
-            }
+            let first = rows.end - span.wanted.min(rows.len());
+            wanted.extend_from_slice(&x[first * width..rows.end * width]);
         }
         if wanted.is_empty() {
             return wanted;

@@ -58,25 +58,14 @@ pub struct Transformer {
     rope: rope::Rope,
 }
 
-/// Which rows of a span get logits.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Wanted {
-    /// None: more of the prompt follows.
-    None,
-    /// The last.
-    Last,
-    /// All.
-    All,
-}
-
 /// Consecutive tokens of one sequence, to be read behind what its cache holds.
 pub struct Span<'a> {
     /// At least one; the cache must have room for them.
     pub tokens: &'a [TokenId],
     /// What the sequence read before; these tokens are added.
     pub cache: &'a mut KvSequence,
-    /// Rows that get logits.
-    pub wanted: Wanted,
+    /// So many of its last rows get logits; none where more of the prompt follows.
+    pub wanted: usize,
     /// Deltas of its rows. Neighbouring spans of one adapter share their passes over its weights.
     pub adapter: Option<&'a Adapter>,
 }

@@ -90,6 +90,7 @@ pub(super) fn decode(
                     *written.entry(id).or_default() += 1;
                     counted += usize::from(begun.is_some());
                 }
+                Event::Scored { .. } => {}
                 Event::Done { .. } => ended = true,
             }
         }
@@ -159,6 +160,7 @@ pub(super) fn clients(
                         firsts.push(since.elapsed().as_secs_f64() * 1e3);
                     }
                 }
+                Event::Scored { .. } => {}
                 Event::Done { id, completion_tokens, .. } => {
                     tokens += completion_tokens;
                     free.extend(open.remove(&id).map(|(client, ..)| client));
