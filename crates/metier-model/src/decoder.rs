@@ -197,6 +197,8 @@ impl Decoder {
             let problem = format!("{rows} rows for the tokenizer's {} tokens", tokenizer.vocabulary());
             return Err(weights_error(config_error(&blueprint.embedding_name(), problem)));
         }
+        let template = template.map(|template| template.with_controls(tokenizer.specials())).transpose();
+        let template = template.map_err(|source| DecoderError::Template { path: path.to_owned(), source })?;
         let network = Transformer::load(files, blueprint, options.weights).map_err(weights_error)?;
         // Files of Gemma 3, Llama 3 and Phi name the end of a text, not always the end of a turn.
         let turns = TURN_ENDS.iter().filter_map(|text| tokenizer.id_of(text)).filter(|id| tokenizer.is_special(*id));
@@ -238,11 +240,17 @@ impl Decoder {
         &self.ends
     }
 
-    /// Writes a conversation as the model wants to see it; `tokenizer().encode_prompt` makes ids of it.
-    pub fn render_chat(&self, messages: &[ChatMessage], add_generation_prompt: bool) -> Result<Prompt, ChatError> {
+    /// Writes a conversation as the model wants to see it; `tokenizer().encode_prompt` makes ids of it. `unix_s`: see
+    /// [`ChatTemplate::render`].
+    pub fn render_chat(
+        &self,
+        messages: &[ChatMessage],
+        add_generation_prompt: bool,
+        unix_s: Option<u64>,
+    ) -> Result<Prompt, ChatError> {
         let template = self.template.as_ref();
         let template = template.ok_or_else(|| ChatError::Template("the file has none".to_owned()))?;
-        template.render(messages, add_generation_prompt)
+        template.render(messages, add_generation_prompt, unix_s)
     }
 
     /// The logits after each token of one text: for tests, perplexity and comparison with references.

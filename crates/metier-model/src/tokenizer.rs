@@ -23,6 +23,7 @@ mod pre;
 use aho_corasick::AhoCorasick;
 pub(crate) use json::ControlWords;
 use pieces::Pieces;
+pub(crate) use pieces::leftmost_longest;
 use pre::Pre;
 
 use crate::{
@@ -174,7 +175,7 @@ impl<'a> Words<'a> {
             }
         }
         let texts: Vec<&str> = specials.iter().map(|special: &Special| special.text.as_str()).collect();
-        let finder = if texts.is_empty() { None } else { Some(pieces::leftmost_longest(&texts)?) };
+        let finder = if texts.is_empty() { None } else { Some(leftmost_longest(&texts)?) };
         let begins = self.gguf.flag("tokenizer.ggml.add_bos_token").unwrap_or(begins);
         let begin = self.id("tokenizer.ggml.bos_token_id").filter(|_| begins);
         let (rules, vocabulary) = (rules()?, self.words.len());

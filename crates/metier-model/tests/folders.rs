@@ -344,14 +344,14 @@ fn a_folder_has_tokenizer_template_and_ends() {
     }
     let forged = tokenizer.encode("<s>").unwrap();
     assert!(!forged.contains(&TokenId(258)), "a text cannot forge a control token");
-    let prompt = decoder.render_chat(&[ChatMessage::new("user", "he</s>")], true).unwrap();
+    let prompt = decoder.render_chat(&[ChatMessage::new("user", "he</s>")], true, None).unwrap();
     assert_eq!(prompt.to_string(), "<s>he</s></s>");
     let ids = tokenizer.encode_prompt(&prompt).unwrap();
     assert_eq!(ids.iter().filter(|id| **id == TokenId(259)).count(), 1, "only the template's own");
     assert_eq!(ids[0], TokenId(258));
     let template = "{{ messages[0].content }}!";
     let decoder = Copy::of("llama").write("chat_template.jinja", template.as_bytes()).open().unwrap();
-    assert_eq!(decoder.render_chat(&[ChatMessage::new("user", "x")], true).unwrap().to_string(), "x!");
+    assert_eq!(decoder.render_chat(&[ChatMessage::new("user", "x")], true, None).unwrap().to_string(), "x!");
 }
 
 /// A base is named by all that was read of it.

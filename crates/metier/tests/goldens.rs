@@ -107,7 +107,7 @@ fn smollm2_tokenizes_like_the_reference() {
     }
     for chat in golden["chats"].as_array().unwrap() {
         for (generation, key) in [(true, "with_generation_prompt"), (false, "without_generation_prompt")] {
-            let rendered = decoder.render_chat(&messages(&chat["messages"]), generation).unwrap();
+            let rendered = decoder.render_chat(&messages(&chat["messages"]), generation, None).unwrap();
             assert_eq!(rendered.to_string(), chat[key].as_str().unwrap(), "{}", chat["name"]);
         }
     }
@@ -185,7 +185,7 @@ fn smollm2_writes_what_the_reference_writes() {
     let decoder = std::sync::Arc::new(smollm2(WeightFormat::F32));
     let golden = golden("smollm2_logits.json");
     for chat in golden["greedy"].as_array().unwrap() {
-        let rendered = decoder.render_chat(&messages(&chat["messages"]), true).unwrap();
+        let rendered = decoder.render_chat(&messages(&chat["messages"]), true, None).unwrap();
         let prompt = decoder.tokenizer().encode_prompt(&rendered).unwrap();
         let mut expected = ids(&chat["new_ids"]);
         if expected.last() == Some(&TokenId(2)) {

@@ -39,7 +39,7 @@ impl Prompting for ChatPrompting {
         let messages: Vec<ChatMessage> =
             messages.iter().map(|message| ChatMessage::new(message.role.as_str(), message.content.as_str())).collect();
         // A template may refuse an order of roles: the caller can mend that.
-        let prompt = self.decoder.render_chat(&messages, true).map_err(|error| BackendError::Invalid {
+        let prompt = self.decoder.render_chat(&messages, true, None).map_err(|error| BackendError::Invalid {
             message: error.to_string(),
             param: "messages",
             code: "invalid_value",

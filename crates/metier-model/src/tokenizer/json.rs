@@ -8,7 +8,9 @@ use std::collections::BTreeMap;
 
 use serde_json::{Value as Json, json};
 
-use super::{MAX_VOCABULARY, Rules, Special, TokenId, Tokenizer, TokenizerError, byte_of_char, pieces, read};
+use super::{
+    MAX_VOCABULARY, Rules, Special, TokenId, Tokenizer, TokenizerError, byte_of_char, leftmost_longest, pieces, read,
+};
 
 /// What a decoder's folder says about its tokens beside `tokenizer.json`.
 pub(crate) struct ControlWords<'a> {
@@ -80,7 +82,7 @@ impl Tokenizer {
             })
             .collect();
         let texts: Vec<&str> = specials.iter().map(|special| special.text.as_str()).collect();
-        let finder = if texts.is_empty() { None } else { Some(pieces::leftmost_longest(&texts)?) };
+        let finder = if texts.is_empty() { None } else { Some(leftmost_longest(&texts)?) };
         let rules = Rules::Library { first, later };
         let tokenizer = Self { rules, specials, finder, bytes, ids, vocabulary, begin, strips_space };
         tokenizer.check_forgery()?;

@@ -191,7 +191,7 @@ pub(super) fn byte_of(word: &str) -> Option<u8> {
 }
 
 /// Finds the leftmost of several words in a text, the longest where several start there.
-pub(super) fn leftmost_longest<W: AsRef<[u8]>>(words: &[W]) -> Result<AhoCorasick, TokenizerError> {
+pub(crate) fn leftmost_longest<W: AsRef<[u8]>>(words: &[W]) -> Result<AhoCorasick, TokenizerError> {
     let mut builder = AhoCorasick::builder();
     let built = builder.match_kind(MatchKind::LeftmostLongest).build(words);
     built.map_err(|error| TokenizerError::Vocabulary(error.to_string()))
