@@ -85,13 +85,14 @@ impl Tokenizer {
         let finder = if texts.is_empty() { None } else { Some(leftmost_longest(&texts)?) };
         let rules = Rules::Library { first, later };
         let tokenizer = Self { rules, specials, finder, bytes, ids, vocabulary, begin, strips_space };
-        tokenizer.check_forgery()?;
+        tokenizer.check_forgery(document["model"]["unk_token"].as_str())?;
         Ok(tokenizer)
     }
 
-    /// A control token that the rules make of its own text would be a hole in every prompt.
-    fn check_forgery(&self) -> Result<(), TokenizerError> {
-        for special in &self.specials {
+    /// A control token that the rules make of its own text would be a hole in every prompt. `unknown`: what stands for characters
+    /// that are no tokens, which any text may hold.
+    fn check_forgery(&self, unknown: Option<&str>) -> Result<(), TokenizerError> {
+        for special in self.specials.iter().filter(|special| Some(special.text.as_str()) != unknown) {
             if self.encode(&special.text)?.contains(&special.id) {
                 let problem = format!("its rules make the control token `{}` of plain text", special.text);
                 return Err(TokenizerError::Vocabulary(problem));
@@ -243,4 +244,84 @@ fn first_special(document: &Json) -> Option<&str> {
     let parts: Vec<&Json> = parts.map_or_else(|| vec![post], |parts| parts.iter().collect());
     let template = parts.into_iter().find(|part| part["type"] == "TemplateProcessing")?;
     template["single"].get(0)?.get("SpecialToken")?.get("id")?.as_str()
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests")]
+    use super::*;
+
+    /// By the reference: `tests/goldens/make_json_tokenizers.py`.
+    fn golden() -> Json {
+        serde_json::from_str(include_str!("../../tests/goldens/json-tokenizers.json")).unwrap()
+    }
+
+    fn open(document: &Json, template: &str) -> Result<Tokenizer, TokenizerError> {
+        let control = ControlWords { begin: None, adds_begin: None, named: Vec::new(), template };
+        Tokenizer::for_decoder(&document.to_string(), &control)
+    }
+
+    #[track_caller]
+    fn check(kind: &str) {
+        let golden = golden();
+        let expected = &golden["tokenizers"][kind];
+        let tokenizer = open(&expected["json"], "").unwrap();
+        for (i, text) in golden["texts"].as_array().unwrap().iter().enumerate() {
+            let text = text.as_str().unwrap();
+            let ids: Vec<TokenId> = serde_json::from_value(expected["ids"][i].clone()).unwrap();
+            assert_eq!(tokenizer.encode_with_specials(text).unwrap(), ids, "{kind}: {text:?}");
+            assert_eq!(tokenizer.decode(&ids), expected["decoded"][i].as_str().unwrap(), "{kind}: {text:?}");
+            let plain = tokenizer.encode(text).unwrap();
+            assert!(plain.iter().all(|id| !tokenizer.is_special(*id)), "{kind}: {text:?} forges a control token");
+        }
+        assert_eq!(tokenizer.begin, Some(TokenId(1)), "{kind}: the post-processor puts it first");
+    }
+
+    #[test]
+    fn a_space_before_every_text() {
+        check("legacy");
+    }
+
+    #[test]
+    fn a_space_before_the_first_text() {
+        check("first");
+    }
+
+    #[test]
+    fn no_space_and_tokens_that_are_no_control_tokens() {
+        check("plain");
+        let document = golden()["tokenizers"]["plain"]["json"].clone();
+        let table = open(&document, "").unwrap().encode("<table>").unwrap();
+        assert_eq!(table.len(), 1);
+        // What the template writes itself no text may become.
+        let written = open(&document, "{{ '<table>' + messages[0].content }}").unwrap();
+        assert!(written.is_special(table[0]));
+        assert!(!written.encode("<table>").unwrap().contains(&table[0]));
+    }
+
+    #[test]
+    fn a_token_that_takes_the_space_behind_it() {
+        check("marks");
+    }
+
+    #[test]
+    fn a_vocabulary_that_lies_is_refused() {
+        let refuses = |change: &dyn Fn(&mut Json), message: &str| {
+            let mut document = golden()["tokenizers"]["legacy"]["json"].clone();
+            change(&mut document);
+            let error = open(&document, "").unwrap_err().to_string();
+            assert!(error.contains(message), "`{error}` does not say `{message}`");
+        };
+        refuses(&|document| document["model"]["type"] = json!("Unigram"), "`tokenizer.json/Unigram` is not supported");
+        refuses(&|document| document["decoder"] = Json::Null, "neither byte-level nor of pieces");
+        refuses(&|document| document["added_tokens"][0]["id"] = json!(1 << 20), "token `<unk>` has no usable id");
+        refuses(&|document| document["added_tokens"][0]["id"] = json!(-1), "token `<unk>` has no usable id");
+        refuses(&|document| document["added_tokens"][0]["id"] = json!(7), "token `<unk>` has the ids 0 and 7");
+        refuses(&|document| document["model"]["vocab"]["<s>"] = json!(2), "`<s>` has the ids 2 and 1");
+        refuses(&|document| document["model"]["vocab"]["new one"] = json!(5), "id 5 is of both");
+        refuses(&|document| document["added_tokens"][0]["content"] = json!(3), "an added token has no text");
+        refuses(&|document| *document = json!([]), "without a model");
+        let control = ControlWords { begin: None, adds_begin: None, named: Vec::new(), template: "" };
+        assert!(matches!(Tokenizer::for_decoder("{", &control), Err(TokenizerError::Json(_))));
+    }
 }

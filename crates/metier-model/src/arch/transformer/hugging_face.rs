@@ -391,7 +391,13 @@ impl Blueprint {
                 }
                 Some(if network.rope_long { long.clone() } else { short.clone() })
             }
-            (None, Some(llama3)) => Some(llama3.divisors(everywhere.theta, network.rope_dims)),
+            (None, Some(llama3)) => {
+                let divisors = llama3.divisors(everywhere.theta, network.rope_dims);
+                if !divisors.iter().all(|divisor| divisor.is_finite() && *divisor > 0.0) {
+                    return Err(config_error("factor", "stretches a frequency to nothing"));
+                }
+                Some(divisors)
+            }
             (None, None) => Some(vec![1.0; network.rope_dims / 2]),
         };
         Ok(Self {
@@ -506,4 +512,72 @@ fn refuse_other_networks(config: &Config<'_>, family: &Family) -> Result<(), Wei
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests")]
+    use proptest::prelude::*;
+    use serde_json::json;
+
+    use super::*;
+
+    const CONFIGS: [&str; 4] = [
+        include_str!("../../../tests/goldens/folders/phi4/config.json"),
+        include_str!("../../../tests/goldens/folders/gemma3/config.json"),
+        include_str!("../../../tests/goldens/folders/smollm3/config.json"),
+        include_str!("../../../tests/goldens/folders/llama3/config.json"),
+    ];
+
+    /// What a setting may be by mistake or malice.
+    fn strange() -> impl Strategy<Value = Json> {
+        prop_oneof![
+            Just(Json::Null),
+            any::<i64>().prop_map(|n| json!(n)),
+            any::<u64>().prop_map(|n| json!(n)),
+            (0i64..70).prop_map(|n| json!(n)),
+            any::<f64>().prop_map(|x| json!(x)),
+            any::<bool>().prop_map(|x| json!(x)),
+            Just(json!("x")),
+            Just(json!([])),
+            Just(json!([0, 1, "full_attention", -1.0])),
+            Just(json!({"rope_type": "llama3", "factor": 1e300, "full_attention": {"rope_type": 7}})),
+        ]
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(4000))]
+        #[test]
+        fn no_setting_panics(
+            which in 0..CONFIGS.len(),
+            changes in prop::collection::vec((any::<prop::sample::Index>(), any::<bool>(), strange()), 1..4),
+            context in prop::option::of(0usize..300),
+        ) {
+            let mut config: Json = serde_json::from_str(CONFIGS[which]).unwrap();
+            for (at, inside, value) in changes {
+                let mut object = config.as_object_mut().unwrap();
+                if inside && object.get("rope_parameters").is_some_and(Json::is_object) {
+                    object = object.get_mut("rope_parameters").and_then(Json::as_object_mut).unwrap();
+                }
+                let keys: Vec<String> = object.keys().cloned().collect();
+                if !keys.is_empty() {
+                    object.insert(keys[at.index(keys.len())].clone(), value);
+                }
+            }
+            if let Ok(blueprint) = Blueprint::from_config(&config, context) {
+                let pairs = blueprint.config().rope_dims / 2;
+                prop_assert!(blueprint.rope_divisors.is_none_or(|list| list.len() == pairs && list.iter().all(|x| x.is_finite())));
+            }
+        }
+    }
+
+    #[test]
+    fn every_nth_layer_has_a_period() {
+        assert_eq!(period(&[false, false, true, false, false, true, false]), Some(3));
+        assert_eq!(period(&[false, false]), Some(0));
+        assert_eq!(period(&[true, true]), Some(1));
+        assert_eq!(period(&[true, false]), None);
+        assert_eq!(period(&[false, true, false, false]), None);
+        assert_eq!(period(&[]), Some(0));
+    }
 }
