@@ -96,8 +96,10 @@ impl Gateway {
             remotes.push(RemoteSlot { backend, facts, model, price });
         }
         let encoder = models.encoder.map(|encoder| start_encoder(encoder, Arc::clone(&pool))).transpose()?;
-        let base = models.decoder.map(|decoder| start_base(decoder, Arc::clone(&pool))).transpose()?;
-        let audit = AuditLog::open(&config.state_dir, clock)
+        let clock: Arc<dyn Fn() -> u64 + Send + Sync> = Arc::from(clock);
+        let base =
+            models.decoder.map(|decoder| start_base(decoder, Arc::clone(&pool), Arc::clone(&clock))).transpose()?;
+        let audit = AuditLog::open(&config.state_dir, Box::new(move || clock()))
             .map_err(|source| OpenError::Audit { dir: config.state_dir.clone(), source })?;
         Ok(Self::assemble(Parts {
             audit,
@@ -124,7 +126,11 @@ fn start_encoder(encoder: Arc<Encoder>, pool: Arc<Pool>) -> Result<EncoderSlot, 
     Ok(EncoderSlot { embedder, base, dim })
 }
 
-fn start_base(decoder: Arc<Decoder>, pool: Arc<Pool>) -> Result<BaseSlot, OpenError> {
+fn start_base(
+    decoder: Arc<Decoder>,
+    pool: Arc<Pool>,
+    clock: Arc<dyn Fn() -> u64 + Send + Sync>,
+) -> Result<BaseSlot, OpenError> {
     let (name, digest) = (decoder.base().name.clone(), decoder.base().digest);
     let limits = EngineLimits {
         max_sequences: MAX_SEQUENCES,
@@ -133,7 +139,7 @@ fn start_base(decoder: Arc<Decoder>, pool: Arc<Pool>) -> Result<BaseSlot, OpenEr
         ..EngineLimits::default()
     };
     let engine = PooledEngine::new(Engine::new(Arc::clone(&decoder), limits), pool);
-    let backend = LocalBase::start(name.clone(), Arc::new(ChatPrompting::new(decoder)), engine)
+    let backend = LocalBase::start(name.clone(), Arc::new(ChatPrompting::new(decoder).with_clock(clock)), engine)
         .map_err(|error| OpenError::Thread("decoder", error))?;
     Ok(BaseSlot { backend: Arc::new(backend), name, digest })
 }

@@ -36,7 +36,7 @@ pub const MAX_QUEUE: usize = 4_096;
 pub const MAX_GROUP: usize = 256;
 
 /// Milliseconds since 1970: the writer stamps the entries, so that they are in order.
-pub type Clock = Box<dyn Fn() -> u64 + Send>;
+pub type Clock = Box<dyn Fn() -> u64 + Send + Sync>;
 
 /// Where an entry was recorded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

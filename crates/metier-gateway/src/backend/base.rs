@@ -26,11 +26,18 @@ pub(crate) struct ChatPrompting {
     decoder: Arc<Decoder>,
     /// Made for the first request that wants a form.
     grammar: OnceLock<Result<GrammarEnv, GrammarError>>,
+    /// Milliseconds since 1970, for templates that write the date.
+    clock: Option<Arc<dyn Fn() -> u64 + Send + Sync>>,
 }
 
 impl ChatPrompting {
     pub(crate) fn new(decoder: Arc<Decoder>) -> Self {
-        Self { decoder, grammar: OnceLock::new() }
+        Self { decoder, grammar: OnceLock::new(), clock: None }
+    }
+
+    /// With a clock that the base's template may ask for the date (in UTC).
+    pub(crate) fn with_clock(self, clock: Arc<dyn Fn() -> u64 + Send + Sync>) -> Self {
+        Self { clock: Some(clock), ..self }
     }
 }
 
@@ -39,7 +46,8 @@ impl Prompting for ChatPrompting {
         let messages: Vec<ChatMessage> =
             messages.iter().map(|message| ChatMessage::new(message.role.as_str(), message.content.as_str())).collect();
         // A template may refuse an order of roles: the caller can mend that.
-        let prompt = self.decoder.render_chat(&messages, true, None).map_err(|error| BackendError::Invalid {
+        let unix_s = self.clock.as_ref().map(|clock| clock() / 1_000);
+        let prompt = self.decoder.render_chat(&messages, true, unix_s).map_err(|error| BackendError::Invalid {
             message: error.to_string(),
             param: "messages",
             code: "invalid_value",
