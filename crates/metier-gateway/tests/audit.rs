@@ -14,7 +14,7 @@ use metier_gateway::audit::{self, *};
 use tempfile::TempDir;
 
 /// A clock that tells a later millisecond each time.
-fn clock() -> Box<dyn Fn() -> u64 + Send> {
+fn clock() -> Box<dyn Fn() -> u64 + Send + Sync> {
     let now = Arc::new(AtomicU64::new(1_795_305_600_000));
     Box::new(move || now.fetch_add(1, Ordering::Relaxed))
 }
