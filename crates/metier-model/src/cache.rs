@@ -226,6 +226,12 @@ impl KvCache {
         CacheStats { used_bytes: self.used_bytes, remembered_bytes: self.tree.bytes(), ..self.stats }
     }
 
+    /// Tokens of a text's beginning that are remembered.
+    pub fn remembered(&mut self, key: &PrefixKey, tokens: &[TokenId]) -> usize {
+        let found = self.tree.find(key, tokens);
+        found.pages.len() * PAGE_POSITIONS + found.partial.map_or(0, |(_, common)| common)
+    }
+
     /// Room for so many positions of a sequence that starts with `prompt`, or `None` until others have given theirs back. What is
     /// remembered of the prompt under `key`, except its last token, counts as read already.
     pub fn reserve(
@@ -364,7 +370,7 @@ impl KvCache {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used, reason = "tests")]
-    use super::*;
+    use super::{prefix::Sharers, *};
 
     const SHAPE: CacheShape = CacheShape { layers: 2, kv_heads: 1, head_dim: 16 };
 
@@ -373,7 +379,7 @@ mod tests {
     }
 
     fn key(tenant: u64) -> PrefixKey {
-        PrefixKey { tenant, adapter: None, kept: None }
+        PrefixKey { sharers: Sharers::Tenant(tenant), adapter: None, kept: None }
     }
 
     /// Reads what is missing, as a forward pass would: position p holds p.
@@ -429,7 +435,7 @@ mod tests {
         let kept = PrefixKey { kept: KeptLayers::new(vec![0, 1]), ..key(1) };
         assert_eq!(cache.reserve(Some(&kept), None, &prompt, 80).unwrap().len(), 0, "another specialist");
         assert_eq!(cache.stats().hits, 2);
-        cache.forget(|key| key.tenant == 1);
+        cache.forget(|key| key.sharers == Sharers::Tenant(1));
         assert_eq!(cache.reserve(Some(&key(1)), None, &prompt, 80).unwrap().len(), 0);
         assert_eq!(cache.stats().remembered_bytes, 0);
     }

@@ -47,7 +47,7 @@ pub use crate::{
     sample::Sampling,
 };
 use crate::{
-    cache::{CacheStats, KvCache},
+    cache::{CacheStats, KvCache, prefix::Sharers},
     tokenizer::TokenId,
 };
 
@@ -148,6 +148,7 @@ impl Engine {
     /// Ends a sequence; the next step reports it as done. Unknown and finished ids are ignored.
     pub fn cancel(&mut self, id: SequenceId) {
         let (prompt_tokens, completion_tokens) = if let Some(waiting) = self.queue.remove(id) {
+            self.forget_group(waiting.request.scope);
             (waiting.request.prompt.len(), 0)
         } else if let Some(at) = self.running.iter().position(|sequence| sequence.id == id) {
             let sequence = self.running.remove(at);
@@ -231,6 +232,15 @@ impl Engine {
             room.into_iter().for_each(|room| self.cache.give_back_room(room));
         }
         self.cache.give_back(sequence.key.as_ref(), &tokens, sequence.cache);
+        self.forget_group(sequence.request.scope);
+    }
+
+    /// Forgets what a group has read when the last of it has ended.
+    fn forget_group(&mut self, scope: CacheScope) {
+        let CacheScope::Group(group) = scope else { return };
+        if !self.queue.holds(scope) && !self.running.iter().any(|sequence| sequence.request.scope == scope) {
+            self.cache.forget(|key| key.sharers == Sharers::Group(group));
+        }
     }
 
     /// Steps until everybody is done; whole answers in the order of submission. Scores of labels are not kept: for them, call

@@ -1,7 +1,10 @@
 //! Which question: *which token comes next?* Logits and the caller's wishes go in; a token with its log-probability comes out. The same logits, wishes and
 //! seed give the same token everywhere: ties go to the smaller id, sums run in one order.
 
-use std::{cmp::Ordering, collections::BTreeMap};
+use std::{
+    cmp::Ordering,
+    collections::{BTreeMap, BTreeSet},
+};
 
 use crate::tokenizer::TokenId;
 
@@ -62,12 +65,19 @@ pub struct Sampling {
     pub frequency_penalty: f32,
     /// Taken from the logit of a token that was written: −2 to 2.
     pub presence_penalty: f32,
+    /// Divides the positive and multiplies the negative logits of tokens that stand in the prompt or were written (Keskar et al.
+    /// 2019): [`MIN_REPETITION_PENALTY`] to [`MAX_REPETITION_PENALTY`]; 1 leaves them.
+    pub repetition_penalty: f32,
     /// Seed of the draws.
     pub seed: u64,
 }
 
 /// Bound of the penalties, both ways, as in the OpenAI API.
 pub const MAX_PENALTY: f32 = 2.0;
+/// Least repetition penalty: below 1, repetition is rewarded.
+pub const MIN_REPETITION_PENALTY: f32 = 0.1;
+/// Greatest repetition penalty.
+pub const MAX_REPETITION_PENALTY: f32 = 10.0;
 /// Tokens whose logits a request moves, at most.
 pub const MAX_BIASED: usize = 1024;
 /// Bound of what is added to a logit, both ways, as in the OpenAI API.
@@ -76,11 +86,12 @@ pub const MAX_BIAS: f32 = 100.0;
 impl Sampling {
     /// Every number lies in its range.
     pub fn is_valid(&self) -> bool {
-        let Self { temperature, top_p, min_p, frequency_penalty, presence_penalty, .. } = *self;
+        let Self { temperature, top_p, min_p, frequency_penalty, presence_penalty, repetition_penalty, .. } = *self;
         let penalties = [frequency_penalty, presence_penalty];
         [temperature, top_p].iter().all(|x| x.is_finite() && *x >= 0.0)
             && (0.0..=1.0).contains(&min_p)
             && penalties.iter().all(|penalty| penalty.abs() <= MAX_PENALTY)
+            && (MIN_REPETITION_PENALTY..=MAX_REPETITION_PENALTY).contains(&repetition_penalty)
     }
 }
 
@@ -94,6 +105,7 @@ impl Default for Sampling {
             min_p: 0.0,
             frequency_penalty: 0.0,
             presence_penalty: 0.0,
+            repetition_penalty: 1.0,
             seed: 0,
         }
     }
@@ -106,14 +118,19 @@ pub struct Sampler {
     bias: Vec<(TokenId, f32)>,
     /// How often each token was written; kept only where a penalty wants to know.
     written: BTreeMap<TokenId, u32>,
+    /// Tokens of prompt and answer; kept only where repetition is penalised.
+    seen: BTreeSet<TokenId>,
     candidates: Vec<(u32, f32)>,
     moved: Vec<f32>,
 }
 
 impl Sampler {
-    /// A sampler that has written nothing. `bias` is added to logits.
-    pub fn new(sampling: Sampling, bias: &[(TokenId, f32)]) -> Self {
-        Self { sampling, bias: bias.to_vec(), written: BTreeMap::new(), candidates: Vec::new(), moved: Vec::new() }
+    /// A sampler that has written nothing behind `prompt`. `bias` is added to logits.
+    pub fn new(sampling: Sampling, bias: &[(TokenId, f32)], prompt: &[TokenId]) -> Self {
+        let penalised = sampling.repetition_penalty != 1.0;
+        let seen = if penalised { prompt.iter().copied().collect() } else { BTreeSet::new() };
+        let (candidates, moved) = (Vec::new(), Vec::new());
+        Self { sampling, bias: bias.to_vec(), written: BTreeMap::new(), seen, candidates, moved }
     }
 
     /// Counts a token that the answer goes on with, drawn or not.
@@ -121,13 +138,16 @@ impl Sampler {
         if self.sampling.frequency_penalty != 0.0 || self.sampling.presence_penalty != 0.0 {
             *self.written.entry(token).or_default() += 1;
         }
+        if self.sampling.repetition_penalty != 1.0 {
+            self.seen.insert(token);
+        }
     }
 
     /// The token at a position of the answer: bias and penalties, then the mask, then temperature, top-k, top-p and min-p. The draw
     /// depends on seed and position alone, so that tokens that were certain without a draw change none behind them. `logits`:
     /// (vocabulary,), finite.
     pub fn pick(&mut self, position: usize, logits: &[f32], mask: Option<&TokenMask>) -> u32 {
-        if mask.is_none() && self.bias.is_empty() && self.written.is_empty() {
+        if mask.is_none() && self.bias.is_empty() && self.written.is_empty() && self.seen.is_empty() {
             return self.draw(position, logits);
         }
         let mut moved = std::mem::take(&mut self.moved);
@@ -136,7 +156,11 @@ impl Sampler {
         for (token, bias) in &self.bias {
             moved[token.0 as usize] += bias;
         }
-        let Sampling { frequency_penalty, presence_penalty, .. } = self.sampling;
+        let Sampling { frequency_penalty, presence_penalty, repetition_penalty, .. } = self.sampling;
+        for token in &self.seen {
+            let logit = &mut moved[token.0 as usize];
+            *logit = if *logit > 0.0 { *logit / repetition_penalty } else { *logit * repetition_penalty };
+        }
         for (token, count) in &self.written {
             moved[token.0 as usize] -= frequency_penalty * *count as f32 + presence_penalty;
         }
@@ -266,14 +290,14 @@ mod tests {
 
     fn share(sampling: Sampling, token: u32) -> f64 {
         const DRAWS: u32 = 20_000;
-        let mut sampler = Sampler::new(sampling, &[]);
+        let mut sampler = Sampler::new(sampling, &[], &[]);
         let mut pick = |i| sampler.pick(i as usize, &LOGITS, None);
         f64::from((0..DRAWS).map(|i| u32::from(pick(i) == token)).sum::<u32>()) / f64::from(DRAWS)
     }
 
     #[test]
     fn greedy_takes_the_first_of_equals() {
-        assert_eq!(Sampler::new(Sampling::default(), &[]).pick(0, &LOGITS, None), 1);
+        assert_eq!(Sampler::new(Sampling::default(), &[], &[]).pick(0, &LOGITS, None), 1);
     }
 
     #[test]
@@ -301,7 +325,7 @@ mod tests {
     #[test]
     fn a_seed_is_a_sequence() {
         let draws = |seed| {
-            let mut sampler = Sampler::new(Sampling { temperature: 1.0, seed, ..Sampling::default() }, &[]);
+            let mut sampler = Sampler::new(Sampling { temperature: 1.0, seed, ..Sampling::default() }, &[], &[]);
             (0..50).map(|i| sampler.pick(i, &LOGITS, None)).collect::<Vec<_>>()
         };
         assert_eq!(draws(1), draws(1));
@@ -324,7 +348,7 @@ mod tests {
         for temperature in [0.0, 1.0, 9.0] {
             let sampling = Sampling { temperature, ..Sampling::default() };
             let mut drawn: Vec<u32> =
-                (0..200).map(|i| Sampler::new(sampling, &[]).pick(i, &LOGITS, Some(&mask))).collect();
+                (0..200).map(|i| Sampler::new(sampling, &[], &[]).pick(i, &LOGITS, Some(&mask))).collect();
             drawn.sort_unstable();
             drawn.dedup();
             assert_eq!(drawn, if temperature == 0.0 { vec![2] } else { vec![2, 4] }, "at {temperature}");
@@ -333,10 +357,10 @@ mod tests {
 
     #[test]
     fn bias_and_penalties_move_the_choice() {
-        let mut biased = Sampler::new(Sampling::default(), &[(TokenId(4), 6.0)]);
+        let mut biased = Sampler::new(Sampling::default(), &[(TokenId(4), 6.0)], &[]);
         assert_eq!(biased.pick(0, &LOGITS, None), 4);
         let sampling = Sampling { frequency_penalty: 1.0, presence_penalty: 0.5, ..Sampling::default() };
-        let mut sampler = Sampler::new(sampling, &[]);
+        let mut sampler = Sampler::new(sampling, &[], &[]);
         let drawn: Vec<u32> = (0..5)
             .map(|i| {
                 let token = sampler.pick(i, &LOGITS, None);
@@ -346,6 +370,16 @@ mod tests {
             .collect();
         // 3, 3 → 1.5, 1.5 → 0.5, 0.5, and token 2 has 1.
         assert_eq!(drawn, [1, 3, 1, 3, 2]);
+        let sampling = Sampling { repetition_penalty: 2.0, ..Sampling::default() };
+        let mut sampler = Sampler::new(sampling, &[], &[TokenId(1), TokenId(4)]);
+        let mut pick = |logits: &[f32]| {
+            let token = sampler.pick(0, logits, None);
+            sampler.wrote(TokenId(token));
+            token
+        };
+        // Token 1 stands in the prompt: 3 → 1.5; then token 3 is written, too, and token 4's −2 → −4.
+        assert_eq!([pick(&LOGITS), pick(&LOGITS), pick(&[-5.0, 0.5, -3.0, -1.5, -2.0])], [3, 1, 1]);
+        assert_eq!(pick(&[-5.0, -1.5, -2.9, -1.5, -1.5]), 2, "below 0 it multiplies");
         let hot = Sampling { temperature: 5.0, min_p: 0.9, seed: 2, ..Sampling::default() };
         assert!((share(hot, 1) + share(hot, 3) - 1.0).abs() < 1e-12, "only the two best have 0.9 of the best");
     }
@@ -366,7 +400,7 @@ mod tests {
                     sum >= f64::from(top_p) * total
                 })
                 .unwrap();
-            let mut sampler = Sampler::new(Sampling { temperature: 1.0, top_p, ..Sampling::default() }, &[]);
+            let mut sampler = Sampler::new(Sampling { temperature: 1.0, top_p, ..Sampling::default() }, &[], &[]);
             sampler.pick(0, &logits, None);
             assert!(sampler.candidates.len().abs_diff(kept) <= 1, "{top_p}: {} and {kept}", sampler.candidates.len());
             assert!(sampler.candidates.iter().zip(&order).all(|(own, expected)| own.0 == expected.0));

@@ -94,6 +94,7 @@ impl World {
             let mut prompt = texts[random.below(2)][..random.below(141)].to_vec();
             prompt.extend((0..=random.below(6)).map(|_| TokenId(random.below(250) as u32)));
             let temperature = if random.below(2) == 0 { 0.0 } else { 0.9 };
+            let repetition_penalty = [1.0, 1.0, 1.3][random.below(3)];
             let adapter = random.below(ADAPTERS + 1).checked_sub(1);
             let kept_layers = [None, None, KeptLayers::new(vec![1]), KeptLayers::new(vec![0])][random.below(4)].clone();
             let wish = if i % 4 == 3 {
@@ -105,7 +106,7 @@ impl World {
                 Wish::Write(GenerationRequest {
                     prompt,
                     max_tokens: random.below(14),
-                    sampling: Sampling { temperature, seed: i, ..Sampling::default() },
+                    sampling: Sampling { temperature, repetition_penalty, seed: i, ..Sampling::default() },
                     top_logprobs: Some(0),
                     kept_layers,
                     ..Default::default()
@@ -152,8 +153,9 @@ impl World {
                 to_come -= 1;
                 let at = random.below(self.catalogue.len());
                 let Entry { wish, adapter, .. } = &self.catalogue[at];
-                let scope = [CacheScope::Private, CacheScope::Tenant(0), CacheScope::Tenant(0), CacheScope::Tenant(1)]
-                    [random.below(4)];
+                let group = CacheScope::Group(random.below(2) as u64);
+                let tenants = [CacheScope::Tenant(0), CacheScope::Tenant(0), CacheScope::Tenant(1)];
+                let scope = [CacheScope::Private, tenants[random.below(3)], tenants[0], group][random.below(4)];
                 let adapter = adapter.map(|at| ids[at]);
                 let id = wish.submit(&mut engine, adapter, scope).unwrap();
                 open.insert(id, at);

@@ -49,10 +49,12 @@ fn reads_what_the_official_client_sends() {
 fn what_is_sent_on_is_read_back_the_same() {
     let request = chat(json!({
         "model": "m", "messages": [{"role": "system", "content": "s"}, {"role": "user", "content": "u"}],
-        "max_tokens": 3, "temperature": 0.25, "n": 3, "stop": ["a", "b"], "stream": true,
+        "max_tokens": 3, "temperature": 0.25, "n": 3, "stop": ["a", "b"], "stream": true, "min_p": 0.1,
+        "frequency_penalty": 0.3, "presence_penalty": -2, "repetition_penalty": 1.1, "logit_bias": {"50256": -100, "9": 0.7},
         "stream_options": {"include_usage": true}, "response_format": {"type": "json_object"}, "logprobs": true,
     }))
     .unwrap();
+    assert_eq!(request.logit_bias, [(9, 0.7), (50256, -100.0)]);
     assert_eq!(chat(request.to_body()).unwrap(), request);
 }
 
@@ -97,7 +99,15 @@ fn refusals_name_the_field() {
         Some("messages[0].content[0].text"),
     );
     check(with("tools", json!([{"type": "function"}])), "unsupported_parameter", Some("tools"));
-    check(with("frequency_penalty", json!(0.5)), "unsupported_parameter", Some("frequency_penalty"));
+    check(with("frequency_penalty", json!(2.5)), "invalid_value", Some("frequency_penalty"));
+    check(with("presence_penalty", json!("much")), "invalid_type", Some("presence_penalty"));
+    check(with("repetition_penalty", json!(0)), "invalid_value", Some("repetition_penalty"));
+    check(with("min_p", json!(1.5)), "invalid_value", Some("min_p"));
+    check(with("logit_bias", json!([1])), "invalid_type", Some("logit_bias"));
+    check(with("logit_bias", json!({"cat": 1})), "invalid_value", Some("logit_bias"));
+    check(with("logit_bias", json!({"07": 1, "7": 2})), "invalid_value", Some("logit_bias"));
+    check(with("logit_bias", json!({"7": -100.5})), "invalid_value", Some("logit_bias.7"));
+    check(with("logit_bias", json!({"7": null})), "invalid_type", Some("logit_bias.7"));
     check(with("n", json!(0)), "invalid_value", Some("n"));
     check(with("n", json!(9)), "invalid_value", Some("n"));
     check(with("n", json!(1.5)), "invalid_type", Some("n"));
@@ -122,6 +132,14 @@ fn refusals_name_the_field() {
 fn limits_hold_on_both_sides() {
     assert!(chat(with("stop", json!(["a", "b", "c", "d"]))).is_ok());
     assert!(chat(with("n", json!(MAX_CHOICES))).is_ok());
+    let biased = |n: usize| json!((0..n).map(|id| (id.to_string(), json!(1))).collect::<serde_json::Map<_, _>>());
+    assert!(chat(with("logit_bias", biased(MAX_BIASED))).is_ok());
+    assert!(chat(with("logit_bias", biased(MAX_BIASED + 1))).is_err());
+    for (field, low, high) in [("frequency_penalty", -2.0, 2.0), ("repetition_penalty", 0.1, 10.0), ("min_p", 0.0, 1.0)]
+    {
+        assert!(chat(with(field, json!(low))).is_ok() && chat(with(field, json!(high))).is_ok(), "{field}");
+        assert!(chat(with(field, json!(low - 0.01))).is_err() && chat(with(field, json!(high + 0.01))).is_err());
+    }
     let messages = |n: usize| json!(vec![json!({"role": "user", "content": "x"}); n]);
     assert!(chat(with("messages", messages(MAX_MESSAGES))).is_ok());
     assert!(chat(with("messages", messages(MAX_MESSAGES + 1))).is_err());
@@ -200,6 +218,9 @@ fn any_json() -> impl Strategy<Value = Value> {
             "temperature",
             "tools",
             "seed",
+            "logit_bias",
+            "repetition_penalty",
+            "7",
         ]);
         prop_oneof![
             prop::collection::vec(inner.clone(), 0..5).prop_map(Value::from),
@@ -222,6 +243,7 @@ proptest! {
         let mut bytes = json!({
             "model": "auto", "messages": [{"role": "user", "content": [{"type": "text", "text": "häßlich 🦀"}]}],
             "n": 2, "stop": ["x"], "stream": true, "stream_options": {"include_usage": true}, "seed": 1, "temperature": 0.3,
+            "logit_bias": {"17": -1.5}, "min_p": 0.05, "presence_penalty": 0.1,
             "response_format": {"type": "json_schema", "json_schema": {"name": "s"}}, "logprobs": true, "top_logprobs": 2,
         }).to_string().into_bytes();
         let place = at % bytes.len();

@@ -92,6 +92,18 @@ async fn errors_have_the_protocols_shape() {
     check(Method::POST, chat, &with(r#""temperature":"hot""#), 400, "invalid_type", Some("temperature"), "a number")
         .await;
     check(Method::POST, chat, &with(r#""n":100"#), 400, "invalid_value", Some("n"), "between 1 and 8").await;
+    check(
+        Method::POST,
+        chat,
+        &with(r#""presence_penalty":3"#),
+        400,
+        "invalid_value",
+        Some("presence_penalty"),
+        "-2 and 2",
+    )
+    .await;
+    let unknown = with(r#""stream":true,"logit_bias":{"49152":1}"#);
+    check(Method::POST, chat, &unknown, 400, "invalid_value", Some("logit_bias"), "0 to 49151").await;
     let nobody = format!(r#"{{"model":"nobody",{message}}}"#);
     check(Method::POST, chat, &nobody, 404, "model_not_found", Some("model"), DECODER).await;
     check(
@@ -203,6 +215,26 @@ async fn base_generates_whole_and_in_chunks() {
         looks.next().expect("a request that was left is closed as cancelled");
     }
     assert!(chat(&server, &body).await.text().await.unwrap().ends_with("data: [DONE]\n\n"));
+    server.process.stop().unwrap();
+}
+
+#[tokio::test]
+async fn choices_are_drawn_for_themselves_in_one_request() {
+    let server = Server::start(&["--base-only"]);
+    // Longer than a page of the cache, so that the prompt is shared.
+    let mut body = ask(DECODER, &"Write a line about rain. ".repeat(20));
+    (body["max_tokens"], body["temperature"], body["seed"]) = (json!(12), json!(1), json!(11));
+    let content = |answer: &Value, at: usize| answer["choices"][at]["message"]["content"].as_str().unwrap().to_owned();
+    let mut alone = Vec::new();
+    for seed in [11, 12] {
+        body["seed"] = json!(seed);
+        let answer: Value = chat(&server, &body).await.json().await.unwrap();
+        alone.push((content(&answer, 0), answer["usage"]["prompt_tokens"].clone()));
+    }
+    (body["seed"], body["n"]) = (json!(11), json!(2));
+    let both: Value = chat(&server, &body).await.json().await.unwrap();
+    assert_eq!([content(&both, 0), content(&both, 1)], [alone[0].0.clone(), alone[1].0.clone()], "seed 11, seed 12");
+    assert_eq!(both["usage"]["prompt_tokens"], alone[0].1, "the prompt counts once");
     server.process.stop().unwrap();
 }
 

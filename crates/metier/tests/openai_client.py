@@ -6,9 +6,12 @@ TEXT is a text that SPECIALIST answers with LABEL; FAR_TEXT is one that it must 
 """
 
 import asyncio
+import collections
+import json
 import math
 import sys
 import traceback
+import typing
 import urllib.request
 
 import openai
@@ -87,9 +90,71 @@ def stop_strings_end_the_answer():
     assert word not in (cut.message.content or "") and cut.finish_reason == "stop", (whole, cut)
 
 
-def several_choices():
-    answer = client.chat.completions.create(**{**SHORT, "max_completion_tokens": 2}, n=2)
-    assert [choice.index for choice in answer.choices] == [0, 1]
+def several_choices_whole_and_in_chunks():
+    asked = {**SHORT, "temperature": 1.5, "seed": 5, "n": 3}
+    answer = client.chat.completions.create(**asked)
+    texts = [choice.message.content for choice in answer.choices]
+    assert [choice.index for choice in answer.choices] == [0, 1, 2]
+    assert len(set(texts)) > 1, texts
+    assert answer.usage.completion_tokens > 8, "all choices are counted"
+    again = client.chat.completions.create(**asked)
+    assert [choice.message.content for choice in again.choices] == texts, "a seed fixes every choice"
+    streamed, finished = collections.defaultdict(str), {}
+    for chunk in client.chat.completions.create(**asked, stream=True):
+        for choice in chunk.choices:
+            streamed[choice.index] += choice.delta.content or ""
+            if choice.finish_reason:
+                finished[choice.index] = choice.finish_reason
+    assert [streamed[index] for index in range(3)] == texts, (dict(streamed), texts)
+    assert finished == {choice.index: choice.finish_reason for choice in answer.choices}
+
+
+def penalties_hold_repetition_down():
+    asked = dict(model=BASE, max_completion_tokens=40, temperature=0, logprobs=True)
+    asked["messages"] = [{"role": "user", "content": "Write the word echo twenty times: echo echo echo echo echo echo"}]
+
+    def most_repeated(**more):
+        tokens = client.chat.completions.create(**asked, **more).choices[0].logprobs.content
+        return max(collections.Counter(token.token for token in tokens).values())
+
+    free = most_repeated()
+    assert free > 6, free
+    assert most_repeated(frequency_penalty=2.0, presence_penalty=2.0) < free
+    assert most_repeated(extra_body={"repetition_penalty": 1.5}) < free
+
+
+def logit_bias_forces_and_bans():
+    def one(**more):
+        return client.chat.completions.create(**{**SHORT, "max_completion_tokens": 40, "logprobs": True, **more}).choices[0]
+
+    END = "2"  # <|im_end|> of the base that the tests use
+    free, ended, endless = one(), one(logit_bias={END: 100}), one(logit_bias={END: -100})
+    assert free.finish_reason == "stop", "the example ends by itself"
+    assert (ended.message.content, ended.finish_reason) == ("", "stop"), ended
+    assert endless.finish_reason == "length", endless
+    forced = one(logit_bias={"5000": 100}).logprobs.content
+    assert len(forced) == 40 and len({token.token for token in forced}) == 1, forced
+
+
+def min_p_leaves_the_probable_tokens():
+    hot = {**SHORT, "temperature": 2.0, "seed": 3}
+    greedy = client.chat.completions.create(**SHORT).choices[0].message.content
+    assert client.chat.completions.create(**hot).choices[0].message.content != greedy
+    assert client.chat.completions.create(**hot, extra_body={"min_p": 1}).choices[0].message.content == greedy
+
+
+def base_fills_a_schema_and_any_object():
+    class Verdict(pydantic.BaseModel):
+        kind: typing.Literal["praise", "complaint"]
+        urgent: bool
+
+    asked = dict(model=BASE, max_completion_tokens=64, temperature=0)
+    asked["messages"] = [{"role": "user", "content": "The parcel is late again! Praise or complaint?"}]
+    choice = client.chat.completions.parse(**asked, response_format=Verdict).choices[0]
+    assert choice.finish_reason == "stop" and choice.message.parsed.kind in ("praise", "complaint"), choice
+    for choice in client.chat.completions.create(**asked, n=2, response_format={"type": "json_object"}).choices:
+        assert choice.message.content.startswith("{"), choice
+        assert choice.finish_reason == "length" or isinstance(json.loads(choice.message.content), dict), choice
 
 
 def logprobs_are_given():
@@ -170,10 +235,21 @@ def wrong_values_are_bad_requests():
         ("max_completion_tokens", {"max_completion_tokens": -1}),
         ("messages", {"messages": []}),
         ("messages[0].role", {"messages": [{"role": "king", "content": "x"}]}),
+        ("frequency_penalty", {"frequency_penalty": 3}),
+        ("presence_penalty", {"presence_penalty": -2.5}),
+        ("logit_bias", {"logit_bias": {"hello": 1}}),
+        ("logit_bias.7", {"logit_bias": {"7": 101}}),
+        ("logit_bias", {"logit_bias": {"99999999": 1}}),
+        ("logit_bias", {"logit_bias": {"99999999": 1}, "stream": True}),
+        ("repetition_penalty", {"extra_body": {"repetition_penalty": 0}}),
+        ("min_p", {"extra_body": {"min_p": 2}}),
+        ("response_format", {"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": {"not": {}}}}}),
         ("tools", {"tools": [{"type": "function", "function": {"name": "f"}}]}),
     ):
         error = raises(openai.BadRequestError, lambda: client.chat.completions.create(**{**SHORT, **more}))
         assert error.param == field, (field, error.body)
+    error = raises(openai.BadRequestError, lambda: client.chat.completions.create(**ask_specialist(TEXT, logit_bias={"7": 1})))
+    assert error.param == "logit_bias" and "specialist" in error.message, error.body
     error = raises(openai.BadRequestError, lambda: client.embeddings.create(model=ENCODER, input=""))
     assert error.param == "input[0]", error.body
 

@@ -9,9 +9,8 @@ use metier_kernels::Pool;
 use metier_model::{
     chat::ChatMessage,
     decoder::Decoder,
-    engine::{self, Engine, Event, Finish, GenerationRequest, SequenceId, SubmitError},
+    engine::{self, CacheScope, Engine, Event, Finish, GenerationRequest, SequenceId, SubmitError},
     grammar::{Constraint, Form, GrammarEnv, GrammarError},
-    sample::Sampling,
     tokenizer::{TokenId, Tokenizer},
 };
 use metier_traffic::wire::{FinishReason, Message, ResponseFormat, TokenLogprob, TopLogprob};
@@ -61,6 +60,10 @@ impl Prompting for ChatPrompting {
         self.decoder.context_len()
     }
 
+    fn vocabulary(&self) -> usize {
+        self.decoder.network().config().vocabulary
+    }
+
     fn constraint(&self, format: &ResponseFormat) -> Result<Option<Constraint>, BackendError> {
         let form = match format {
             ResponseFormat::Text => return Ok(None),
@@ -100,15 +103,12 @@ impl Drive for PooledEngine {
         let request = GenerationRequest {
             prompt: sequence.prompt.into_iter().map(TokenId).collect(),
             max_tokens: sequence.max_tokens,
-            sampling: Sampling {
-                temperature: sequence.temperature,
-                top_p: sequence.top_p,
-                seed: sequence.seed,
-                ..Sampling::default()
-            },
+            sampling: sequence.sampling,
+            logit_bias: sequence.logit_bias.into_iter().map(|(id, bias)| (TokenId(id), bias)).collect(),
             stop: sequence.stop,
             top_logprobs: sequence.top_logprobs,
             constraint: sequence.constraint,
+            scope: sequence.group.map_or(CacheScope::Private, CacheScope::Group),
             ..Default::default()
         };
         let SequenceId(id) = self.engine.submit(request).map_err(refused)?;
@@ -201,31 +201,59 @@ fn refused(error: SubmitError) -> BackendError {
 mod tests {
     #![allow(clippy::unwrap_used, reason = "tests")]
     use metier_kernels::Tier;
-    use metier_model::{EngineLimits, engine::WeightFormat, tiny};
+    use metier_model::{EngineLimits, engine::WeightFormat, sample::Sampling, tiny};
     use serde_json::{Value, json};
 
     use super::*;
 
+    fn engine() -> (Arc<Decoder>, PooledEngine) {
+        let decoder = Arc::new(Decoder::from_bytes(tiny::gguf(7), "tiny", WeightFormat::AsFile).unwrap());
+        let limits = EngineLimits { kv_cache_bytes: 16 << 20, ..Default::default() };
+        let engine = Engine::new(Arc::clone(&decoder), limits);
+        (decoder, PooledEngine::new(engine, Arc::new(Pool::new(1, Tier::detect()))))
+    }
+
+    fn sequence(prompt: Vec<u32>, max_tokens: usize) -> Sequence {
+        Sequence {
+            prompt,
+            max_tokens,
+            sampling: Sampling::default(),
+            logit_bias: Vec::new(),
+            stop: Vec::new(),
+            top_logprobs: None,
+            constraint: None,
+            group: None,
+        }
+    }
+
+    #[test]
+    fn choices_of_one_request_read_its_prompt_once() {
+        let (_, mut engine) = engine();
+        let prompt: Vec<u32> = (0..100).map(|i| i * 7 % 250).collect();
+        for group in [Some(4), Some(4), None, Some(4)] {
+            engine.submit(Sequence { group, ..sequence(prompt.clone(), 6) }).unwrap();
+        }
+        while !engine.is_idle() {
+            engine.step();
+        }
+        let cache = engine.engine.stats().cache;
+        // Two of three take over three filled pages; then all is forgotten.
+        assert_eq!((cache.saved_tokens, cache.used_bytes), (2 * 96, 0));
+    }
+
     #[test]
     fn an_answer_has_the_form_that_was_asked_for() {
-        let decoder = Arc::new(Decoder::from_bytes(tiny::gguf(7), "tiny", WeightFormat::AsFile).unwrap());
-        let prompting = ChatPrompting::new(Arc::clone(&decoder));
-        let limits = EngineLimits { kv_cache_bytes: 16 << 20, ..Default::default() };
-        let mut engine = PooledEngine::new(Engine::new(decoder, limits), Arc::new(Pool::new(1, Tier::detect())));
+        let (decoder, mut engine) = engine();
+        let prompting = ChatPrompting::new(decoder);
         let schema = json!({
             "type": "object", "properties": {"kind": {"enum": ["a", "b"]}, "sure": {"type": "boolean"}},
             "required": ["kind", "sure"], "additionalProperties": false,
         });
         let format = ResponseFormat::JsonSchema(json!({"name": "kinds", "schema": schema}));
         let sequence = Sequence {
-            prompt: vec![5, 6],
-            max_tokens: 60,
-            temperature: 1.0,
-            top_p: 1.0,
-            seed: 3,
-            stop: Vec::new(),
-            top_logprobs: None,
+            sampling: Sampling { temperature: 1.0, seed: 3, ..Sampling::default() },
             constraint: prompting.constraint(&format).unwrap(),
+            ..sequence(vec![5, 6], 60)
         };
         engine.submit(sequence).unwrap();
         let (mut text, mut finished) = (String::new(), None);

@@ -8,10 +8,17 @@
 //! The engine itself has no thread, clock or randomness: seeds are drawn here. If the thread panics, its sequences and all later
 //! requests get [`BackendError::Stopped`].
 
-use std::{collections::BTreeMap, panic::AssertUnwindSafe, sync::Arc};
+use std::{
+    collections::BTreeMap,
+    panic::AssertUnwindSafe,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+};
 
 use futures_util::stream;
-use metier_model::grammar::Constraint;
+use metier_model::{grammar::Constraint, sample::Sampling};
 use metier_traffic::wire::{
     ChatChoice, ChatChunk, ChatRequest, ChatResponse, ChoiceLogprobs, ChunkChoice, Delta, FinishReason, Message,
     ResponseFormat, ResponseMessage, TokenLogprob, Usage,
@@ -36,12 +43,14 @@ const DEFAULT_MAX_TOKENS: usize = 512;
 pub(crate) struct Sequence {
     pub(crate) prompt: Vec<u32>,
     pub(crate) max_tokens: usize,
-    pub(crate) temperature: f32,
-    pub(crate) top_p: f32,
-    pub(crate) seed: u64,
+    pub(crate) sampling: Sampling,
+    /// By token id.
+    pub(crate) logit_bias: Vec<(u32, f32)>,
     pub(crate) stop: Vec<String>,
     pub(crate) top_logprobs: Option<u8>,
     pub(crate) constraint: Option<Constraint>,
+    /// Choices of one request: they read its prompt together.
+    pub(crate) group: Option<u64>,
 }
 
 /// What one step says of a sequence.
@@ -71,6 +80,8 @@ pub(crate) trait Prompting: Send + Sync + 'static {
     fn prompt(&self, messages: &[Message]) -> Result<Vec<u32>, BackendError>;
     /// Tokens that prompt and answer may have together.
     fn context_len(&self) -> usize;
+    /// Token ids are below.
+    fn vocabulary(&self) -> usize;
     /// The form that an answer in this format has; `None` where any text will do.
     fn constraint(&self, format: &ResponseFormat) -> Result<Option<Constraint>, BackendError>;
 }
@@ -86,6 +97,7 @@ pub(crate) struct LocalBase {
     model: String,
     prompting: Arc<dyn Prompting>,
     jobs: mpsc::Sender<Job>,
+    next_group: AtomicU64,
 }
 
 impl LocalBase {
@@ -98,7 +110,7 @@ impl LocalBase {
                 tracing::error!("the decoder's thread panicked and has ended");
             }
         })?;
-        Ok(Self { model, prompting, jobs })
+        Ok(Self { model, prompting, jobs, next_group: AtomicU64::new(0) })
     }
 
     fn begin(&self, permit: &Permit, request: &ChatRequest) -> Result<Generating, BackendError> {
@@ -116,16 +128,24 @@ impl LocalBase {
             Some(seed) => seed as u64,
             None => getrandom::u64().map_err(|error| BackendError::Failed(error.to_string()))?,
         };
+        let vocabulary = self.prompting.vocabulary();
+        if let Some((id, _)) = request.logit_bias.iter().find(|(id, _)| *id as usize >= vocabulary) {
+            let message =
+                format!("`logit_bias` names token {id}; the tokens of `{}` are 0 to {}", self.model, vocabulary - 1);
+            return Err(BackendError::Invalid { message, param: "logit_bias", code: "invalid_value" });
+        }
+        let group = (request.n > 1).then(|| self.next_group.fetch_add(1, Ordering::Relaxed));
+        let sampling = sampling(request);
         let sequences = (0..u64::from(request.n))
             .map(|idx| Sequence {
                 prompt: prompt.clone(),
                 max_tokens: wanted.min(context_len - prompt_tokens),
-                temperature: request.temperature.unwrap_or(1.0),
-                top_p: request.top_p.unwrap_or(1.0),
-                seed: seed.wrapping_add(idx),
+                sampling: Sampling { seed: seed.wrapping_add(idx), ..sampling },
+                logit_bias: request.logit_bias.clone(),
                 stop: request.stop.clone(),
                 top_logprobs: request.logprobs.then(|| request.top_logprobs.unwrap_or(0)),
                 constraint: constraint.clone(),
+                group,
             })
             .collect();
         let (events, receiver) = mpsc::unbounded_channel();
@@ -140,6 +160,19 @@ impl LocalBase {
             completion_tokens: 0,
             n_open: request.n,
         })
+    }
+}
+
+/// How a request wants tokens to be drawn. What it does not name is the protocol's default.
+fn sampling(request: &ChatRequest) -> Sampling {
+    Sampling {
+        temperature: request.temperature.unwrap_or(1.0),
+        top_p: request.top_p.unwrap_or(1.0),
+        min_p: request.min_p.unwrap_or(0.0),
+        frequency_penalty: request.frequency_penalty.unwrap_or(0.0),
+        presence_penalty: request.presence_penalty.unwrap_or(0.0),
+        repetition_penalty: request.repetition_penalty.unwrap_or(1.0),
+        ..Sampling::default()
     }
 }
 
@@ -344,7 +377,7 @@ mod tests {
                 return Err(BackendError::QueueFull);
             }
             self.next_id += 1;
-            self.seeds.lock().unwrap().push(sequence.seed);
+            self.seeds.lock().unwrap().push(sequence.sampling.seed);
             self.open.insert(self.next_id, (sequence.max_tokens, 0));
             Ok(self.next_id)
         }
@@ -380,6 +413,9 @@ mod tests {
         }
         fn context_len(&self) -> usize {
             1_000
+        }
+        fn vocabulary(&self) -> usize {
+            256
         }
         fn constraint(&self, format: &ResponseFormat) -> Result<Option<Constraint>, BackendError> {
             let (message, param, code) = ("text alone".into(), "response_format", "invalid_value");
@@ -442,6 +478,12 @@ mod tests {
         assert!(matches!(base.answer(&permit, &many, soon()).await, Err(BackendError::QueueFull)));
         let json = ChatRequest { response_format: ResponseFormat::JsonObject, ..request("x", 1) };
         assert!(matches!(base.answer(&permit, &json, soon()).await, Err(BackendError::Invalid { .. })));
+        let biased = |id| ChatRequest { logit_bias: vec![(id, -100.0)], ..request("x", 1) };
+        assert!(base.answer(&permit, &biased(255), soon()).await.is_ok());
+        let refused = base.answer(&permit, &biased(256), soon()).await;
+        assert!(matches!(refused, Err(BackendError::Invalid { param: "logit_bias", .. })));
+        let refused = base.stream(&permit, &biased(256), soon()).await.map(drop);
+        assert!(matches!(refused, Err(BackendError::Invalid { param: "logit_bias", .. })), "before the stream begins");
         // A job that was refused leaves nothing behind.
         assert!(base.answer(&permit, &request("x", 1), soon()).await.is_ok());
     }

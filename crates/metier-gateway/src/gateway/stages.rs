@@ -433,6 +433,13 @@ fn refusal(why: String, denial: Denial, decision: Decision, usage: Usage, entry:
 }
 
 fn last_user_text(request: &ChatRequest) -> Result<&str, GatewayError> {
+    if !request.logit_bias.is_empty() {
+        return Err(GatewayError::Invalid {
+            message: "`logit_bias` names tokens of one model: ask for the base itself, a specialist has none".into(),
+            param: "logit_bias".into(),
+            code: "invalid_value",
+        });
+    }
     request.last_user_text().filter(|text| !text.trim().is_empty()).ok_or_else(|| GatewayError::Invalid {
         message: "`messages` must hold a `user` message with text: a specialist reads the last one".into(),
         param: "messages".into(),

@@ -1,7 +1,7 @@
 //! What was read before: a radix tree over tokens whose edges are pages.
 //!
 //! ```text
-//! key (tenant, adapter, kept layers) ─▶ 32 tokens ─▶ 32 tokens ─▶ 7 tokens     a page that is not full has no children
+//! key (sharers, adapter, kept layers) ─▶ 32 tokens ─▶ 32 tokens ─▶ 7 tokens     a page that is not full has no children
 //!                                                 └▶ 32 tokens ─▶ …
 //! ```
 //!
@@ -14,11 +14,20 @@ use std::{collections::BTreeMap, ops::Bound, sync::Arc};
 use super::{KeptLayers, PAGE_POSITIONS, Page, bytes_of};
 use crate::tokenizer::TokenId;
 
-/// Who may share: the same specialist (adapter and kept layers) within the same tenant.
+/// Whose texts may share pages.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Sharers {
+    /// A tenant, or several that may see each other's traffic.
+    Tenant(u64),
+    /// Sequences that belong together; their pages are forgotten with the last of them.
+    Group(u64),
+}
+
+/// Who may share: the same specialist (adapter and kept layers) of the same sharers.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct PrefixKey {
-    /// The tenant, or several that may see each other's traffic.
-    pub tenant: u64,
+    /// A tenant or a group.
+    pub sharers: Sharers,
     /// The adapter: an id that is never used twice; `None` is the base itself.
     pub adapter: Option<u64>,
     /// The layers; `None` is all.

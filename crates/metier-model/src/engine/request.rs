@@ -8,7 +8,7 @@ use crate::{
     arch::transformer::TransformerConfig,
     cache::{CacheShape, KeptLayers},
     grammar::Constraint,
-    sample::{MAX_BIAS, MAX_BIASED, Sampling},
+    sample::{MAX_BIAS, MAX_BIASED, MAX_REPETITION_PENALTY, MIN_REPETITION_PENALTY, Sampling},
     tokenizer::TokenId,
 };
 
@@ -73,6 +73,9 @@ pub enum CacheScope {
     Private,
     /// Sequences of the same specialist under the same number: a tenant, or tenants that may see each other's traffic.
     Tenant(u64),
+    /// Sequences of the same specialist that were submitted under the same number, such as the choices of one request; what they
+    /// have read is forgotten when the last of them has ended.
+    Group(u64),
 }
 
 /// A request is not taken.
@@ -129,7 +132,10 @@ pub enum SubmitError {
     #[error("{0} alternatives a token are more than {MAX_TOP_LOGPROBS}")]
     TopLogprobs(u8),
     /// A temperature, probability or penalty that is no number in range.
-    #[error("temperature and top-p must be at least 0, min-p 0 to 1, penalties -2 to 2")]
+    #[error(
+        "temperature and top-p must be at least 0, min-p 0 to 1, frequency and presence penalty -2 to 2, repetition penalty \
+         {MIN_REPETITION_PENALTY} to {MAX_REPETITION_PENALTY}"
+    )]
     Sampling,
     /// A bias out of range, on too many tokens, or on one outside the vocabulary.
     #[error("a logit bias must be -{MAX_BIAS} to {MAX_BIAS}, on at most {MAX_BIASED} tokens of the vocabulary")]

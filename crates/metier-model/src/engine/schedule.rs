@@ -2,7 +2,8 @@
 //!
 //! Waiting requests stand in *lanes*, one for each adapter and tenant. Lanes take turns, one request a turn, and inside a lane the
 //! order is that of arrival: whoever floods one specialist waits behind himself. The request whose turn it is is not overtaken
-//! while it waits for cache, so a large one cannot starve either.
+//! while it waits for cache, so a large one cannot starve either. A request whose prompt a running one is reading for it (they share a
+//! beginning, and may share pages) is passed over until that one has read it.
 //!
 //! The prompts that are being read share a step's budget: half of it belongs to the oldest, so that a long prompt is sure to be
 //! read; the other half goes to those that have least left, so that short prompts pass a long one.
@@ -14,7 +15,14 @@ use super::{
     score::{Labels, MAX_SCORED_ROWS},
     sequence::Sequence,
 };
-use crate::{adapter::Adapter, cache::prefix::PrefixKey};
+use crate::{
+    adapter::Adapter,
+    cache::{
+        KvCache, PAGE_POSITIONS,
+        prefix::{PrefixKey, Sharers},
+    },
+    tokenizer::TokenId,
+};
 
 /// Prompt tokens that one step reads while others write: what bounds the time between two of their tokens.
 ///
@@ -73,6 +81,18 @@ impl Queue {
         Some(waiting)
     }
 
+    /// Puts the lane whose turn it is behind the others.
+    fn pass(&mut self) {
+        if !self.lanes.is_empty() {
+            self.lanes.rotate_left(1);
+        }
+    }
+
+    /// Whether requests wait in a lane of this scope.
+    pub(super) fn holds(&self, scope: CacheScope) -> bool {
+        self.lanes.iter().any(|((_, of), _)| *of == scope)
+    }
+
     pub(super) fn remove(&mut self, id: SequenceId) -> Option<Waiting> {
         let find = |(at, (_, lane)): (usize, &(LaneKey, VecDeque<Waiting>))| {
             Some((at, lane.iter().position(|waiting| waiting.id == id)?))
@@ -91,17 +111,15 @@ impl Queue {
 impl Engine {
     /// Gives waiting requests a place while there is one.
     pub(super) fn admit(&mut self) {
-        while self.running.len() < self.limits.max_sequences.max(1) {
+        let mut passed = 0;
+        while self.running.len() < self.limits.max_sequences.max(1) && passed < self.queue.lanes.len() {
             let Some(Waiting { request, .. }) = self.queue.front() else { return };
-            // An adapter that was unloaded meanwhile serves this request, but nothing is remembered for it any more.
-            let loaded = request.adapter.is_none_or(|id| self.adapters.get(id).is_some());
-            let key = match request.scope {
-                CacheScope::Tenant(tenant) if loaded => {
-                    let (adapter, kept) = (request.adapter.map(|id| id.0), request.kept_layers.clone());
-                    Some(PrefixKey { tenant, adapter, kept })
-                }
-                _ => None,
-            };
+            let key = self.key_of(request);
+            if key.as_ref().is_some_and(|key| is_being_read(&mut self.cache, &self.running, key, &request.prompt)) {
+                self.queue.pass();
+                passed += 1;
+                continue;
+            }
             let positions = request.prompt.len() + request.max_tokens;
             let kept = request.kept_layers.as_ref();
             let Some(cache) = self.cache.reserve(key.as_ref(), kept, &request.prompt, positions) else { return };
@@ -112,7 +130,20 @@ impl Engine {
                 self.cache.reserve_branches(kept, prompt + labels.stem().len(), positions, others)
             });
             self.running.push(Sequence::new(waiting, key, cache, room));
+            passed = 0;
         }
+    }
+
+    /// Under which a request shares pages.
+    fn key_of(&self, request: &GenerationRequest) -> Option<PrefixKey> {
+        // An adapter that was unloaded meanwhile serves this request, but nothing is remembered for it any more.
+        let loaded = request.adapter.is_none_or(|id| self.adapters.get(id).is_some());
+        let sharers = match request.scope {
+            CacheScope::Tenant(tenant) if loaded => Sharers::Tenant(tenant),
+            CacheScope::Group(group) if loaded => Sharers::Group(group),
+            _ => return None,
+        };
+        Some(PrefixKey { sharers, adapter: request.adapter.map(|id| id.0), kept: request.kept_layers.clone() })
     }
 
     /// Chooses the tokens that each sequence reads in this step.
@@ -138,6 +169,18 @@ impl Engine {
             self.running[i].plan_reading(tokens, &mut scored_rows);
         }
     }
+}
+
+/// Whether a running sequence is about to have read at least half of what a prompt would have to read.
+fn is_being_read(cache: &mut KvCache, running: &[Sequence], key: &PrefixKey, prompt: &[TokenId]) -> bool {
+    let common = |other: &[TokenId]| prompt.iter().zip(other).take_while(|(a, b)| a == b).count();
+    let readers =
+        running.iter().filter(|sequence| sequence.is_reading_its_prompt() && sequence.key.as_ref() == Some(key));
+    let Some(shared) = readers.map(|reader| common(&reader.request.prompt)).max() else { return false };
+    // Pages that are not full are remembered only when their sequence ends.
+    let shared = shared / PAGE_POSITIONS * PAGE_POSITIONS;
+    let remembered = cache.remembered(key, prompt);
+    shared > remembered && (shared - remembered) * 2 >= prompt.len() - remembered
 }
 
 /// How many tokens each prompt may read: `reading` holds (tokens left, who), oldest first.

@@ -48,7 +48,7 @@ impl Sequence {
         let Waiting { id, request, adapter, labels } = waiting;
         Self {
             id,
-            sampler: Sampler::new(request.sampling, &request.logit_bias),
+            sampler: Sampler::new(request.sampling, &request.logit_bias, &request.prompt),
             constraint: request.constraint.as_ref().map(|constraint| constraint.begin()),
             text: StopFilter::new(&request.stop),
             finish: (request.max_tokens == 0 && labels.is_none()).then_some(Finish::Length),
@@ -116,6 +116,11 @@ impl Sequence {
         let wanted = wanted.min(tokens.len());
         spans.push(Span { tokens, cache, wanted, adapter });
         wanted
+    }
+
+    /// Others may wait for what it reads.
+    pub(super) fn is_reading_its_prompt(&self) -> bool {
+        !self.begun && self.finish.is_none()
     }
 
     /// Says once that its prompt is read.

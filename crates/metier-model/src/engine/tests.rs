@@ -218,6 +218,49 @@ fn a_remembered_prefix_changes_no_bit() {
 }
 
 #[test]
+fn a_group_reads_its_prompt_once_and_leaves_nothing() {
+    let decoder = decoder(WeightFormat::AsFile);
+    let pool = Pool::new(1, Tier::detect());
+    let prompt: Vec<u32> = (0..150).map(|i| i * 7 % 250).collect();
+    let with = |seed: u64, scope| GenerationRequest {
+        scope,
+        sampling: Sampling { temperature: 1.0, seed, ..Sampling::default() },
+        ..request(&prompt, 12)
+    };
+    let alone: Vec<Vec<TokenId>> = (0..4)
+        .map(|seed| {
+            let mut engine = Engine::new(decoder.clone(), limits(1));
+            engine.submit(with(seed, CacheScope::Private)).unwrap();
+            engine.drain(&pool).pop().unwrap().tokens
+        })
+        .collect();
+    assert_ne!(alone[0], alone[1]);
+    let mut engine = Engine::new(decoder.clone(), limits(8));
+    let ids: Vec<_> = (0..4).map(|seed| engine.submit(with(seed, CacheScope::Group(9))).unwrap()).collect();
+    engine.step(&pool);
+    assert_eq!((engine.running(), engine.queued()), (1, 3), "the others wait for what the first reads");
+    let other = engine.submit(with(0, CacheScope::Group(8))).unwrap();
+    let written = engine.drain(&pool);
+    let of = |id| written.iter().find(|answer| answer.id == id).unwrap().tokens.clone();
+    // The first step wrote the first one's first token.
+    assert_eq!(of(ids[0]), alone[0][1..]);
+    assert_eq!(ids[1..].iter().map(|id| of(*id)).collect::<Vec<_>>(), alone[1..]);
+    assert_eq!(of(other), alone[0], "another group");
+    let stats = engine.stats().cache;
+    assert_eq!((stats.saved_tokens, stats.used_bytes), (3 * 128, 0));
+
+    // Where the one that reads leaves, the next reads; where all leave, nothing stays.
+    let ids: Vec<_> = (0..3).map(|seed| engine.submit(with(seed, CacheScope::Group(9))).unwrap()).collect();
+    engine.step(&pool);
+    engine.cancel(ids[0]);
+    engine.step(&pool);
+    assert_eq!(engine.running() + engine.queued(), 2);
+    ids.into_iter().rev().for_each(|id| engine.cancel(id));
+    engine.step(&pool);
+    assert!(engine.is_idle() && engine.stats().cache.used_bytes == 0);
+}
+
+#[test]
 fn nobody_starves_beside_a_flood_or_a_long_prompt() {
     let decoder = decoder(WeightFormat::AsFile);
     let pool = Pool::new(1, Tier::detect());

@@ -4,8 +4,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
 use super::{
-    MAX_CHOICES, MAX_CONTENT_BYTES, MAX_MESSAGES, MAX_PARTS, MAX_SCHEMA_BYTES, MAX_STOP_BYTES, MAX_STOPS, MAX_TOKENS,
-    MAX_TOP_LOGPROBS, WireError,
+    MAX_BIAS, MAX_BIASED, MAX_CHOICES, MAX_CONTENT_BYTES, MAX_MESSAGES, MAX_PARTS, MAX_PENALTY, MAX_SCHEMA_BYTES,
+    MAX_STOP_BYTES, MAX_STOPS, MAX_TOKENS, MAX_TOP_LOGPROBS, REPETITION_PENALTY, WireError,
     field::{self, invalid, missing, present, unsupported, wrong_type},
 };
 
@@ -54,7 +54,7 @@ pub enum ResponseFormat {
 }
 
 /// A chat completion request within the limits of [`super`]. Unknown fields are ignored, as the protocol's servers do;
-/// fields that would change the answer and cannot be honoured (tools, images, audio, penalties) are refused.
+/// fields that would change the answer and cannot be honoured (tools, images, audio) are refused.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ChatRequest {
     /// A specialist, a base, a backend's model, or `auto`.
@@ -67,6 +67,16 @@ pub struct ChatRequest {
     pub temperature: Option<f32>,
     /// 0 to 1.
     pub top_p: Option<f32>,
+    /// Least share of the most probable token's probability, 0 to 1. Not of the protocol, but of many servers that speak it.
+    pub min_p: Option<f32>,
+    /// −2 to 2.
+    pub frequency_penalty: Option<f32>,
+    /// −2 to 2.
+    pub presence_penalty: Option<f32>,
+    /// 0.1 to 10; 1 is none. Not of the protocol, but of many servers that speak it.
+    pub repetition_penalty: Option<f32>,
+    /// What is added to the logits of tokens, −100 to 100: by token id, ascending.
+    pub logit_bias: Vec<(u32, f32)>,
     /// Choices wanted, 1 to 8.
     pub n: u32,
     /// At most four strings that end the answer.
@@ -94,6 +104,11 @@ impl ChatRequest {
             max_tokens: None,
             temperature: None,
             top_p: None,
+            min_p: None,
+            frequency_penalty: None,
+            presence_penalty: None,
+            repetition_penalty: None,
+            logit_bias: Vec::new(),
             n: 1,
             stop: Vec::new(),
             seed: None,
@@ -117,13 +132,19 @@ impl ChatRequest {
         let stream = field::boolean(&map, "stream")?.unwrap_or(false);
         let max_completion_tokens = field::integer(&map, "max_completion_tokens", 1, MAX_TOKENS.into())?;
         let max_tokens = field::integer(&map, "max_tokens", 1, MAX_TOKENS.into())?;
+        let number = |name, low, high| field::number(&map, name, low, high).map(|x| x.map(|x| x as f32));
         Ok(Self {
             model: field::model(&map)?,
             messages: messages(&map)?,
             // The ranges above fit the types below.
             max_tokens: max_completion_tokens.or(max_tokens).map(|n| n as u32),
-            temperature: field::number(&map, "temperature", 0.0, 2.0)?.map(|t| t as f32),
-            top_p: field::number(&map, "top_p", 0.0, 1.0)?.map(|p| p as f32),
+            temperature: number("temperature", 0.0, 2.0)?,
+            top_p: number("top_p", 0.0, 1.0)?,
+            min_p: number("min_p", 0.0, 1.0)?,
+            frequency_penalty: number("frequency_penalty", -MAX_PENALTY, MAX_PENALTY)?,
+            presence_penalty: number("presence_penalty", -MAX_PENALTY, MAX_PENALTY)?,
+            repetition_penalty: number("repetition_penalty", REPETITION_PENALTY[0], REPETITION_PENALTY[1])?,
+            logit_bias: logit_bias(&map)?,
             n: field::integer(&map, "n", 1, MAX_CHOICES.into())?.unwrap_or(1) as u32,
             stop: stop(&map)?,
             seed: field::integer(&map, "seed", i64::MIN, i64::MAX)?,
@@ -155,6 +176,12 @@ impl ChatRequest {
         put("max_tokens", self.max_tokens.map(Value::from));
         put("temperature", self.temperature.map(Value::from));
         put("top_p", self.top_p.map(Value::from));
+        put("min_p", self.min_p.map(Value::from));
+        put("frequency_penalty", self.frequency_penalty.map(Value::from));
+        put("presence_penalty", self.presence_penalty.map(Value::from));
+        put("repetition_penalty", self.repetition_penalty.map(Value::from));
+        let bias: Map<String, Value> = self.logit_bias.iter().map(|(id, bias)| (id.to_string(), json!(bias))).collect();
+        put("logit_bias", (!bias.is_empty()).then(|| bias.into()));
         put("n", (self.n != 1).then(|| self.n.into()));
         put("stop", (!self.stop.is_empty()).then(|| json!(self.stop)));
         put("seed", self.seed.map(Value::from));
@@ -182,16 +209,6 @@ fn refuse_unsupported(map: &Map<String, Value>) -> Result<(), WireError> {
             Some(_) => return Err(unsupported(name, "is not supported: models here answer with text")),
             None => {}
         }
-    }
-    for name in ["frequency_penalty", "presence_penalty"] {
-        if field::number(map, name, -2.0, 2.0)?.is_some_and(|penalty| penalty != 0.0) {
-            return Err(unsupported(name, "is not supported: only 0 is accepted"));
-        }
-    }
-    match present(map, "logit_bias") {
-        Some(Value::Object(bias)) if bias.is_empty() => {}
-        Some(_) => return Err(unsupported("logit_bias", "is not supported")),
-        None => {}
     }
     if let Some(Value::Array(modalities)) = present(map, "modalities")
         && modalities.iter().any(|modality| modality != "text")
@@ -270,6 +287,32 @@ fn joined_parts(path: &str, parts: &[Value]) -> Result<String, WireError> {
         text.push_str(value.as_str().ok_or_else(|| wrong_type(&path, "a string", value))?);
     }
     Ok(text)
+}
+
+/// `{"token id": bias}`, in the order of the ids.
+fn logit_bias(map: &Map<String, Value>) -> Result<Vec<(u32, f32)>, WireError> {
+    let entries = match present(map, "logit_bias") {
+        None => return Ok(Vec::new()),
+        Some(Value::Object(entries)) => entries,
+        Some(other) => return Err(wrong_type("logit_bias", "an object", other)),
+    };
+    if entries.len() > MAX_BIASED {
+        return Err(invalid("logit_bias", format!("may name at most {MAX_BIASED} tokens, not {}", entries.len())));
+    }
+    let mut biases = Vec::with_capacity(entries.len());
+    for (key, value) in entries {
+        // One way to write each id: nothing is named twice.
+        let id = key.parse::<u32>().ok().filter(|id| id.to_string() == *key);
+        let id = id.ok_or_else(|| invalid("logit_bias", "must name tokens by their ids, such as \"50256\""))?;
+        let path = format!("logit_bias.{id}");
+        let bias = value.as_f64().ok_or_else(|| wrong_type(&path, "a number", value))?;
+        if !(-MAX_BIAS..=MAX_BIAS).contains(&bias) {
+            return Err(invalid(&path, format!("must be between -{MAX_BIAS} and {MAX_BIAS}, not {bias}")));
+        }
+        biases.push((id, bias as f32));
+    }
+    biases.sort_unstable_by_key(|(id, _)| *id);
+    Ok(biases)
 }
 
 fn stop(map: &Map<String, Value>) -> Result<Vec<String>, WireError> {

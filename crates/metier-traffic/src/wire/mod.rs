@@ -38,6 +38,14 @@ pub const MAX_STOP_BYTES: usize = 256;
 pub const MAX_CHOICES: u32 = 8;
 /// Most tokens that one request may ask for. The context of the model is the tighter limit.
 pub const MAX_TOKENS: u32 = 1 << 20;
+/// Bound of frequency and presence penalty, both ways, as the protocol says.
+pub const MAX_PENALTY: f64 = 2.0;
+/// Least and greatest repetition penalty; 1 is none.
+pub const REPETITION_PENALTY: [f64; 2] = [0.1, 10.0];
+/// Bound of what is added to a token's logit, both ways, as the protocol says.
+pub const MAX_BIAS: f64 = 100.0;
+/// Most tokens whose logits one request moves.
+pub const MAX_BIASED: usize = 1024;
 /// Most alternatives a token, as the protocol says.
 pub const MAX_TOP_LOGPROBS: u8 = 20;
 /// Longest model name, in bytes.
