@@ -6,7 +6,8 @@
 //!
 //! ```text
 //! submit → queue ──admit (slot and cache pages free; adapters and tenants take turns)──▶ prefill … ▶ decode … ▶ Done
-//! one step = one forward pass: a token of every decoding sequence, with those behind it that its form makes certain, + prompt tokens of the prefilling ones, up to a budget
+//! one step = one forward pass: a token of every decoding sequence, with those behind it that its form makes certain or its text
+//! proposes, + prompt tokens of the prefilling ones, up to a budget
 //! ```
 //!
 //! Sequences of different adapters and of different kept layers share each step and each product with the base's weights; only the
@@ -17,6 +18,7 @@
 
 mod adapters;
 mod event;
+mod lookup;
 mod request;
 mod schedule;
 mod score;
@@ -35,9 +37,10 @@ use self::{
 };
 pub use self::{
     adapters::{AdapterId, LoadAdapterError},
-    event::{Event, Finish, Generation, SequenceId, TokenLogprob},
+    event::{Event, Finish, Generation, LookupStats, SequenceId, TokenLogprob},
+    lookup::MAX_PROPOSAL,
     request::{CacheScope, EngineLimits, GenerationRequest, MAX_STOP_BYTES, MAX_STOPS, MAX_TOP_LOGPROBS, SubmitError},
-    schedule::{PREFILL_TOKENS_ALONE, PREFILL_TOKENS_PER_STEP},
+    schedule::{LOOKUP_ROWS, PREFILL_TOKENS_ALONE, PREFILL_TOKENS_PER_STEP},
     score::{LabelScore, MAX_BRANCHES, MAX_LABEL_BYTES, MAX_LABELS, MAX_SCORED_ROWS, Normalisation, ScoreRequest},
 };
 pub use crate::{
@@ -60,6 +63,7 @@ pub struct Engine {
     queue: Queue,
     running: Vec<Sequence>,
     cancelled: Vec<Event>,
+    lookup: LookupStats,
     next_id: u64,
 }
 
@@ -76,6 +80,8 @@ pub struct EngineStats {
     pub adapter_bytes: usize,
     /// Keys and values.
     pub cache: CacheStats,
+    /// Tokens proposed so far.
+    pub lookup: LookupStats,
 }
 
 impl Engine {
@@ -83,7 +89,8 @@ impl Engine {
     pub fn new(decoder: Arc<Decoder>, limits: EngineLimits) -> Self {
         let cache = KvCache::new(decoder.network().config().cache(), limits.kv_cache_bytes);
         let (adapters, queue) = (Adapters::default(), Queue::default());
-        Self { decoder, limits, cache, adapters, queue, running: Vec::new(), cancelled: Vec::new(), next_id: 0 }
+        let (running, cancelled, lookup) = (Vec::new(), Vec::new(), LookupStats::default());
+        Self { decoder, limits, cache, adapters, queue, running, cancelled, lookup, next_id: 0 }
     }
 
     /// The decoder.
@@ -142,6 +149,7 @@ impl Engine {
             adapters: self.adapters.len(),
             adapter_bytes: self.adapters.bytes(),
             cache: self.cache.stats(),
+            lookup: self.lookup,
         }
     }
 
@@ -167,7 +175,7 @@ impl Engine {
         self.admit();
         self.plan();
         let decoder = Arc::clone(&self.decoder);
-        let (running, cache) = (&mut self.running, &mut self.cache);
+        let (running, cache, lookup) = (&mut self.running, &mut self.cache, &mut self.lookup);
         let vocabulary = decoder.network().config().vocabulary;
         let stepped = pool.enter(|| {
             let mut stepping: Vec<(usize, &mut Sequence)> = running.iter_mut().enumerate().collect();
@@ -201,6 +209,9 @@ impl Engine {
                     cache.remember(key, &sequence.request.prompt, &mut sequence.cache);
                 }
                 events.extend(sequence.take(&decoder, pool, logits));
+                let LookupStats { proposed_tokens, right_tokens } = std::mem::take(&mut sequence.looked_up);
+                lookup.proposed_tokens += proposed_tokens;
+                lookup.right_tokens += right_tokens;
             }
             events
         });

@@ -1,4 +1,4 @@
-//! Whatever arrives, is cancelled, shares a prefix or waits for memory: everybody gets, to the last bit, what he would get alone.
+//! Whatever arrives, is cancelled, shares a prefix, looks its tokens up or waits for memory: everybody gets, to the last bit, what he would get alone.
 //!
 //! Each seed makes an engine with limits of its own and a crowd of requests from one catalogue. The answers of the catalogue were
 //! written one at a time by engines without a cache. `METIER_SLOW_TESTS=1` runs 10,000 seeds instead of a few hundred.
@@ -13,10 +13,9 @@ use std::{
 use metier_kernels::{Pool, Tier};
 use metier_model::{
     Adapter, Decoder, Engine, EngineLimits, LoraFormat, TokenId,
-    cache::CacheStats,
     engine::{
-        AdapterId, CacheScope, Event, Finish, GenerationRequest, KeptLayers, Sampling, ScoreRequest, SequenceId,
-        SubmitError, WeightFormat,
+        AdapterId, CacheScope, EngineStats, Event, Finish, GenerationRequest, KeptLayers, Sampling, ScoreRequest,
+        SequenceId, SubmitError, WeightFormat,
     },
     tiny,
 };
@@ -53,9 +52,10 @@ impl Wish {
         engine: &mut Engine,
         adapter: Option<AdapterId>,
         scope: CacheScope,
+        lookup: bool,
     ) -> Result<SequenceId, SubmitError> {
         match self.clone() {
-            Self::Write(request) => engine.submit(GenerationRequest { adapter, scope, ..request }),
+            Self::Write(request) => engine.submit(GenerationRequest { adapter, scope, lookup, ..request }),
             Self::Score(request) => engine.submit_score(ScoreRequest { adapter, scope, ..request }),
         }
     }
@@ -108,6 +108,8 @@ impl World {
                     max_tokens: random.below(14),
                     sampling: Sampling { temperature, repetition_penalty, seed: i, ..Sampling::default() },
                     top_logprobs: Some(0),
+                    // Answers of few different tokens say things twice: there is something to look up, right and wrong.
+                    logit_bias: (0..3).filter(|_| i % 2 == 0).map(|id| (TokenId(40 + id), 9.0)).collect(),
                     kept_layers,
                     ..Default::default()
                 })
@@ -115,7 +117,7 @@ impl World {
             let limits = EngineLimits { max_sequences: 1, ..EngineLimits::default() };
             let mut engine = Engine::new(Arc::clone(&world.decoder), limits);
             let id = adapter.map(|at: usize| engine.load_adapter(Arc::clone(&world.adapters[at])).unwrap());
-            wish.submit(&mut engine, id, CacheScope::Private).unwrap();
+            wish.submit(&mut engine, id, CacheScope::Private, false).unwrap();
             let mut outcome = Outcome::default();
             while !engine.is_idle() {
                 engine.step(&world.pool).into_iter().for_each(|event| outcome.take(event));
@@ -126,8 +128,8 @@ impl World {
         world
     }
 
-    /// What the cache did.
-    fn run(&self, seed: u64) -> CacheStats {
+    /// What cache and look-up did.
+    fn run(&self, seed: u64) -> EngineStats {
         let mut random = Random(seed);
         let page = self.decoder.network().config().cache().page_bytes();
         let spare_pages = [3, 40][random.below(2)];
@@ -157,7 +159,7 @@ impl World {
                 let tenants = [CacheScope::Tenant(0), CacheScope::Tenant(0), CacheScope::Tenant(1)];
                 let scope = [CacheScope::Private, tenants[random.below(3)], tenants[0], group][random.below(4)];
                 let adapter = adapter.map(|at| ids[at]);
-                let id = wish.submit(&mut engine, adapter, scope).unwrap();
+                let id = wish.submit(&mut engine, adapter, scope, random.below(2) == 0).unwrap();
                 open.insert(id, at);
             }
             if random.below(8) == 0 {
@@ -189,8 +191,8 @@ impl World {
                 assert_eq!(finish.as_ref(), Some(alone_finish), "seed {seed}, {id:?}");
             }
         }
-        let stats = engine.stats().cache;
-        assert_eq!(stats.used_bytes, stats.remembered_bytes, "seed {seed}: only the tree holds pages now");
+        let stats = engine.stats();
+        assert_eq!(stats.cache.used_bytes, stats.cache.remembered_bytes, "seed {seed}: only the tree holds pages now");
         stats
     }
 }
@@ -225,11 +227,17 @@ fn a_crowd_gets_what_each_would_get_alone() {
     let world = World::new();
     let distinct: BTreeSet<_> = world.catalogue.iter().map(|entry| &entry.alone.0).collect();
     assert!(distinct.len() > 40, "the catalogue says something: {}", distinct.len());
-    let (mut saved_tokens, mut evicted_pages) = (0, 0);
+    let (mut saved_tokens, mut evicted_pages, mut right_tokens, mut wrong_tokens) = (0, 0, 0, 0);
     for seed in 0..if slow { 10_000 } else { 300 } {
-        let stats = world.run(seed);
-        saved_tokens += stats.saved_tokens;
-        evicted_pages += stats.evicted_pages;
+        let EngineStats { cache, lookup, .. } = world.run(seed);
+        saved_tokens += cache.saved_tokens;
+        evicted_pages += cache.evicted_pages;
+        right_tokens += lookup.right_tokens;
+        wrong_tokens += lookup.proposed_tokens - lookup.right_tokens;
     }
+    assert!(
+        right_tokens > 100 && wrong_tokens > 100,
+        "{right_tokens} of what was looked up was right, {wrong_tokens} not"
+    );
     assert!(saved_tokens > 1_000 && evicted_pages > 100, "{saved_tokens} tokens saved, {evicted_pages} pages evicted");
 }

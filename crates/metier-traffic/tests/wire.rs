@@ -51,6 +51,7 @@ fn what_is_sent_on_is_read_back_the_same() {
         "model": "m", "messages": [{"role": "system", "content": "s"}, {"role": "user", "content": "u"}],
         "max_tokens": 3, "temperature": 0.25, "n": 3, "stop": ["a", "b"], "stream": true, "min_p": 0.1,
         "frequency_penalty": 0.3, "presence_penalty": -2, "repetition_penalty": 1.1, "logit_bias": {"50256": -100, "9": 0.7},
+        "prompt_lookup": true,
         "stream_options": {"include_usage": true}, "response_format": {"type": "json_object"}, "logprobs": true,
     }))
     .unwrap();
@@ -118,6 +119,7 @@ fn refusals_name_the_field() {
     check(with("stop", json!(["a", 1])), "invalid_type", Some("stop[1]"));
     check(with("stop", json!("")), "invalid_value", Some("stop"));
     check(with("stream", json!("yes")), "invalid_type", Some("stream"));
+    check(with("prompt_lookup", json!(1)), "invalid_type", Some("prompt_lookup"));
     check(with("stream_options", json!({"include_usage": 1})), "invalid_type", Some("stream_options.include_usage"));
     check(with("top_logprobs", json!(3)), "invalid_value", Some("top_logprobs"));
     check(with("response_format", json!({"type": "xml"})), "invalid_value", Some("response_format.type"));

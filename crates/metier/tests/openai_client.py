@@ -136,6 +136,16 @@ def logit_bias_forces_and_bans():
     assert len(forced) == 40 and len({token.token for token in forced}) == 1, forced
 
 
+def prompt_lookup_changes_nothing_but_the_time():
+    invoice = "Invoice 4711 of 3 March: 12 office chairs, 4,120 euros, due on 2 April, account DE89 3704 0044 0532 0130 00."
+    asked = dict(model=BASE, max_completion_tokens=48, temperature=0)
+    asked["messages"] = [{"role": "user", "content": f"{invoice}\n\nRepeat the invoice word for word."}]
+    plain, looked_up = (
+        client.chat.completions.create(**asked, extra_body={"prompt_lookup": on}).choices[0] for on in (False, True)
+    )
+    assert plain.message.content and plain == looked_up, (plain, looked_up)
+
+
 def min_p_leaves_the_probable_tokens():
     hot = {**SHORT, "temperature": 2.0, "seed": 3}
     greedy = client.chat.completions.create(**SHORT).choices[0].message.content

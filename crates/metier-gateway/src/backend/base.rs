@@ -108,6 +108,7 @@ impl Drive for PooledEngine {
             stop: sequence.stop,
             top_logprobs: sequence.top_logprobs,
             constraint: sequence.constraint,
+            lookup: sequence.lookup,
             scope: sequence.group.map_or(CacheScope::Private, CacheScope::Group),
             ..Default::default()
         };
@@ -222,6 +223,7 @@ mod tests {
             stop: Vec::new(),
             top_logprobs: None,
             constraint: None,
+            lookup: false,
             group: None,
         }
     }

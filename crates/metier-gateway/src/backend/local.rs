@@ -49,6 +49,8 @@ pub(crate) struct Sequence {
     pub(crate) stop: Vec<String>,
     pub(crate) top_logprobs: Option<u8>,
     pub(crate) constraint: Option<Constraint>,
+    /// Look up in the prompt how the answer goes on.
+    pub(crate) lookup: bool,
     /// Choices of one request: they read its prompt together.
     pub(crate) group: Option<u64>,
 }
@@ -145,6 +147,7 @@ impl LocalBase {
                 stop: request.stop.clone(),
                 top_logprobs: request.logprobs.then(|| request.top_logprobs.unwrap_or(0)),
                 constraint: constraint.clone(),
+                lookup: request.prompt_lookup,
                 group,
             })
             .collect();

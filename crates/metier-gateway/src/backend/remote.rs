@@ -149,7 +149,8 @@ impl Remote {
         if !permit.lists(&self.config.id) {
             return Err(BackendError::NotPermitted);
         }
-        let mut body = request.to_body();
+        // A field of ours: another server may refuse what it does not know.
+        let mut body = ChatRequest { prompt_lookup: false, ..request.clone() }.to_body();
         body["model"] = self.config.model.as_str().into();
         let body = body.to_string();
         let mut attempt = 0;

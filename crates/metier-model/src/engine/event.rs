@@ -16,6 +16,15 @@ pub struct TokenLogprob {
     pub logprob: f32,
 }
 
+/// What came of proposed tokens.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct LookupStats {
+    /// Tokens that were read because the text had gone on with them before.
+    pub proposed_tokens: u64,
+    /// Of them, tokens that were written.
+    pub right_tokens: u64,
+}
+
 /// Why a sequence ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Finish {

@@ -57,6 +57,9 @@ pub struct GenerationRequest {
     /// So many alternatives with each token. Who asks for them pays a step for every token, also for one that its form leaves no
     /// choice.
     pub top_logprobs: Option<u8>,
+    /// Propose tokens by looking up how the text went on before, and check them in one pass. The answer is the same, token for token.
+    /// Where it copies from its prompt it comes sooner, elsewhere up to an eighth later: proposals that fail grow rare.
+    pub lookup: bool,
     /// Deltas over the base: an adapter that the engine has loaded.
     pub adapter: Option<AdapterId>,
     /// The layers that the specialist runs; `None` is all.

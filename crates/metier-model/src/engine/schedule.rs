@@ -32,6 +32,10 @@ pub const PREFILL_TOKENS_PER_STEP: usize = 128;
 /// Prompt tokens that one step reads while nobody writes.
 pub const PREFILL_TOKENS_ALONE: usize = 512;
 
+/// Rows of a step in which tokens are proposed, at most: those that read what is written, of all sequences, and proposed ones.
+/// With more of them a step is bound by arithmetic, and a wrong proposal costs everybody time.
+pub const LOOKUP_ROWS: usize = 16;
+
 /// A request without a place.
 pub(super) struct Waiting {
     pub(super) id: SequenceId,
@@ -149,21 +153,23 @@ impl Engine {
     /// Chooses the tokens that each sequence reads in this step.
     pub(super) fn plan(&mut self) {
         let mut reading = Vec::new();
-        let mut writing = false;
+        let mut writing_rows = 0;
         for (i, sequence) in self.running.iter_mut().enumerate() {
             sequence.step_tokens.clear();
             if sequence.finish.is_some() {
                 continue;
             }
-            if let Some(token) = sequence.last {
-                sequence.step_tokens.push(token);
-                sequence.step_tokens.append(&mut sequence.ahead);
-                writing = true;
+            if sequence.unread.is_empty() {
+                reading.push((sequence.left_to_read(), i));
             } else {
-                reading.push((sequence.unread(), i));
+                writing_rows += sequence.plan_writing();
             }
         }
-        let budget = if writing { PREFILL_TOKENS_PER_STEP } else { PREFILL_TOKENS_ALONE };
+        let mut left = LOOKUP_ROWS.saturating_sub(writing_rows);
+        for sequence in self.running.iter_mut().filter(|sequence| !sequence.step_tokens.is_empty()) {
+            left -= sequence.propose(left);
+        }
+        let budget = if writing_rows > 0 { PREFILL_TOKENS_PER_STEP } else { PREFILL_TOKENS_ALONE };
         let mut scored_rows = MAX_SCORED_ROWS;
         for (i, tokens) in shares(&reading, budget) {
             self.running[i].plan_reading(tokens, &mut scored_rows);

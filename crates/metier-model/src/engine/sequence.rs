@@ -5,7 +5,8 @@ use std::sync::Arc;
 use metier_kernels::Pool;
 
 use super::{
-    Event, Finish, GenerationRequest, SequenceId, TokenLogprob, schedule::Waiting, score::Scoring, stop::StopFilter,
+    Event, Finish, GenerationRequest, LookupStats, SequenceId, TokenLogprob, lookup::Lookup, schedule::Waiting,
+    score::Scoring, stop::StopFilter,
 };
 use crate::{
     adapter::Adapter,
@@ -31,10 +32,15 @@ pub(super) struct Sequence {
     pub(super) scoring: Option<Scoring>,
     /// Its prompt is read.
     begun: bool,
-    /// Token that the next step reads; `None` while the prompt is being read.
-    pub(super) last: Option<TokenId>,
-    /// Tokens behind it that are written already, because its form left no choice: read in the same step.
-    pub(super) ahead: Vec<TokenId>,
+    /// Tokens that are written and not yet read: the last one drawn, and those behind it that were certain. None while the prompt is
+    /// being read.
+    pub(super) unread: Vec<TokenId>,
+    /// Where its next tokens may be looked up in its text.
+    lookup: Option<Lookup>,
+    /// Tokens that this step reads behind the written ones, in case they are drawn.
+    proposed: Vec<TokenId>,
+    /// Tokens proposed and drawn, since somebody counted.
+    pub(super) looked_up: LookupStats,
     /// Tokens drawn, the one that ended the answer included.
     pub(super) written: Vec<TokenId>,
     /// Tokens of this step.
@@ -49,6 +55,9 @@ impl Sequence {
         Self {
             id,
             sampler: Sampler::new(request.sampling, &request.logit_bias, &request.prompt),
+            lookup: request.lookup.then(|| Lookup::new(&request.prompt)),
+            proposed: Vec::new(),
+            looked_up: LookupStats::default(),
             constraint: request.constraint.as_ref().map(|constraint| constraint.begin()),
             text: StopFilter::new(&request.stop),
             finish: (request.max_tokens == 0 && labels.is_none()).then_some(Finish::Length),
@@ -58,8 +67,7 @@ impl Sequence {
             adapter,
             key,
             cache,
-            last: None,
-            ahead: Vec::new(),
+            unread: Vec::new(),
             written: Vec::new(),
             step_tokens: Vec::new(),
         }
@@ -76,7 +84,7 @@ impl Sequence {
     }
 
     /// Tokens that it could read at once before it writes.
-    pub(super) fn unread(&self) -> usize {
+    pub(super) fn left_to_read(&self) -> usize {
         match &self.scoring {
             Some(scoring) if scoring.has_branched() => scoring.unread(),
             _ => self.beginning() - self.cache.len(),
@@ -100,9 +108,25 @@ impl Sequence {
         self.step_tokens.extend(prompt.iter().chain(scoring.stem()).skip(from).take(tokens));
     }
 
+    /// Takes what is written for the next step, and says how many tokens those are.
+    pub(super) fn plan_writing(&mut self) -> usize {
+        self.step_tokens.append(&mut self.unread);
+        self.step_tokens.len()
+    }
+
+    /// Adds at most so many proposed tokens to a step that reads written ones; says how many.
+    pub(super) fn propose(&mut self, limit: usize) -> usize {
+        let Some(lookup) = &mut self.lookup else { return 0 };
+        // Behind the last token that may be written none is read.
+        let limit = limit.min(self.request.max_tokens.saturating_sub(self.written.len() + 1));
+        self.proposed = lookup.propose(limit);
+        self.step_tokens.extend(&self.proposed);
+        self.proposed.len()
+    }
+
     /// The rows of the planned step; how many of them get logits.
     pub(super) fn spans<'a>(&'a mut self, spans: &mut Vec<Span<'a>>) -> usize {
-        let prompt = self.request.prompt.len();
+        let (prompt, proposed) = (self.request.prompt.len(), self.proposed.len());
         let Self { scoring, step_tokens: tokens, cache, adapter, .. } = self;
         let (adapter, scores) = (adapter.as_deref(), scoring.is_some());
         match scoring {
@@ -112,7 +136,7 @@ impl Sequence {
         }
         let to = cache.len() + tokens.len();
         // For scores behind the prompt's last token and behind each of the stem.
-        let wanted = if scores { (to + 1).saturating_sub(prompt) } else { usize::from(to >= prompt) };
+        let wanted = if scores { (to + 1).saturating_sub(prompt) } else { usize::from(to >= prompt) + proposed };
         let wanted = wanted.min(tokens.len());
         spans.push(Span { tokens, cache, wanted, adapter });
         wanted
@@ -150,8 +174,34 @@ impl Sequence {
         vec![Event::Scored { id: self.id, scores }]
     }
 
+    /// Draws tokens while it has their logits. `logits`: (1 + proposed, vocabulary), of which the first row holds, and each other
+    /// one if its proposed token is written.
+    fn draw(&mut self, decoder: &Decoder, logits: &[f32]) -> Vec<Event> {
+        let vocabulary = decoder.network().config().vocabulary;
+        let proposed = std::mem::take(&mut self.proposed);
+        let (mut events, mut right) = (Vec::new(), 0);
+        while self.finish.is_none() && self.unread.is_empty() {
+            let written = self.written.len();
+            events.extend(self.draw_one(decoder, &logits[right * vocabulary..][..vocabulary]));
+            for token in &self.written[written..] {
+                if self.unread.is_empty() && proposed.get(right) == Some(token) {
+                    right += 1;
+                } else {
+                    self.unread.push(*token);
+                }
+            }
+        }
+        self.cache.truncate(self.cache.len() - (proposed.len() - right));
+        if let (Some(lookup), false) = (&mut self.lookup, proposed.is_empty()) {
+            lookup.learn(proposed.len(), right);
+            self.looked_up.proposed_tokens += proposed.len() as u64;
+            self.looked_up.right_tokens += right as u64;
+        }
+        events
+    }
+
     /// Draws the next token from its logits, and writes those behind it that are certain.
-    pub(super) fn draw(&mut self, decoder: &Decoder, logits: &[f32]) -> Vec<Event> {
+    fn draw_one(&mut self, decoder: &Decoder, logits: &[f32]) -> Vec<Event> {
         let mask = match self.constraint.as_mut().map(ConstraintState::allowed).transpose() {
             Ok(mask) => mask,
             Err(_) => return self.give_up(),
@@ -164,7 +214,6 @@ impl Sequence {
             top = best.into_iter().map(|(id, logprob)| TokenLogprob { token: TokenId(id), logprob }).collect();
         }
         let mut events = Vec::from_iter(self.write(decoder, token, logprob, top));
-        self.last = Some(token);
         while self.finish.is_none() && self.request.top_logprobs.is_none() {
             let certain = self.constraint.as_mut().map(ConstraintState::forced).unwrap_or_default();
             if certain.is_empty() {
@@ -173,7 +222,6 @@ impl Sequence {
             for token in certain {
                 if self.finish.is_none() {
                     events.extend(self.write(decoder, token, 0.0, Vec::new()));
-                    self.ahead.push(token);
                 }
             }
         }
@@ -184,6 +232,9 @@ impl Sequence {
     fn write(&mut self, decoder: &Decoder, token: TokenId, logprob: f32, top: Vec<TokenLogprob>) -> Option<Event> {
         self.written.push(token);
         self.sampler.wrote(token);
+        if let Some(lookup) = &mut self.lookup {
+            lookup.wrote(token);
+        }
         let ended = decoder.ends().contains(&token);
         let mut text = String::new();
         if !ended {

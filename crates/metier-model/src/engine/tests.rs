@@ -8,6 +8,7 @@ use crate::{
     adapter::{Adapter, LoraFormat},
     chat::ChatMessage,
     format::TensorType,
+    grammar::{Constraint, Form, GrammarEnv},
     tiny,
 };
 
@@ -258,6 +259,89 @@ fn a_group_reads_its_prompt_once_and_leaves_nothing() {
     ids.into_iter().rev().for_each(|id| engine.cancel(id));
     engine.step(&pool);
     assert!(engine.is_idle() && engine.stats().cache.used_bytes == 0);
+}
+
+/// Requests whose answers repeat themselves or their prompts, in every way of drawing.
+fn repeating_requests(decoder: &Decoder, env: &GrammarEnv, adapter: AdapterId) -> Vec<GenerationRequest> {
+    let regex = |regex: &str| Constraint::compile(&Form::Regex(regex.to_owned()), env).unwrap();
+    let schema = serde_json::json!({
+        "type": "object", "properties": {"name": {"enum": ["ab", "ac"]}, "sure": {"type": "boolean"}},
+        "required": ["name", "sure"], "additionalProperties": false,
+    });
+    let schema = Constraint::compile(&Form::JsonSchema(schema), env).unwrap();
+    let ids = |text: &str| decoder.tokenizer().encode(text).unwrap();
+    let abc = ids(&"abcabd".repeat(12));
+    let json = ids(r#"{"name": "ab", "sure": true} {"name": "ac", "sure": false}"#);
+    let hot = Sampling { temperature: 0.8, seed: 5, ..Sampling::default() };
+    let penalised = Sampling { frequency_penalty: 0.4, repetition_penalty: 1.2, ..Sampling::default() };
+    let with = |prompt: &[TokenId], max_tokens| GenerationRequest {
+        prompt: prompt.to_vec(),
+        max_tokens,
+        ..GenerationRequest::default()
+    };
+    vec![
+        with(&abc, 60),
+        GenerationRequest { adapter: Some(adapter), ..with(&abc, 60) },
+        GenerationRequest { sampling: hot, ..with(&abc, 60) },
+        GenerationRequest { sampling: penalised, top_logprobs: Some(2), ..with(&abc, 60) },
+        GenerationRequest { logit_bias: vec![(abc[0], 9.0), (abc[1], 9.0)], sampling: hot, ..with(&abc, 60) },
+        GenerationRequest { constraint: Some(regex("(abc|abd){12}")), top_logprobs: Some(0), ..with(&abc, 60) },
+        GenerationRequest { constraint: Some(regex("(abc|abd){12}")), sampling: hot, ..with(&abc, 60) },
+        GenerationRequest { constraint: Some(schema.clone()), ..with(&json, 60) },
+        GenerationRequest { constraint: Some(schema), sampling: hot, top_logprobs: Some(1), ..with(&json, 60) },
+        GenerationRequest { constraint: Some(regex("(ab){9}c")), stop: vec!["babab".to_owned()], ..with(&abc, 60) },
+        GenerationRequest { logit_bias: vec![(abc[2], 100.0)], ..with(&abc, 1) },
+        GenerationRequest { logit_bias: vec![(abc[2], 100.0)], ..with(&abc, 7) },
+    ]
+}
+
+#[test]
+fn what_is_looked_up_changes_no_event() {
+    let decoder = decoder(WeightFormat::AsFile);
+    let pool = Pool::new(2, Tier::detect());
+    let env = GrammarEnv::new(decoder.clone()).unwrap();
+    let engine = || {
+        let mut engine = Engine::new(decoder.clone(), limits(16));
+        let id = engine.load_adapter(adapter(&decoder, 2)).unwrap();
+        (engine, id)
+    };
+    let (_, id) = engine();
+    let mut sum = LookupStats::default();
+    let (mut all, mut fewer) = (Vec::new(), 0);
+    for (at, request) in repeating_requests(&decoder, &env, id).into_iter().enumerate() {
+        let run = |lookup| {
+            let (mut engine, _) = engine();
+            engine.submit(GenerationRequest { lookup, ..request.clone() }).unwrap();
+            let (mut events, mut steps) = (Vec::new(), 0);
+            while !engine.is_idle() {
+                events.extend(engine.step(&pool));
+                steps += 1;
+            }
+            assert_eq!(engine.stats().cache.used_bytes, 0);
+            (events, steps, engine.stats().lookup)
+        };
+        let (plain, plain_steps, none) = run(false);
+        let (events, steps, stats) = run(true);
+        assert_eq!(events, plain, "request {at}");
+        assert!(steps <= plain_steps && none == LookupStats::default(), "request {at}: {steps}, not {plain_steps}");
+        fewer += usize::from(steps < plain_steps);
+        sum.proposed_tokens += stats.proposed_tokens;
+        sum.right_tokens += stats.right_tokens;
+        all.push(plain);
+    }
+    assert!(fewer > 3 && sum.right_tokens > 50 && sum.right_tokens < sum.proposed_tokens, "{fewer} faster, {sum:?}");
+
+    // All at once, every second one with look-up.
+    let (mut together, _) = engine();
+    for (at, request) in repeating_requests(&decoder, &env, id).into_iter().enumerate() {
+        together.submit(GenerationRequest { lookup: at % 2 == 0, ..request }).unwrap();
+    }
+    let answers = together.drain(&pool);
+    for (answer, events) in answers.iter().zip(&all) {
+        let text: String =
+            events.iter().map(|event| if let Event::Token { text, .. } = event { text.as_str() } else { "" }).collect();
+        assert_eq!(answer.text, text, "{:?}", answer.id);
+    }
 }
 
 #[test]

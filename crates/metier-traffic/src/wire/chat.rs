@@ -93,6 +93,9 @@ pub struct ChatRequest {
     pub logprobs: bool,
     /// Alternatives wanted at each token, 0 to 20.
     pub top_logprobs: Option<u8>,
+    /// Whether a base may look up in the prompt how its answer goes on: the same answer, sooner where it copies. Our own field; not
+    /// sent on to other servers.
+    pub prompt_lookup: bool,
 }
 
 impl ChatRequest {
@@ -117,6 +120,7 @@ impl ChatRequest {
             response_format: ResponseFormat::Text,
             logprobs: false,
             top_logprobs: None,
+            prompt_lookup: false,
         }
     }
 
@@ -154,6 +158,7 @@ impl ChatRequest {
             response_format: response_format(&map)?,
             logprobs,
             top_logprobs: top_logprobs.map(|n| n as u8),
+            prompt_lookup: field::boolean(&map, "prompt_lookup")?.unwrap_or(false),
         })
     }
 
@@ -197,6 +202,7 @@ impl ChatRequest {
         );
         put("logprobs", self.logprobs.then(|| true.into()));
         put("top_logprobs", self.top_logprobs.map(Value::from));
+        put("prompt_lookup", self.prompt_lookup.then(|| true.into()));
         Value::Object(body)
     }
 }
