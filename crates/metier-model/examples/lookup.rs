@@ -50,7 +50,7 @@ fn main() {
         ("essay, temperature 1", &essay, None, hot, 1),
         ("essay, temperature 1, 8 streams", &essay, None, hot, 8),
     ] {
-        let prompt = decoder.render_chat(&[ChatMessage::new("user", text)], true).unwrap();
+        let prompt = decoder.render_chat(&[ChatMessage::new("user", text)], true, None).unwrap();
         let prompt = decoder.tokenizer().encode_prompt(&prompt).unwrap();
         let request = GenerationRequest { prompt, max_tokens: MAX_TOKENS, constraint, sampling, ..Default::default() };
         compare(case, &decoder, &pool, &request, streams);
