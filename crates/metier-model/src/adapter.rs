@@ -4,8 +4,9 @@
 //! `adapter_config.json` and `adapter_model.safetensors` (or `adapter.safetensors`). **Out:** an [`Adapter`]: packed deltas, layer by
 //! layer, that a forward pass adds to the rows of the sequences that ask for it. **Absent:** merging, training, embeddings, heads.
 //!
-//! Any subset of q, k, v, o, gate, up and down, in any subset of the layers, each with a rank of its own up to 256. What PEFT can
-//! save beside that (DoRA, biases, whole modules, …) would change answers if it were skipped, so it is refused by name.
+//! Any subset of q, k, v, o, gate, up and down, or of Phi-3's fused `qkv_proj` and `gate_up_proj`, in any subset of the layers, of one
+//! rank up to 256. What PEFT can save beside that (DoRA, biases, whole modules, …) would change answers if it were skipped, so it is
+//! refused by name.
 //!
 //! PEFT's rows of q and k are in the order of Transformers, where the halves of a head turn together; a GGUF `llama` file has
 //! rotary pairs as neighbours. B's rows are put into the base's order at load:
@@ -22,6 +23,7 @@ use metier_kernels::lora::{LoraPart, LoraStack};
 use serde::Deserialize;
 
 use crate::{
+    Digest,
     arch::transformer::{RopePairs, TransformerConfig},
     format::{FormatError, Safetensors},
 };
@@ -32,8 +34,10 @@ pub const MAX_ADAPTER_BYTES: u64 = 2 << 30;
 const MAX_CONFIG_BYTES: u64 = 1 << 20;
 /// A weight beyond this does not fit into an f16.
 const MAX_WEIGHT: f32 = 65_504.0;
+/// Name of the configuration's file.
+pub const CONFIG_FILE: &str = "adapter_config.json";
 /// Names of the weights file, the first that exists is read.
-const WEIGHTS: [&str; 2] = ["adapter_model.safetensors", "adapter.safetensors"];
+pub const WEIGHTS_FILES: [&str; 2] = ["adapter_model.safetensors", "adapter.safetensors"];
 
 /// An adapter is not taken.
 #[derive(Debug, thiserror::Error)]
@@ -64,7 +68,7 @@ pub enum AdapterError {
     #[error("the adapter's `{setting}` is {value}, which is not supported")]
     Unsupported {
         /// The setting in `adapter_config.json`.
-        setting: &'static str,
+        setting: String,
         /// Its value.
         value: String,
     },
@@ -125,6 +129,8 @@ pub struct Adapter {
     layers: Box<[LayerDeltas]>,
     shape: AdapterShape,
     bytes: usize,
+    digest: Digest,
+    base_name: Option<String>,
 }
 
 /// What of a base an adapter must fit.
@@ -155,6 +161,10 @@ impl std::fmt::Debug for LayerDeltas {
     }
 }
 
+/// Phi-3's fused maps: q, k and v; gate and up.
+const QKV: &str = "self_attn.qkv_proj";
+const GATE_UP: &str = "mlp.gate_up_proj";
+
 /// A map that can be adapted: where its outputs start in its site's rows.
 struct Target {
     name: &'static str,
@@ -164,36 +174,42 @@ struct Target {
     first: usize,
     /// Heads whose rows are to be put into the base's rotary order.
     rotary_heads: usize,
+    /// The fused map that this one is a part of.
+    whole: Option<&'static str>,
 }
 
 /// `adapter_config.json`, as far as it matters. What else PEFT writes there is about training.
 #[derive(Deserialize)]
 struct Config {
     peft_type: Option<String>,
+    base_model_name_or_path: Option<String>,
     r: usize,
     lora_alpha: f64,
     #[serde(default)]
     use_rslora: bool,
-    #[serde(default)]
-    use_dora: bool,
-    #[serde(default)]
-    lora_bias: bool,
-    #[serde(default)]
-    fan_in_fan_out: bool,
     bias: Option<String>,
     #[serde(default)]
-    modules_to_save: Setting,
-    #[serde(default)]
-    alpha_pattern: Setting,
-    #[serde(default)]
-    rank_pattern: Setting,
-    #[serde(default)]
-    trainable_token_indices: Setting,
-    #[serde(default)]
-    layer_replication: Setting,
-    #[serde(default)]
     init_lora_weights: Setting,
+    #[serde(flatten)]
+    others: BTreeMap<String, Setting>,
 }
+
+/// Settings that were about training or tell what the file's tensors show as well. Whatever else is switched on is refused, also what
+/// later versions of PEFT invent.
+const HARMLESS: [&str; 12] = [
+    "inference_mode",
+    "target_modules",
+    "exclude_modules",
+    "layers_to_transform",
+    "layers_pattern",
+    "auto_mapping",
+    "megatron_config",
+    "loftq_config",
+    "eva_config",
+    "corda_config",
+    "runtime_config",
+    "ensure_weight_tying",
+];
 
 /// Any JSON value; absent is null.
 type Setting = serde_json::Value;
@@ -201,12 +217,14 @@ type Setting = serde_json::Value;
 impl Config {
     fn parse(json: &[u8]) -> Result<Self, AdapterError> {
         let config: Self = serde_json::from_slice(json).map_err(AdapterError::Config)?;
-        let refuse = |setting, value: String| Err(AdapterError::Unsupported { setting, value });
-        let empty = |value: &Setting| match value {
-            Setting::Null => true,
-            Setting::Array(values) => values.is_empty(),
-            Setting::Object(values) => values.is_empty(),
-            _ => false,
+        let refuse =
+            |setting: &str, value: String| Err(AdapterError::Unsupported { setting: setting.to_owned(), value });
+        // Numbers and texts alone are parameters of something that is switched on elsewhere.
+        let is_on = |value: &Setting| match value {
+            Setting::Bool(on) => *on,
+            Setting::Array(values) => !values.is_empty(),
+            Setting::Object(values) => !values.is_empty(),
+            Setting::Null | Setting::Number(_) | Setting::String(_) => false,
         };
         if let Some(kind) = config.peft_type.as_ref().filter(|kind| *kind != "LORA") {
             return refuse("peft_type", format!("`{kind}`"));
@@ -214,23 +232,9 @@ impl Config {
         if let Some(bias) = config.bias.as_ref().filter(|bias| *bias != "none") {
             return refuse("bias", format!("`{bias}`"));
         }
-        for (setting, on) in
-            [("use_dora", config.use_dora), ("lora_bias", config.lora_bias), ("fan_in_fan_out", config.fan_in_fan_out)]
-        {
-            if on {
-                return refuse(setting, "true".to_owned());
-            }
-        }
-        for (setting, value) in [
-            ("modules_to_save", &config.modules_to_save),
-            ("alpha_pattern", &config.alpha_pattern),
-            ("rank_pattern", &config.rank_pattern),
-            ("trainable_token_indices", &config.trainable_token_indices),
-            ("layer_replication", &config.layer_replication),
-        ] {
-            if !empty(value) {
-                return refuse(setting, value.to_string());
-            }
+        let on = |(setting, value): &(&String, &Setting)| !HARMLESS.contains(&setting.as_str()) && is_on(value);
+        if let Some((setting, value)) = config.others.iter().find(on) {
+            return refuse(setting, value.to_string());
         }
         // Other initialisations (PiSSA, LoftQ, …) change the base's own weights as well.
         let init = &config.init_lora_weights;
@@ -256,15 +260,19 @@ impl Adapter {
     pub fn open(folder: &Path, base: &TransformerConfig, format: LoraFormat) -> Result<Self, AdapterError> {
         let read = |path: PathBuf, limit: u64| {
             let read_error = |source| AdapterError::Read { path: path.clone(), source };
-            let bytes = fs::metadata(&path).map_err(read_error)?.len();
+            let metadata = fs::metadata(&path).map_err(read_error)?;
+            if !metadata.is_file() {
+                return Err(read_error(io::Error::other("it is no file")));
+            }
+            let bytes = metadata.len();
             if bytes > limit {
                 return Err(AdapterError::TooLarge { path, bytes, limit });
             }
             fs::read(&path).map_err(read_error)
         };
-        let config = read(folder.join("adapter_config.json"), MAX_CONFIG_BYTES)?;
-        let weights = WEIGHTS.iter().map(|name| folder.join(name)).find(|path| path.exists());
-        let weights = read(weights.unwrap_or_else(|| folder.join(WEIGHTS[0])), MAX_ADAPTER_BYTES)?;
+        let config = read(folder.join(CONFIG_FILE), MAX_CONFIG_BYTES)?;
+        let weights = WEIGHTS_FILES.iter().map(|name| folder.join(name)).find(|path| path.exists());
+        let weights = read(weights.unwrap_or_else(|| folder.join(WEIGHTS_FILES[0])), MAX_ADAPTER_BYTES)?;
         Self::from_bytes(&config, &weights, base, format)
     }
 
@@ -275,6 +283,8 @@ impl Adapter {
         base: &TransformerConfig,
         format: LoraFormat,
     ) -> Result<Self, AdapterError> {
+        let named = |name: &str, bytes: &[u8]| (name.to_owned(), Digest::of(bytes));
+        let digest = Digest::of_files(&[named(CONFIG_FILE, config), named(WEIGHTS_FILES[0], weights)]);
         let config = Config::parse(config)?;
         let file = Safetensors::parse(weights)?;
         let shape = AdapterShape::of(base);
@@ -295,6 +305,13 @@ impl Adapter {
             let half = &mut pairs.entry((place.layer, target)).or_default()[usize::from(place.is_b)];
             if half.replace(name).is_some() {
                 return Err(unknown());
+            }
+        }
+        // A map that is adapted as a whole and in part belongs to no network.
+        for (layer, target) in pairs.keys() {
+            let whole = targets[*target].whole.and_then(|name| targets.iter().position(|target| target.name == name));
+            if let Some([half, other]) = whole.and_then(|whole| pairs.get(&(*layer, whole))) {
+                return Err(AdapterError::UnknownTensor(half.or(*other).unwrap_or_default().to_owned()));
             }
         }
         let mut layers: Vec<LayerDeltas> = (0..shape.layers).map(|_| LayerDeltas::default()).collect();
@@ -323,12 +340,22 @@ impl Adapter {
         }
         let stacks = layers.iter().flat_map(|layer| layer.0.iter().flatten());
         let bytes = stacks.map(LoraStack::bytes).sum::<usize>() + layers.len() * size_of::<LayerDeltas>();
-        Ok(Self { layers: layers.into(), shape, bytes })
+        Ok(Self { layers: layers.into(), shape, bytes, digest, base_name: config.base_model_name_or_path })
     }
 
     /// Bytes in memory.
     pub fn bytes(&self) -> usize {
         self.bytes
+    }
+
+    /// SHA-256 over lines `<sha256> <name>\n` of its files, named `adapter_config.json` and `adapter_model.safetensors`.
+    pub fn digest(&self) -> Digest {
+        self.digest
+    }
+
+    /// What its files call the base (`base_model_name_or_path`): a model of a hub, a folder of the machine that trained it, or nothing.
+    pub fn base_name(&self) -> Option<&str> {
+        self.base_name.as_deref()
     }
 
     /// Whether it was made for a base of this shape.
@@ -356,23 +383,30 @@ impl AdapterShape {
         }
     }
 
-    fn targets(self, base: &TransformerConfig) -> [Target; 7] {
+    fn targets(self, base: &TransformerConfig) -> Vec<Target> {
         let Self { width, inner, q_len, kv_len, .. } = self;
-        let plain = |name, site, k, n, first| Target { name, site, k, n, first, rotary_heads: 0 };
+        let plain = |name, site, k, n, first| Target { name, site, k, n, first, rotary_heads: 0, whole: None };
+        let part = |whole, target: Target| Target { whole: Some(whole), ..target };
         let reordered = base.rope_pairs == RopePairs::Adjacent;
         let turned = |name, n, first, heads| {
             let rotary_heads = if reordered { heads } else { 0 };
-            Target { rotary_heads, ..plain(name, Site::Qkv, width, n, first) }
+            part(QKV, Target { rotary_heads, ..plain(name, Site::Qkv, width, n, first) })
         };
-        [
+        let mut targets = vec![
             turned("self_attn.q_proj", q_len, 0, base.heads),
             turned("self_attn.k_proj", kv_len, q_len, base.kv_heads),
-            plain("self_attn.v_proj", Site::Qkv, width, kv_len, q_len + kv_len),
+            part(QKV, plain("self_attn.v_proj", Site::Qkv, width, kv_len, q_len + kv_len)),
             plain("self_attn.o_proj", Site::Output, q_len, width, 0),
-            plain("mlp.gate_proj", Site::GateUp, width, inner, 0),
-            plain("mlp.up_proj", Site::GateUp, width, inner, inner),
+            part(GATE_UP, plain("mlp.gate_proj", Site::GateUp, width, inner, 0)),
+            part(GATE_UP, plain("mlp.up_proj", Site::GateUp, width, inner, inner)),
             plain("mlp.down_proj", Site::Down, inner, width, 0),
-        ]
+        ];
+        // No network whose rows are reordered has fused maps.
+        if !reordered {
+            targets.push(plain(QKV, Site::Qkv, width, q_len + 2 * kv_len, 0));
+            targets.push(plain(GATE_UP, Site::GateUp, width, 2 * inner, 0));
+        }
+        targets
     }
 }
 
@@ -386,7 +420,9 @@ struct Place<'a> {
 impl<'a> Place<'a> {
     fn parse(name: &'a str) -> Option<Self> {
         let (before, rest) = name.split_once("layers.")?;
-        if !(before.is_empty() || before.ends_with('.')) {
+        // Towers that read pictures or sound have layers too.
+        let of_language = |word| matches!(word, "" | "base_model" | "model" | "language_model");
+        if !(before.is_empty() || before.ends_with('.')) || !before.split('.').all(of_language) {
             return None;
         }
         let (layer, rest) = rest.split_once('.')?;

@@ -133,9 +133,13 @@ fn what_does_not_fit_is_refused_by_name() {
         (r#""init_lora_weights": "pissa""#, "`init_lora_weights`"),
         (r#""use_rslora": true, "lora_bias": true"#, "`lora_bias` is true"),
         (r#""peft_type": "IA3""#, "`peft_type` is `IA3`"),
+        (r#""of_next_year": {"on": 1}"#, "`of_next_year`"),
     ] {
         check(&format!(r#"{{"r": 4, "lora_alpha": 8, {setting}}}"#), &good, message);
     }
+    let harmless =
+        r#"{"r": 4, "lora_alpha": 8, "target_modules": ["q_proj"], "inference_mode": true, "group_size": 16}"#;
+    Adapter::from_bytes(harmless.as_bytes(), &good, &base, LoraFormat::F16).unwrap();
     check(PLAIN, b"nothing", "cannot parse the adapter's weights");
     check(PLAIN, &file(&[]), "no tensors");
     check(r#"{"r": 4, "lora_alpha": 1e300}"#, &good, "`lora_alpha`");
@@ -149,9 +153,47 @@ fn what_does_not_fit_is_refused_by_name() {
     check(PLAIN, &file(&[(A, &[4, 64], 1e5), (B, &[64, 4], 0.1)]), "no finite");
     let deep = A.replace("layers.0", "layers.7");
     check(PLAIN, &file(&[(&deep, &[4, 64], 0.1)]), "belongs to layer 7, the base has 2");
-    for unknown in ["lm_head.lora_A.weight", "model.layers.0.self_attn.q_proj.lora_magnitude_vector"] {
+    for unknown in [
+        "lm_head.lora_A.weight",
+        "model.layers.0.self_attn.q_proj.lora_magnitude_vector",
+        "base_model.model.vision_tower.encoder.layers.0.self_attn.q_proj.lora_A.weight",
+        "model.layers.0.self_attn.qkv_proj.lora_A.weight",
+    ] {
         check(PLAIN, &file(&[(unknown, &[4, 64], 0.1)]), "has no place");
     }
+}
+
+#[test]
+fn fused_maps_are_their_parts() {
+    let base = TransformerConfig { rope_pairs: RopePairs::Halves, ..base() };
+    const CONFIG: &str = r#"{"r": 2, "lora_alpha": 4}"#;
+    let name = |map: &str, half: &str| format!("base_model.model.model.layers.0.{map}_proj.lora_{half}.weight");
+    let (qkv_a, qkv_b, q_a, q_b) =
+        (name("self_attn.qkv", "A"), name("self_attn.qkv", "B"), name("self_attn.q", "A"), name("self_attn.q", "B"));
+    let open = |weights: &[u8]| Adapter::from_bytes(CONFIG.as_bytes(), weights, &base, LoraFormat::F16);
+    let fused: [(&str, &[usize], f32); 2] = [(&qkv_a, &[2, 64], 0.1), (&qkv_b, &[128, 2], 0.1)];
+    assert!(open(&file(&fused)).unwrap().stack(0, Site::Qkv).is_some());
+    let both: [(&str, &[usize], f32); 4] = [fused[0], fused[1], (&q_a, &[2, 64], 0.1), (&q_b, &[64, 2], 0.1)];
+    let error = open(&file(&both)).unwrap_err().to_string();
+    assert!(error.contains("qkv_proj.lora_A.weight` has no place"), "{error}");
+}
+
+#[test]
+fn the_digest_is_of_both_files() {
+    let base = base();
+    let files = tiny::adapter(&base, 1, 4, &["v_proj"], 0.1);
+    let digest = |config: &str, weights: &[u8]| {
+        Adapter::from_bytes(config.as_bytes(), weights, &base, LoraFormat::F16).unwrap().digest()
+    };
+    let lines = format!(
+        "{} adapter_config.json\n{} adapter_model.safetensors\n",
+        Digest::of(files.config.as_bytes()),
+        Digest::of(&files.weights)
+    );
+    assert_eq!(digest(&files.config, &files.weights), Digest::of(lines.as_bytes()));
+    assert_ne!(digest(&files.config, &files.weights), digest(&format!("{} ", files.config), &files.weights));
+    let other = tiny::adapter(&base, 2, 4, &["v_proj"], 0.1);
+    assert_ne!(digest(&files.config, &files.weights), digest(&other.config, &other.weights));
 }
 
 proptest! {

@@ -20,7 +20,7 @@ pub(crate) mod tensors;
 pub use bundle::{BundleError, Contents, Neighbours, ProbeRow};
 pub use inputs::{InputError, render_inputs, render_request};
 pub use manifest::Manifest;
-pub use store::{SpecialistStore, StoreError};
+pub use store::{SpecialistStore, StoreError, is_name};
 pub use tensors::TensorError;
 
 /// Runners-up listed in an [`Answer`], the first included.

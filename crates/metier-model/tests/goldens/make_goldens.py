@@ -196,20 +196,27 @@ def write_folder(name, config, model):
     return tf.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
 
 
+def build(name):
+    """The network of a golden, with its weights."""
+    model = tf.AutoModelForCausalLM.from_config(MODELS[name][1], dtype=torch.float32).eval()
+    fill(model, list(MODELS).index(name))
+    return model
+
+
 def logits_of(model, ids):
     with torch.no_grad():
         return model(torch.tensor([ids])).logits[0].float()
 
 
-for seed, (name, (arch, config)) in enumerate(MODELS.items()):
-    model = tf.AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
-    fill(model, seed)
-    logits = logits_of(model, IDS)
-    logits.numpy().astype("<f4").tofile(HERE / f"{name}.f32")
-    write(name, arch, config, model)
-    saved = write_folder(name, config, model)
-    assert torch.equal(logits_of(saved, IDS), logits), name
-    if name == "phi4":
-        logits_of(saved, LONG_IDS).numpy().astype("<f4").tofile(HERE / "phi4-long.f32")
-    top = logits.softmax(-1).max(-1).values
-    print(f"{name}: {(HERE / f'{name}.gguf').stat().st_size} bytes, logits of {logits.std():.2f}, top probability {top.mean():.3f}")
+if __name__ == "__main__":
+    for name, (arch, config) in MODELS.items():
+        model = build(name)
+        logits = logits_of(model, IDS)
+        logits.numpy().astype("<f4").tofile(HERE / f"{name}.f32")
+        write(name, arch, config, model)
+        saved = write_folder(name, config, model)
+        assert torch.equal(logits_of(saved, IDS), logits), name
+        if name == "phi4":
+            logits_of(saved, LONG_IDS).numpy().astype("<f4").tofile(HERE / "phi4-long.f32")
+        top = logits.softmax(-1).max(-1).values
+        print(f"{name}: {(HERE / f'{name}.gguf').stat().st_size} bytes, logits of {logits.std():.2f}, top probability {top.mean():.3f}")
