@@ -131,8 +131,10 @@ unsafe fn attend_rows_body<L: Lanes>(
         // SAFETY: features as the trait demands; `attend` checked the sizes.
         unsafe {
             match height {
-                8 => part.attend::<L, 8, 1>(scores, out),
+                8 => part.attend::<L, 8, 2>(scores, out),
+                4 if L::TILE_ROWS >= 12 => part.attend::<L, 4, 4>(scores, out),
                 4 => part.attend::<L, 4, 1>(scores, out),
+                3 if L::TILE_ROWS >= 12 => part.attend::<L, 3, 4>(scores, out),
                 3 => part.attend::<L, 3, 1>(scores, out),
                 2 => part.attend::<L, 2, 2>(scores, out),
                 _ => part.attend::<L, 1, 4>(scores, out),

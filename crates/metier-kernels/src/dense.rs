@@ -210,31 +210,42 @@ impl Tile<'_> {
             }
             for (r, sums) in sums.into_iter().enumerate() {
                 for (p, sums) in sums.into_iter().enumerate() {
-                    store::<L>(out, row + r, first + p, n, sums);
+                    let from = (first + p) * PANEL;
+                    store::<L>(out, Place { at: (row + r) * n + from, width: PANEL.min(n - from) }, false, sums);
                 }
             }
         }
     }
 }
 
-/// Writes one panel's outputs of one row, cut at the last output.
+/// Where a panel's outputs of one row go.
+#[derive(Clone, Copy)]
+pub(crate) struct Place {
+    /// First element.
+    pub(crate) at: usize,
+    /// Elements: fewer than a panel has at the end of a row.
+    pub(crate) width: usize,
+}
+
+/// Writes one panel's outputs of one row, or adds them to what is there.
 ///
 /// # Safety
 ///
 /// No other thread writes this row's columns of this panel.
 #[inline(always)]
-pub(crate) unsafe fn store<L: Lanes>(out: Shared<'_, f32>, row: usize, panel: usize, n: usize, sums: L::F) {
-    let from = panel * PANEL;
-    let width = PANEL.min(n - from);
+pub(crate) unsafe fn store<L: Lanes>(out: Shared<'_, f32>, place: Place, add: bool, sums: L::F) {
     // SAFETY: disjoint by the caller's promise; features as the trait demands; 16 elements behind each pointer.
     unsafe {
-        let out = out.part(row * n + from, width);
-        if width == PANEL {
+        let out = out.part(place.at, place.width);
+        if place.width == PANEL {
+            let sums = if add { L::add(L::load(out.as_ptr()), sums) } else { sums };
             L::store(out.as_mut_ptr(), sums);
         } else {
             let mut lanes = [0.0; PANEL];
             L::store(lanes.as_mut_ptr(), sums);
-            out.copy_from_slice(&lanes[..width]);
+            for (out, sum) in out.iter_mut().zip(lanes) {
+                *out = if add { *out + sum } else { sum };
+            }
         }
     }
 }

@@ -11,6 +11,9 @@
 //! ```
 //!
 //! A follower that sleeps or was preempted never joins and holds nobody up: the leader then does all parts itself.
+//!
+//! Each thread starts with its own share of the parts, the same from job to job, and then takes from the others' what is left:
+//! rows that it wrote in one job lie in its cache when it reads them in the next.
 
 use std::{
     any::Any,
@@ -47,6 +50,8 @@ type Part = *const (dyn Fn(usize) + Sync);
 thread_local! {
     /// Which pool this thread leads or follows: the address of its shared state.
     static MEMBER_OF: Cell<usize> = const { Cell::new(0) };
+    /// This thread's place in its pool.
+    static THREAD_IDX: Cell<usize> = const { Cell::new(0) };
     /// Whether this thread is inside a part. The gate cannot tell: it closes while followers still work on their last parts.
     static IN_PART: Cell<bool> = const { Cell::new(false) };
 }
@@ -61,7 +66,7 @@ pub struct Pool {
 
 struct SharedState {
     gate: AtomicU64,
-    next_part: AtomicUsize,
+    shares: Box<[Share]>,
     job: Mutex<(Option<JobPtr>, usize)>,
     panic: Mutex<Option<Panic>>,
     in_section: AtomicBool,
@@ -71,6 +76,16 @@ struct SharedState {
     wake: Condvar,
     section: Mutex<Section>,
     section_changed: Condvar,
+}
+
+/// The next part of one thread's share. On a line of its own: neighbours would take it away from each other.
+#[derive(Default)]
+#[repr(align(128))]
+struct Share(AtomicUsize);
+
+/// Parts of thread `idx`.
+fn share_of(idx: usize, threads: usize, parts: usize) -> Range<usize> {
+    idx * parts / threads..(idx + 1) * parts / threads
 }
 
 #[derive(Clone, Copy)]
@@ -107,7 +122,7 @@ impl Pool {
         let threads = threads.max(1);
         let shared = Arc::new(SharedState {
             gate: AtomicU64::new(0),
-            next_part: AtomicUsize::new(0),
+            shares: (0..threads).map(|_| Share::default()).collect(),
             job: Mutex::new((None, 0)),
             panic: Mutex::new(None),
             in_section: AtomicBool::new(false),
@@ -130,7 +145,8 @@ impl Pool {
                             pin_to(cpu);
                         }
                         MEMBER_OF.set(Arc::as_ptr(&shared) as usize);
-                        if idx == 0 { lead(&shared) } else { follow(&shared) }
+                        THREAD_IDX.set(idx);
+                        if idx == 0 { lead(&shared) } else { follow(&shared, idx) }
                     })
                     .expect("the system starts a handful of threads")
             })
@@ -141,6 +157,11 @@ impl Pool {
     /// Threads of the pool.
     pub fn threads(&self) -> usize {
         self.threads.len()
+    }
+
+    /// Which of the pool's threads this is, below [`threads`](Self::threads); 0 for every other thread.
+    pub(crate) fn thread_idx(&self) -> usize {
+        if MEMBER_OF.get() == Arc::as_ptr(&self.shared) as usize { THREAD_IDX.get() } else { 0 }
     }
 
     /// The instruction tier.
@@ -207,14 +228,16 @@ impl Pool {
         let erased: Part =
             unsafe { std::mem::transmute::<&(dyn Fn(usize) + Sync), &'static (dyn Fn(usize) + Sync)>(part) };
         *lock(&shared.job) = (Some(JobPtr(erased)), parts);
-        shared.next_part.store(0, Ordering::Relaxed);
+        for (idx, share) in shared.shares.iter().enumerate() {
+            share.0.store(share_of(idx, shared.shares.len(), parts).start, Ordering::Relaxed);
+        }
         let number = (shared.gate.load(Ordering::Relaxed) & !(JOB - 1)).wrapping_add(JOB);
         shared.gate.store(number | OPEN, Ordering::SeqCst);
         if shared.sleepers.load(Ordering::SeqCst) > 0 {
             drop(lock(&shared.sleep));
             shared.wake.notify_all();
         }
-        claim_parts(shared, part, parts);
+        claim_parts(shared, 0, part, parts);
         shared.gate.fetch_and(!OPEN, Ordering::AcqRel);
         let mut checks = 0u32;
         while shared.gate.load(Ordering::Acquire) & JOINED != 0 {
@@ -293,19 +316,23 @@ impl std::fmt::Debug for Pool {
     }
 }
 
-/// Takes parts until none is left. A panic is kept for the leader, and the remaining parts still run.
-fn claim_parts(shared: &SharedState, part: &(dyn Fn(usize) + Sync), parts: usize) {
+/// Takes parts until none is left, those of share `own` first. A panic is kept for the leader, and the remaining parts still run.
+fn claim_parts(shared: &SharedState, own: usize, part: &(dyn Fn(usize) + Sync), parts: usize) {
     IN_PART.set(true);
-    loop {
-        let i = shared.next_part.fetch_add(1, Ordering::Relaxed);
-        if i >= parts {
-            IN_PART.set(false);
-            return;
-        }
-        if let Err(panic) = catch_unwind(AssertUnwindSafe(|| part(i))) {
-            lock(&shared.panic).get_or_insert(panic);
+    let threads = shared.shares.len();
+    for idx in (own..threads).chain(0..own) {
+        let end = share_of(idx, threads, parts).end;
+        loop {
+            let i = shared.shares[idx].0.fetch_add(1, Ordering::Relaxed);
+            if i >= end {
+                break;
+            }
+            if let Err(panic) = catch_unwind(AssertUnwindSafe(|| part(i))) {
+                lock(&shared.panic).get_or_insert(panic);
+            }
         }
     }
+    IN_PART.set(false);
 }
 
 /// The leader: runs sections, one at a time.
@@ -331,7 +358,7 @@ fn lead(shared: &SharedState) {
 }
 
 /// A follower: joins jobs whose gate it finds open; spins, yields, then sleeps where there are none.
-fn follow(shared: &SharedState) {
+fn follow(shared: &SharedState, idx: usize) {
     let mut last_job = 0;
     let mut idle = 0u32;
     loop {
@@ -344,7 +371,7 @@ fn follow(shared: &SharedState) {
                 let (task, parts) = *lock(&shared.job);
                 if let Some(JobPtr(part)) = task {
                     // SAFETY: this thread has joined, so the leader keeps the closure alive until it leaves.
-                    claim_parts(shared, unsafe { &*part }, parts);
+                    claim_parts(shared, idx, unsafe { &*part }, parts);
                 }
                 shared.gate.fetch_sub(1, Ordering::Release);
             }

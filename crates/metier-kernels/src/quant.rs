@@ -17,14 +17,20 @@
 //! scales, mins: 16 × f16 each, as in the file
 //! ```
 
+use std::{
+    ops::Range,
+    sync::{Mutex, PoisonError},
+};
+
 use half::f16;
 
 use crate::{
     BLOCK, PANEL,
-    dense::{FEW_ROWS, run_panels, store},
+    dense::{FEW_ROWS, Place, run_panels, store},
     lanes::{Activations, Lanes, form},
     memory::{AlignedBytes, Shared},
     pool::Pool,
+    tier::Isa,
 };
 
 /// Bytes of a register of weights.
@@ -179,6 +185,23 @@ fn quantise_weights(block: &[f32], bytes: &mut Vec<u8>) {
 /// Activations, quantised to 8 bits with one scale for each block of 32. Reused from call to call.
 #[derive(Default)]
 pub struct QuantRows {
+    all: Buffers,
+    /// What each thread quantised for itself.
+    own: Vec<Mutex<Own>>,
+    /// The number of the last product for which threads did so.
+    product: u64,
+}
+
+/// Rows that one thread filled and quantised.
+#[derive(Default)]
+struct Own {
+    product: u64,
+    x: Vec<f32>,
+    quantised: Buffers,
+}
+
+#[derive(Default)]
+struct Buffers {
     rows: usize,
     blocks: usize,
     values: Vec<i8>,  // (rows, blocks, 32)
@@ -199,35 +222,98 @@ impl QuantRows {
     /// Where `x` is no whole number of rows.
     pub fn quantise(&mut self, pool: &Pool, x: &[f32], k: usize) {
         assert!(k > 0 && x.len().is_multiple_of(k), "whole rows");
-        self.rows = x.len() / k;
+        let writer = self.all.writer(pool.isa(), x.len() / k, k);
+        pool.run_ranges(writer.rows, QUANTISE_GRAIN, &|rows| {
+            // SAFETY: ranges of rows do not overlap.
+            unsafe { writer.write(rows.clone(), &x[rows.start * k..rows.end * k]) };
+        });
+    }
+}
+
+impl Buffers {
+    /// Room for `m` rows of `k`.
+    fn writer(&mut self, isa: Isa, m: usize, k: usize) -> Writer<'_> {
+        self.rows = m;
         self.blocks = k.div_ceil(BLOCK);
         let n_blocks = self.rows * self.blocks;
         self.values.resize(n_blocks * BLOCK, 0);
         self.scales.resize(n_blocks, 0.0);
         self.sums.resize(n_blocks, 0);
         self.scaled.resize(n_blocks, 0.0);
-        let isa = pool.isa();
         let mut widens = false;
         tier_widens(isa, &mut widens);
         self.wide.resize(if widens { n_blocks * BLOCK } else { 0 }, 0);
-        let blocks = self.blocks;
-        let (values, scales) = (Shared::new(&mut self.values), Shared::new(&mut self.scales));
-        let (sums, scaled) = (Shared::new(&mut self.sums), Shared::new(&mut self.scaled));
-        let wide = Shared::new(&mut self.wide);
-        pool.run_ranges(self.rows, QUANTISE_GRAIN, &|rows| {
-            let (from, len) = (rows.start * blocks, rows.len() * blocks);
-            // SAFETY: ranges of rows do not overlap.
-            let (values, wide, scales, sums, scaled) = unsafe {
-                (
-                    values.part(from * BLOCK, len * BLOCK),
-                    if widens { wide.part(from * BLOCK, len * BLOCK) } else { &mut [] },
-                    scales.part(from, len),
-                    sums.part(from, len),
-                    scaled.part(from, len),
-                )
-            };
-            quantise_rows(isa, &x[rows.start * k..rows.end * k], k, values, wide, scales, sums, scaled);
-        });
+        Writer {
+            isa,
+            rows: m,
+            k,
+            blocks: self.blocks,
+            values: Shared::new(&mut self.values),
+            scales: Shared::new(&mut self.scales),
+            sums: Shared::new(&mut self.sums),
+            scaled: Shared::new(&mut self.scaled),
+            wide: Shared::new(&mut self.wide),
+        }
+    }
+
+    fn slice(&self, rows: Range<usize>) -> QuantSlice<'_> {
+        let (from, to) = (rows.start * self.blocks, rows.end * self.blocks);
+        QuantSlice {
+            rows: rows.len(),
+            values: &self.values[from * BLOCK..to * BLOCK],
+            scales: &self.scales[from..to],
+            sums: &self.sums[from..to],
+            scaled: &self.scaled[from..to],
+            wide: if self.wide.is_empty() { &[] } else { &self.wide[from * BLOCK..to * BLOCK] },
+        }
+    }
+}
+
+/// Some rows of [`Buffers`].
+#[derive(Clone, Copy)]
+struct QuantSlice<'a> {
+    rows: usize,
+    values: &'a [i8],
+    scales: &'a [f32],
+    sums: &'a [i32],
+    scaled: &'a [f32],
+    wide: &'a [i16],
+}
+
+/// [`Buffers`] that several threads write, each its own rows.
+struct Writer<'a> {
+    isa: Isa,
+    rows: usize,
+    k: usize,
+    blocks: usize,
+    values: Shared<'a, i8>,
+    scales: Shared<'a, f32>,
+    sums: Shared<'a, i32>,
+    scaled: Shared<'a, f32>,
+    wide: Shared<'a, i16>,
+}
+
+impl<'a> Writer<'a> {
+    /// Quantises these rows, `x`.
+    ///
+    /// # Safety
+    ///
+    /// No two calls may write or still use the same rows.
+    unsafe fn write(&self, rows: Range<usize>, x: &[f32]) -> QuantSlice<'a> {
+        assert_eq!(x.len(), rows.len() * self.k, "the part's rows");
+        let (from, len) = (rows.start * self.blocks, rows.len() * self.blocks);
+        // SAFETY: disjoint by the caller's promise.
+        let (values, wide, scales, sums, scaled) = unsafe {
+            (
+                self.values.part(from * BLOCK, len * BLOCK),
+                if self.wide.is_empty() { &mut [] } else { self.wide.part(from * BLOCK, len * BLOCK) },
+                self.scales.part(from, len),
+                self.sums.part(from, len),
+                self.scaled.part(from, len),
+            )
+        };
+        quantise_rows(self.isa, x, self.k, values, wide, scales, sums, scaled);
+        QuantSlice { rows: rows.len(), values, wide, scales, sums, scaled }
     }
 }
 
@@ -274,11 +360,12 @@ unsafe fn quantise_rows_body<L: Lanes>(
                 let max = L::max_lane(L::max(L::abs(low), L::abs(high)));
                 let inverse = L::splat(if max > 0.0 { 127.0 / max } else { 0.0 });
                 // The quotient may pass 127 by a rounding error, never by a half: rounding brings it back.
-                L::store_i8(values.as_mut_ptr(), L::round_to_int(L::mul(low, inverse)));
-                L::store_i8(values.as_mut_ptr().add(PANEL), L::round_to_int(L::mul(high, inverse)));
+                let (low, high) = (L::round_to_int(L::mul(low, inverse)), L::round_to_int(L::mul(high, inverse)));
+                L::store_i8(values.as_mut_ptr(), low);
+                L::store_i8(values.as_mut_ptr().add(PANEL), high);
                 scales[at] = max / 127.0;
+                sums[at] = L::sum_i8(low, high);
             }
-            sums[at] = values.iter().map(|&v| i32::from(v)).sum();
             scaled[at] = scales[at] * sums[at] as f32;
             if L::WIDENS {
                 let wide = &mut wide[at * BLOCK..(at + 1) * BLOCK];
@@ -290,39 +377,183 @@ unsafe fn quantise_rows_body<L: Lanes>(
     }
 }
 
+/// Where products go.
+#[derive(Clone, Copy, Debug)]
+pub struct Output {
+    /// Elements from row to row of the output.
+    pub stride: usize,
+    /// Column of the first product.
+    pub first: usize,
+    /// Whether they are added to what is there.
+    pub add: bool,
+}
+
 /// `out[m][n] = Σ_k x[m][k] · w[n][k]` for quantised activations `x` (m rows). `out`: (m, n).
 ///
 /// # Panics
 ///
 /// Where sizes disagree.
 pub fn matmul(pool: &Pool, x: &QuantRows, weights: &QuantMatrix, out: &mut [f32]) {
-    let (m, n) = (x.rows, weights.n);
-    assert_eq!(x.blocks, weights.blocks, "as many inputs on both sides");
-    assert_eq!(out.len(), m * n, "out is (m, n)");
-    let out = Shared::new(out);
-    let isa = pool.isa();
-    run_panels(pool, n.div_ceil(PANEL), m, m * n * weights.k, &|first, count| {
-        quant_panels(isa, x, weights, first, count, out);
-    });
+    matmul_into(pool, x, weights, out, Output { stride: weights.n, first: 0, add: false });
 }
 
+/// [`matmul`] into some columns of `out`: (m, `to.stride`).
+///
+/// # Panics
+///
+/// Where sizes disagree.
+pub fn matmul_into(pool: &Pool, x: &QuantRows, weights: &QuantMatrix, out: &mut [f32], to: Output) {
+    let x = &x.all;
+    let (m, n) = (x.rows, weights.n);
+    assert_eq!(x.blocks, weights.blocks, "as many inputs on both sides");
+    assert!(to.first <= to.stride && n <= to.stride - to.first, "products lie inside a row");
+    assert_eq!(out.len(), m * to.stride, "out is (m, stride)");
+    let out = Shared::new(out);
+    let isa = pool.isa();
+    let row_bytes = weights.blocks * (BLOCK + 3 * size_of::<f32>());
+    let height = (ROWS_BYTES / row_bytes).max(MIN_ROWS).next_multiple_of(TALLEST_TILE);
+    for from in (0..m).step_by(height) {
+        let rows = from..m.min(from + height);
+        let x = x.slice(rows.clone());
+        run_panels(pool, n.div_ceil(PANEL), rows.len(), rows.len() * n * weights.k, &|first, count| {
+            quant_panels(isa, x, rows.start, weights, first, count, out, to);
+        });
+    }
+}
+
+/// The input of a product: (m, k).
+pub struct Input<'a> {
+    /// Room for it.
+    pub x: &'a mut [f32],
+    /// Its width.
+    pub k: usize,
+    /// `fill(first_row, rows)` writes some rows; the same each time it is asked.
+    pub fill: &'a (dyn Fn(usize, &mut [f32]) + Sync),
+    /// Whether `x` is read afterwards. Else it may stay as it was.
+    pub keep: bool,
+}
+
+/// Products of an input, which is written on the way, with matrices under each other: into `out`: (m, Σ n), or added to what is
+/// there.
+///
+/// What costs is not to quantise but to carry rows from core to core, hence three ways, by the number of rows m:
+///
+/// ```text
+/// few      every thread fills and quantises all rows for itself, and multiplies them with its share of the weights
+/// many     every thread fills, quantises and multiplies its own rows, with all weights
+/// between  (many threads) rows are filled and quantised in shares, then multiplied with a share of the weights each
+/// ```
+///
+/// # Panics
+///
+/// Where sizes disagree.
+pub fn multiply(
+    pool: &Pool,
+    input: Input<'_>,
+    quantised: &mut QuantRows,
+    weights: &[QuantMatrix],
+    out: &mut [f32],
+    add: bool,
+) {
+    let Input { x, k, fill, keep } = input;
+    assert!(k > 0 && x.len().is_multiple_of(k), "whole rows");
+    let (m, stride) = (x.len() / k, weights.iter().map(QuantMatrix::n).sum::<usize>());
+    assert!(weights.iter().all(|w| w.k == k && w.blocks == k.div_ceil(BLOCK)), "as many inputs on both sides");
+    assert_eq!(out.len(), m * stride, "out is (m, Σ n)");
+    let isa = pool.isa();
+    if m >= MIN_OWN_ROWS * pool.threads() {
+        let (writer, shared, out) = (quantised.all.writer(isa, m, k), Shared::new(x), Shared::new(out));
+        let parts = m.div_ceil(PART_ROWS).next_multiple_of(pool.threads());
+        pool.run_ranges(m, m.div_ceil(parts), &|rows| {
+            // SAFETY: ranges of rows do not overlap.
+            let piece = unsafe { shared.part(rows.start * k, rows.len() * k) };
+            fill(rows.start, piece);
+            // SAFETY: as above.
+            let x = unsafe { writer.write(rows.clone(), piece) };
+            let mut first = 0;
+            for weights in weights {
+                let to = Output { stride, first, add };
+                quant_panels(isa, x, rows.start, weights, 0, weights.n.div_ceil(PANEL), out, to);
+                first += weights.n;
+            }
+        });
+        return;
+    }
+    if m > MAX_COPIED_ROWS {
+        pool.run_rows(x, k, QUANTISE_GRAIN, fill);
+        quantised.quantise(pool, x, k);
+        let mut first = 0;
+        for weights in weights {
+            matmul_into(pool, quantised, weights, out, Output { stride, first, add });
+            first += weights.n;
+        }
+        return;
+    }
+    if keep {
+        fill(0, x);
+    }
+    let x = &*x;
+    quantised.product += 1;
+    let product = quantised.product;
+    quantised.own.resize_with(pool.threads(), Mutex::default);
+    let own = &quantised.own;
+    let out = Shared::new(out);
+    let mut first = 0;
+    for weights in weights {
+        let to = Output { stride, first, add };
+        run_panels(pool, weights.n.div_ceil(PANEL), m, m * weights.n * k, &|first, count| {
+            let mut own = own[pool.thread_idx()].lock().unwrap_or_else(PoisonError::into_inner);
+            let Own { product: last, x: filled, quantised } = &mut *own;
+            if *last != product {
+                let x = if keep {
+                    x
+                } else {
+                    filled.resize(m * k, 0.0);
+                    fill(0, filled);
+                    &filled[..m * k]
+                };
+                // SAFETY: one call for all rows, of buffers that this thread has locked.
+                unsafe { quantised.writer(isa, m, k).write(0..m, x) };
+                *last = product;
+            }
+            quant_panels(isa, quantised.slice(0..m), 0, weights, first, count, out, to);
+        });
+        first += weights.n;
+    }
+}
+
+/// Bytes of activations that meet all weights before others do: they stay in a core's second-level cache beside a few panels.
+const ROWS_BYTES: usize = 320 << 10;
+/// Fewer rows would read the weights too often.
+const MIN_ROWS: usize = 48;
+/// From so many rows a thread on, each has its own.
+const MIN_OWN_ROWS: usize = 12;
+/// Up to so many rows, each thread quantises all of them.
+const MAX_COPIED_ROWS: usize = 32;
+/// Rows of a part where parts are rows: more than one part a thread, so that a slower one may take fewer.
+const PART_ROWS: usize = 128;
+/// Rows of the tallest tile of any tier.
+const TALLEST_TILE: usize = 6;
+
 per_tier! {
-    fn quant_panels(x: &QuantRows, weights: &QuantMatrix, first: usize, count: usize, out: Shared<'_, f32>)
+    fn quant_panels(x: QuantSlice<'_>, first_row: usize, weights: &QuantMatrix, first: usize, count: usize, out: Shared<'_, f32>, to: Output)
         = quant_panels_body
 }
 
 #[inline(always)]
 unsafe fn quant_panels_body<L: Lanes>(
-    x: &QuantRows,
+    x: QuantSlice<'_>,
+    first_row: usize,
     weights: &QuantMatrix,
     first: usize,
     count: usize,
     out: Shared<'_, f32>,
+    to: Output,
 ) {
     let nibbles = weights.format.lines() == 4;
     let panel_bytes = weights.blocks * weights.format.lines() * LINE;
     // With many rows, a panel is brought once into the form that its products read fastest, and every row tile reads that.
-    let form = match (nibbles, x.rows > L::TILE_ROWS) {
+    let form = match (nibbles, x.rows > L::NIBBLE_ROWS) {
         (true, false) => form::NIBBLES,
         (true, true) => form::SMALL,
         (false, true) if L::WIDENS && x.rows >= WIDEN_ROWS => form::WIDE,
@@ -350,7 +581,7 @@ unsafe fn quant_panels_body<L: Lanes>(
                 unpack_lines::<L>(form, quants, &mut unpacked);
                 quants = &unpacked[..panels * panel_bytes * 2];
             }
-            let tile = Tile { x, weights, quants, first: from, out };
+            let tile = Tile { x, first_row, weights, quants, first: from, out, to };
             match panels {
                 4 => tile.panels::<L, 4>(form),
                 2 => tile.panels::<L, 2>(form),
@@ -388,11 +619,14 @@ unsafe fn unpack_lines<L: Lanes>(form: u8, from: &[u8], to: &mut [u8]) {
 
 #[derive(Clone, Copy)]
 struct Tile<'a> {
-    x: &'a QuantRows,
+    x: QuantSlice<'a>,
+    /// Row of the output that belongs to the first of `x`.
+    first_row: usize,
     weights: &'a QuantMatrix,
     quants: &'a [u8],
     first: usize,
     out: Shared<'a, f32>,
+    to: Output,
 }
 
 impl Tile<'_> {
@@ -442,7 +676,7 @@ impl Tile<'_> {
 
     #[inline(always)]
     unsafe fn tile<L: Lanes, const R: usize, const P: usize, const FORM: u8, const MINS: bool>(self, row: usize) {
-        let Self { x, weights, quants, first, out } = self;
+        let Self { x, first_row, weights, quants, first, out, to } = self;
         let blocks = weights.blocks;
         let block_bytes = match FORM {
             form::NIBBLES => 4 * LINE,
@@ -476,6 +710,15 @@ impl Tile<'_> {
                     wide: if L::WIDENS { wide.add(b * BLOCK) } else { wide },
                     stride: blocks * BLOCK,
                 };
+                // The panels behind these, for the first row tile of whoever comes next.
+                if row == 0 {
+                    for p in 0..P {
+                        let ahead = quants.as_ptr().wrapping_add((P + p) * blocks * block_bytes + b * block_bytes);
+                        for line in 0..block_bytes / LINE {
+                            L::prefetch(ahead.wrapping_add(line * LINE));
+                        }
+                    }
+                }
                 L::block::<R, P, FORM>(quants.as_ptr().add(b * block_bytes), blocks * block_bytes, a, &mut dots);
                 for p in 0..P {
                     let at = (p * blocks + b) * PANEL;
@@ -495,7 +738,12 @@ impl Tile<'_> {
             }
             for (r, total) in total.into_iter().enumerate() {
                 for (p, total) in total.into_iter().enumerate() {
-                    store::<L>(out, row + r, first + p, weights.n, total);
+                    let from = (first + p) * PANEL;
+                    let place = Place {
+                        at: (first_row + row + r) * to.stride + to.first + from,
+                        width: PANEL.min(weights.n - from),
+                    };
+                    store::<L>(out, place, to.add, total);
                 }
             }
         }
@@ -575,6 +823,7 @@ mod tests {
                     let (mut exact, mut magnitude) = (0.0, 0.0);
                     for (l, w) in w.iter().enumerate() {
                         let at = i * blocks + l / BLOCK;
+                        let rows = &rows.all;
                         let a = f64::from(rows.values[at * BLOCK + l % BLOCK]) * f64::from(rows.scales[at]);
                         assert!((a - f64::from(x[i * k + l])).abs() <= f64::from(rows.scales[at]) * 0.501);
                         exact += a * w;
@@ -587,6 +836,16 @@ mod tests {
             }
             let bits: Vec<u32> = out.iter().map(|x| x.to_bits()).collect();
             assert_eq!(*expected.get_or_insert_with(|| bits.clone()), bits, "{tier} is not scalar");
+
+            // The same among other columns, added to what is there.
+            let stride = n + 5;
+            let mut among: Vec<f32> = (0..m * stride).map(|i| i as f32).collect();
+            matmul_into(&pool, &rows, &packed, &mut among, Output { stride, first: 3, add: true });
+            for (i, found) in among.iter().enumerate() {
+                let (row, column) = (i / stride, i % stride);
+                let product = (3..3 + n).contains(&column).then(|| out[row * n + column - 3]);
+                assert_eq!(*found, i as f32 + product.unwrap_or(0.0), "{tier}: ({row}, {column})");
+            }
 
             rows.quantise(&pool, &x[(m - 1) * k..], k);
             let mut alone = vec![f32::NAN; n];
@@ -603,9 +862,47 @@ mod tests {
             format in prop::sample::select(vec![
                 BlockFormat::Q4_0, BlockFormat::Q4_1, BlockFormat::Q8_0, BlockFormat::U8Min,
             ]),
-            m in 1usize..28, n in 1usize..90, blocks in 1usize..5, seed: u64,
+            m in prop_oneof![1usize..28, 45usize..60], n in 1usize..90, blocks in 1usize..5, seed: u64,
         ) {
             check(format, m, n, blocks, seed);
+        }
+    }
+
+    #[test]
+    fn rows_in_parts_are_the_rows_together() {
+        let mut random = Random(3);
+        let (k, ns) = (3 * BLOCK, [37, 20]);
+        let formats = [BlockFormat::Q4_1, BlockFormat::Q8_0];
+        let matrices: Vec<QuantMatrix> = formats
+            .into_iter()
+            .zip(ns)
+            .map(|(format, n)| {
+                let bytes = blocks_of(format, n * 3, &mut random);
+                let row_bytes = 3 * format.block_bytes();
+                QuantMatrix::pack(format, n, k, |i| &bytes[i * row_bytes..(i + 1) * row_bytes])
+            })
+            .collect();
+        let stride = ns[0] + ns[1];
+        for m in [1, 7, 23, 24, 31, 33, 59, 131, 400] {
+            let x: Vec<f32> = (0..m * k).map(|_| random.unit()).collect();
+            for (tier, threads) in Tier::available().into_iter().flat_map(|tier| [1, 2, 5].map(|n| (tier, n))) {
+                let pool = Pool::new(threads, tier);
+                let mut rows = QuantRows::default();
+                let mut expected = vec![1.0; m * stride];
+                rows.quantise(&pool, &x, k);
+                matmul_into(&pool, &rows, &matrices[0], &mut expected, Output { stride, first: 0, add: true });
+                matmul_into(&pool, &rows, &matrices[1], &mut expected, Output { stride, first: ns[0], add: true });
+                for keep in [true, false, true] {
+                    let (mut filled, mut out) = (vec![f32::NAN; m * k], vec![1.0; m * stride]);
+                    let fill = |first: usize, rows: &mut [f32]| {
+                        rows.copy_from_slice(&x[first * k..first * k + rows.len()]);
+                    };
+                    let input = Input { x: &mut filled, k, fill: &fill, keep };
+                    multiply(&pool, input, &mut rows, &matrices, &mut out, true);
+                    assert!(!keep || filled == x, "{tier} {m}");
+                    assert_eq!(out, expected, "{tier}, {m} rows, {threads} threads");
+                }
+            }
         }
     }
 

@@ -16,7 +16,7 @@
 
 pub mod prefix;
 
-use std::sync::Arc;
+use std::{ops::Range, sync::Arc};
 
 use metier_kernels::attention::PageShape;
 
@@ -135,12 +135,22 @@ impl KvSequence {
         (place * self.shape.kv_heads + head) * self.shape.head().floats()
     }
 
-    /// Writes key and value of one position of one head.
-    pub(crate) fn write(&mut self, layer: usize, head: usize, position: usize, key: &[f32], value: &[f32]) {
-        let (offset, shape) = (self.offset(layer, head), self.shape.head());
-        let page = Arc::get_mut(&mut self.pages[position / PAGE_POSITIONS])
-            .expect("only filled pages are shared, and nothing is written behind their backs");
-        shape.write(&mut page[offset..offset + shape.floats()], position % PAGE_POSITIONS, key, value);
+    /// The pages that hold `positions`, cut to one layer: which of the positions each holds, and all heads of the layer.
+    pub(crate) fn parts_to_write(
+        &mut self,
+        layer: usize,
+        positions: Range<usize>,
+    ) -> impl Iterator<Item = (Range<usize>, &mut [f32])> {
+        let (offset, floats) = (self.offset(layer, 0), self.shape.layer_floats());
+        let first = positions.start / PAGE_POSITIONS;
+        let pages = &mut self.pages[first..positions.end.div_ceil(PAGE_POSITIONS)];
+        pages.iter_mut().enumerate().map(move |(i, page)| {
+            let from = (first + i) * PAGE_POSITIONS;
+            let page =
+                Arc::get_mut(page).expect("only filled pages are shared, and nothing is written behind their backs");
+            let held = positions.start.max(from)..positions.end.min(from + PAGE_POSITIONS);
+            (held, &mut page[offset..offset + floats])
+        })
     }
 
     /// The pages of one head that hold the first `visible` positions.
@@ -386,7 +396,8 @@ mod tests {
     fn read(sequence: &mut KvSequence, to: usize) {
         for position in sequence.len()..to {
             for layer in (0..SHAPE.layers).filter(|layer| sequence.places[*layer].is_some()).collect::<Vec<_>>() {
-                sequence.write(layer, 0, position, &[position as f32; 16], &[position as f32; 16]);
+                let (_, heads) = sequence.parts_to_write(layer, position..position + 1).next().unwrap();
+                SHAPE.head().write(heads, position % PAGE_POSITIONS, &[position as f32; 16], &[position as f32; 16]);
             }
         }
         sequence.advance(to - sequence.len());

@@ -16,7 +16,7 @@ use crate::{
     Adapter,
     arch::{
         WeightsError, config_error,
-        transformer::{Blueprint, Span, Transformer, WeightFormat},
+        transformer::{Blueprint, Span, Transformer, WeightFormat, Workspace},
     },
     base::BaseId,
     cache::KvSequence,
@@ -280,7 +280,8 @@ impl Decoder {
         }
         let mut cache = KvSequence::alone(self.network.config().cache(), tokens.len());
         let span = Span { tokens, cache: &mut cache, wanted: tokens.len(), adapter };
-        let logits = pool.enter(|| self.network.forward(pool, &mut [span]));
+        let mut workspace = Workspace::default();
+        let logits = pool.enter(|| self.network.forward(pool, &mut [span], &mut workspace));
         Ok(logits.chunks_exact(vocabulary).map(<[f32]>::to_vec).collect())
     }
 }

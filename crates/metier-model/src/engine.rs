@@ -50,6 +50,7 @@ pub use crate::{
     sample::Sampling,
 };
 use crate::{
+    arch::transformer::Workspace,
     cache::{CacheStats, KvCache, prefix::Sharers},
     tokenizer::TokenId,
 };
@@ -64,6 +65,7 @@ pub struct Engine {
     running: Vec<Sequence>,
     cancelled: Vec<Event>,
     lookup: LookupStats,
+    workspace: Workspace,
     next_id: u64,
 }
 
@@ -90,7 +92,8 @@ impl Engine {
         let cache = KvCache::new(decoder.network().config().cache(), limits.kv_cache_bytes);
         let (adapters, queue) = (Adapters::default(), Queue::default());
         let (running, cancelled, lookup) = (Vec::new(), Vec::new(), LookupStats::default());
-        Self { decoder, limits, cache, adapters, queue, running, cancelled, lookup, next_id: 0 }
+        let workspace = Workspace::default();
+        Self { decoder, limits, cache, adapters, queue, running, cancelled, lookup, workspace, next_id: 0 }
     }
 
     /// The decoder.
@@ -175,7 +178,7 @@ impl Engine {
         self.admit();
         self.plan();
         let decoder = Arc::clone(&self.decoder);
-        let (running, cache, lookup) = (&mut self.running, &mut self.cache, &mut self.lookup);
+        let Self { running, cache, lookup, workspace, .. } = self;
         let vocabulary = decoder.network().config().vocabulary;
         let stepped = pool.enter(|| {
             let mut stepping: Vec<(usize, &mut Sequence)> = running.iter_mut().enumerate().collect();
@@ -192,9 +195,9 @@ impl Engine {
             if spans.is_empty() {
                 return Vec::new();
             }
-            let logits = decoder.network().forward(pool, &mut spans);
+            let logits = decoder.network().forward(pool, &mut spans, workspace);
             drop(spans);
-            let mut rest = &logits[..];
+            let mut rest = logits;
             let mut stepped = Vec::new();
             for (i, wanted) in rows {
                 let (own, others) = rest.split_at(wanted * vocabulary);

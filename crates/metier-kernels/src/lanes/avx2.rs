@@ -141,6 +141,35 @@ impl Lanes for Avx2 {
             _mm256_storeu_si256(p.add(32).cast(), x[1]);
         }
     }
+    #[inline(always)]
+    unsafe fn sum(x: Self::F) -> f32 {
+        unsafe {
+            let eight = _mm256_add_ps(x[0], x[1]);
+            let four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps::<1>(eight));
+            let two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+            _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)))
+        }
+    }
+    #[inline(always)]
+    unsafe fn max_lane(x: Self::F) -> f32 {
+        unsafe {
+            let eight = _mm256_max_ps(x[0], x[1]);
+            let four = _mm_max_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps::<1>(eight));
+            let two = _mm_max_ps(four, _mm_movehl_ps(four, four));
+            _mm_cvtss_f32(_mm_max_ss(two, _mm_movehdup_ps(two)))
+        }
+    }
+    #[inline(always)]
+    unsafe fn sum_i8(a: Self::I, b: Self::I) -> i32 {
+        unsafe {
+            let low = |x| _mm256_srai_epi32::<24>(_mm256_slli_epi32::<24>(x));
+            let eight =
+                _mm256_add_epi32(_mm256_add_epi32(low(a[0]), low(a[1])), _mm256_add_epi32(low(b[0]), low(b[1])));
+            let four = _mm_add_epi32(_mm256_castsi256_si128(eight), _mm256_extracti128_si256::<1>(eight));
+            let two = _mm_add_epi32(four, _mm_shuffle_epi32::<0b11_10_11_10>(four));
+            _mm_cvtsi128_si32(_mm_add_epi32(two, _mm_shuffle_epi32::<1>(two)))
+        }
+    }
     /// `vpmaddubsw` would saturate (255 · 127 · 2 > 32,767), so even and odd bytes are widened to 16 bits first.
     #[inline(always)]
     unsafe fn dot4(acc: Self::I, w: Self::B, a: *const i8) -> Self::I {

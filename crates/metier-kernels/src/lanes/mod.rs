@@ -56,6 +56,8 @@ pub(crate) struct Activations {
 pub(crate) trait Lanes: Copy {
     /// Rows of activations that one tile of the matmul kernels holds: as many as the registers carry.
     const TILE_ROWS: usize;
+    /// Up to so many rows, nibbles are unpacked for every tile of rows; beyond, once for all.
+    const NIBBLE_ROWS: usize = 4;
     /// Whether 8-bit products are made of 16-bit operands, so that activations are widened once, and weights where many rows share them.
     const WIDENS: bool = false;
     /// 16 × f32.
@@ -98,6 +100,12 @@ pub(crate) trait Lanes: Copy {
     unsafe fn store_bytes(p: *mut u8, x: Self::B);
     /// Adds `Σ_{i<4} w[lane][i] · a[i]` to each lane; `a` points at four i8. Exact for every u8 and for i8 ≥ −127.
     unsafe fn dot4(acc: Self::I, w: Self::B, a: *const i8) -> Self::I;
+
+    /// Asks for the cache line of an address, which need not be valid.
+    #[inline(always)]
+    unsafe fn prefetch(p: *const u8) {
+        let _ = p;
+    }
 
     /// Turns a line of bytes into the 128 bytes that [`form::WIDE`] means by it.
     unsafe fn widen_line(from: *const u8, to: *mut u8) {
@@ -152,12 +160,23 @@ pub(crate) trait Lanes: Copy {
         lanes[0]
     }
 
-    /// The greatest lane.
+    /// The greatest lane, by the same tree of `a > b ? a : b`.
     #[inline(always)]
     unsafe fn max_lane(x: Self::F) -> f32 {
         let mut lanes = [0.0f32; LANES];
         // SAFETY: as in `sum`.
         unsafe { Self::store(lanes.as_mut_ptr(), x) };
-        lanes.into_iter().fold(f32::NEG_INFINITY, |a, b| if a > b { a } else { b })
+        let mut half = LANES / 2;
+        while half > 0 {
+            for i in 0..half {
+                let (a, b) = (lanes[i], lanes[i + half]);
+                lanes[i] = if a > b { a } else { b };
+            }
+            half /= 2;
+        }
+        lanes[0]
     }
+
+    /// Sum of the low bytes of all lanes of both, taken as i8: of what [`store_i8`](Self::store_i8) writes.
+    unsafe fn sum_i8(a: Self::I, b: Self::I) -> i32;
 }

@@ -117,4 +117,8 @@ impl Lanes for Scalar {
         let a = unsafe { a.cast::<[i8; 4]>().read_unaligned() };
         std::array::from_fn(|lane| (0..4).fold(acc[lane], |sum, i| sum + i32::from(w[lane * 4 + i]) * i32::from(a[i])))
     }
+    #[inline(always)]
+    unsafe fn sum_i8(a: Self::I, b: Self::I) -> i32 {
+        a.into_iter().chain(b).map(|x| i32::from(x as i8)).sum()
+    }
 }

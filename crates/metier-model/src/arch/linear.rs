@@ -8,7 +8,7 @@ use metier_kernels::{
     Pool,
     dense::{self, DenseMatrix},
     elementwise,
-    quant::{self, BlockFormat, QuantMatrix, QuantRows},
+    quant::{self, BlockFormat, Input, Output, QuantMatrix, QuantRows},
 };
 
 use super::{ROW_GRAIN, WeightsError, pack_dense};
@@ -81,30 +81,48 @@ impl Matrix {
 
     /// `x`: (m, k) → (m, n).
     pub(crate) fn apply(&self, pool: &Pool, x: &[f32], rows: &mut QuantRows) -> Vec<f32> {
-        let mut out = vec![0.0; x.len() / self.k() * self.n()];
+        let stride = self.n();
+        let mut out = vec![0.0; x.len() / self.k() * stride];
         match self {
             Self::Dense(dense) => dense::matmul(pool, x, dense, None, &mut out),
             Self::Quant(parts) => {
                 rows.quantise(pool, x, self.k());
-                if let [whole] = parts.as_slice() {
-                    quant::matmul(pool, rows, whole, &mut out);
-                    return out;
-                }
-                let (m, n) = (x.len() / self.k(), self.n());
-                let mut at = 0;
+                let mut first = 0;
                 for part in parts {
-                    let len = part.n();
-                    let mut products = vec![0.0; m * len];
-                    quant::matmul(pool, rows, part, &mut products);
-                    for (out, products) in out.chunks_exact_mut(n).zip(products.chunks_exact(len)) {
-                        out[at..at + len].copy_from_slice(products);
-                    }
-                    at += len;
+                    quant::matmul_into(pool, rows, part, &mut out, Output { stride, first, add: false });
+                    first += part.n();
                 }
             }
         }
         out
     }
+
+    /// Products of an input that is written on the way, into `out`: (m, n), or added to what is there.
+    pub(crate) fn multiply(&self, pool: &Pool, input: Input<'_>, rows: &mut QuantRows, out: &mut [f32], add: bool) {
+        match self {
+            Self::Dense(dense) => {
+                pool.run_rows(input.x, input.k, FILL_GRAIN, input.fill);
+                if add {
+                    let mut products = vec![0.0; out.len()];
+                    dense::matmul(pool, input.x, dense, None, &mut products);
+                    add_rows(pool, out, &products, dense.n());
+                } else {
+                    dense::matmul(pool, input.x, dense, None, out);
+                }
+            }
+            Self::Quant(parts) => quant::multiply(pool, input, rows, parts, out, add),
+        }
+    }
+}
+
+/// Rows that one part writes before they are multiplied.
+const FILL_GRAIN: usize = 16;
+
+/// `x += y`, in rows of `width`.
+pub(crate) fn add_rows(pool: &Pool, x: &mut [f32], y: &[f32], width: usize) {
+    pool.run_rows(x, width, ROW_GRAIN, &|first, rows| {
+        elementwise::add(pool.isa(), rows, &y[first * width..first * width + rows.len()]);
+    });
 }
 
 /// The form in which a tensor is kept.
@@ -225,15 +243,14 @@ impl Linear {
         Ok(Self { matrix: Matrix::pack(tensors, format)?, bias: None })
     }
 
-    /// `x`: (m, k) → (m, n).
-    pub(crate) fn apply(&self, pool: &Pool, x: &[f32], rows: &mut QuantRows) -> Vec<f32> {
-        let mut out = self.matrix.apply(pool, x, rows);
+    /// [`Matrix::multiply`], with the bias.
+    pub(crate) fn multiply(&self, pool: &Pool, input: Input<'_>, rows: &mut QuantRows, out: &mut [f32], add: bool) {
+        self.matrix.multiply(pool, input, rows, out, add);
         if let Some(bias) = &self.bias {
-            pool.run_rows(&mut out, bias.len(), ROW_GRAIN, &|_, rows| {
+            pool.run_rows(out, bias.len(), ROW_GRAIN, &|_, rows| {
                 rows.chunks_exact_mut(bias.len()).for_each(|row| elementwise::add(pool.isa(), row, bias));
             });
         }
-        out
     }
 }
 

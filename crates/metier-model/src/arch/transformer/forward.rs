@@ -3,21 +3,51 @@
 //! The tokens of all spans lie under each other as the *rows* of one [`Step`]; every linear map sees them all at once, attention
 //! keeps the sequences apart. Nothing that is computed for a row depends on the rows beside it.
 
-use std::ops::Range;
+use std::{ops::Range, sync::Mutex};
 
 use metier_kernels::{
     Pool,
     attention::{QUERIES, attend},
     elementwise,
     lora::{LoraSegment, add_deltas},
-    quant::QuantRows,
+    quant::{Input, QuantRows},
 };
 
 use super::{Activation, RopePairs, Span, Transformer, TransformerConfig, rope::Rope};
 use crate::{
     adapter::Site,
-    arch::{ROW_GRAIN, linear::Linear},
+    arch::{
+        ROW_GRAIN,
+        linear::{Linear, add_rows},
+    },
+    cache::PAGE_POSITIONS,
 };
+
+/// What a pass writes, kept for the next one: memory that is asked for anew costs a page fault for each 4 KiB.
+#[derive(Default)]
+pub(crate) struct Workspace {
+    /// What goes from layer to layer. (rows, width)
+    x: Vec<f32>,
+    /// The input of a linear map. (rows, its k)
+    inputs: Vec<f32>,
+    qkv: Vec<f32>,
+    /// What attention returns, block after block.
+    by_block: Vec<f32>,
+    /// Gate and up. (rows, 2 · inner)
+    wide: Vec<f32>,
+    /// What a block returns, where it is not added to `x` at once. (rows, width)
+    mixed: Vec<f32>,
+    logits: Vec<f32>,
+    quantised: QuantRows,
+}
+
+/// The first `len` elements, which the caller writes; what they held before is anything.
+fn room(buffer: &mut Vec<f32>, len: usize) -> &mut [f32] {
+    if buffer.len() < len {
+        buffer.resize(len, 0.0);
+    }
+    &mut buffer[..len]
+}
 
 /// One pass: who reads what, where its rows lie, and what all layers need to know about them.
 struct Step<'p, 's, 'c> {
@@ -27,11 +57,53 @@ struct Step<'p, 's, 'c> {
     rows: Vec<Range<usize>>,
     /// `(cos, sin)` of each row's rotary angles, as [`Rope`] lays them out.
     turns: Vec<(f32, f32)>,
-    quantised: QuantRows,
+    blocks: Vec<Block>,
+}
+
+/// Queries that share one pass over one key head's pages: eight positions of a query head in a prompt, the query heads of a group in
+/// decoding.
+struct Block {
+    span_idx: usize,
+    kv_head: usize,
+    heads: Range<usize>,
+    /// Of the span.
+    rows: Range<usize>,
+}
+
+/// Rows of a span whose blocks follow each other, head after head: a head's keys are read for all of them while they are in the
+/// cache, and what comes out lies near for whoever reads these rows.
+const GROUP_ROWS: usize = 64;
+
+/// The outputs of a span's blocks lie group after group, in each head after head: `(groups, heads, rows)` of `head_dim`.
+fn blocks_of(config: &TransformerConfig, rows: &[Range<usize>]) -> Vec<Block> {
+    let group = config.heads / config.kv_heads;
+    let mut blocks = Vec::new();
+    for (span_idx, rows) in rows.iter().enumerate() {
+        for from in (0..rows.len()).step_by(GROUP_ROWS) {
+            let in_group = from..rows.len().min(from + GROUP_ROWS);
+            for kv_head in 0..config.kv_heads {
+                let heads = kv_head * group..(kv_head + 1) * group;
+                if rows.len() == 1 {
+                    for from in heads.clone().step_by(QUERIES) {
+                        let heads = from..heads.end.min(from + QUERIES);
+                        blocks.push(Block { span_idx, kv_head, heads, rows: 0..1 });
+                    }
+                    continue;
+                }
+                for head in heads {
+                    for from in in_group.clone().step_by(QUERIES) {
+                        let rows = from..in_group.end.min(from + QUERIES);
+                        blocks.push(Block { span_idx, kv_head, heads: head..head + 1, rows });
+                    }
+                }
+            }
+        }
+    }
+    blocks
 }
 
 impl<'p, 's, 'c> Step<'p, 's, 'c> {
-    fn new(pool: &'p Pool, spans: &'s mut [Span<'c>], rope: &Rope) -> Self {
+    fn new(pool: &'p Pool, spans: &'s mut [Span<'c>], rope: &Rope, config: &TransformerConfig) -> Self {
         let spans: Vec<&mut Span<'c>> = spans.iter_mut().collect();
         let mut rows = Vec::with_capacity(spans.len());
         let mut turns = Vec::new();
@@ -43,20 +115,16 @@ impl<'p, 's, 'c> Step<'p, 's, 'c> {
                 turns.extend(rope.turns(position));
             }
         }
-        Self { pool, spans, rows, turns, quantised: QuantRows::default() }
+        let blocks = blocks_of(config, &rows);
+        Self { pool, spans, rows, turns, blocks }
     }
 
     fn n_rows(&self) -> usize {
         self.rows.last().map_or(0, |rows| rows.end)
     }
 
-    /// `x`: (rows, k) → (rows, n). Every linear map of the network goes through here.
-    fn apply(&mut self, linear: &Linear, x: &[f32]) -> Vec<f32> {
-        linear.apply(self.pool, x, &mut self.quantised)
-    }
-
-    /// Adds to `y` what the spans' adapters do to this site's input `x`.
-    fn adapt(&self, layer_idx: usize, site: Site, x: &[f32], y: &mut [f32]) {
+    /// The spans' adapters at this site, and their rows.
+    fn segments(&self, layer_idx: usize, site: Site) -> Vec<LoraSegment<'_>> {
         let mut segments: Vec<LoraSegment<'_>> = Vec::new();
         for (span, rows) in self.spans.iter().zip(&self.rows) {
             let Some(stack) = span.adapter.and_then(|adapter| adapter.stack(layer_idx, site)) else { continue };
@@ -67,11 +135,16 @@ impl<'p, 's, 'c> Step<'p, 's, 'c> {
                 _ => segments.push(LoraSegment { rows: rows.clone(), stack }),
             }
         }
-        add_deltas(self.pool, x, y, &segments);
+        segments
     }
 
     /// The step without the spans that skip this layer, with the rows of `x` that are left; `None` where nobody skips it.
-    fn of_layer(&mut self, layer_idx: usize, x: &[f32]) -> Option<(Step<'p, '_, 'c>, Vec<f32>)> {
+    fn of_layer(
+        &mut self,
+        layer_idx: usize,
+        x: &[f32],
+        config: &TransformerConfig,
+    ) -> Option<(Step<'p, '_, 'c>, Vec<f32>)> {
         if self.spans.iter().all(|span| span.cache.keeps(layer_idx)) {
             return None;
         }
@@ -88,8 +161,8 @@ impl<'p, 's, 'c> Step<'p, 's, 'c> {
                 &mut **span
             })
             .collect();
-        let quantised = std::mem::take(&mut self.quantised);
-        Some((Step { pool: self.pool, spans, rows, turns, quantised }, left))
+        let blocks = blocks_of(config, &rows);
+        Some((Step { pool: self.pool, spans, rows, turns, blocks }, left))
     }
 
     /// Puts the rows that a layer computed back among those that skipped it.
@@ -111,73 +184,141 @@ impl Transformer {
     /// # Panics
     ///
     /// Where a span is empty, its cache has no room for it, or an id lies outside the vocabulary: the engine admits none such.
-    pub(crate) fn forward(&self, pool: &Pool, spans: &mut [Span<'_>]) -> Vec<f32> {
-        let mut step = Step::new(pool, spans, &self.rope);
-        let mut x = self.embed(&step);
+    pub(crate) fn forward<'w>(&self, pool: &Pool, spans: &mut [Span<'_>], workspace: &'w mut Workspace) -> &'w [f32] {
+        let mut step = Step::new(pool, spans, &self.rope, &self.config);
+        let mut buffer = std::mem::take(&mut workspace.x);
+        let x = room(&mut buffer, step.n_rows() * self.config.width);
+        self.embed(&step, x);
         for layer_idx in 0..self.layers.len() {
-            if let Some((mut part, mut left)) = step.of_layer(layer_idx, &x) {
+            if let Some((mut part, mut left)) = step.of_layer(layer_idx, x, &self.config) {
                 if !left.is_empty() {
-                    self.attention_block(&mut part, layer_idx, &mut left);
-                    self.ffn_block(&mut part, layer_idx, &mut left);
+                    self.attention_block(&mut part, workspace, layer_idx, &mut left);
+                    self.ffn_block(&part, workspace, layer_idx, &mut left);
                 }
-                let quantised = part.quantised;
-                step.quantised = quantised;
-                step.put_back(layer_idx, &left, &mut x);
+                step.put_back(layer_idx, &left, x);
             } else {
-                self.attention_block(&mut step, layer_idx, &mut x);
-                self.ffn_block(&mut step, layer_idx, &mut x);
+                self.attention_block(&mut step, workspace, layer_idx, x);
+                self.ffn_block(&step, workspace, layer_idx, x);
             }
         }
         for span in &mut step.spans {
             span.cache.advance(span.tokens.len());
         }
-        self.logits(&mut step, &x)
+        let n_logits = self.logits(&step, workspace, x);
+        workspace.x = buffer;
+        &workspace.logits[..n_logits]
     }
 
-    fn embed(&self, step: &Step<'_, '_, '_>) -> Vec<f32> {
-        let (table, width) = (self.table(), self.config.width);
-        let mut x = vec![0.0; step.n_rows() * width];
+    fn embed(&self, step: &Step<'_, '_, '_>, x: &mut [f32]) {
+        let table = self.table();
         let ids = step.spans.iter().flat_map(|span| span.tokens);
-        for (id, row) in ids.zip(x.chunks_exact_mut(width)) {
+        for (id, row) in ids.zip(x.chunks_exact_mut(self.config.width)) {
             assert!(table.read_row(id.0 as usize, row), "the table's type was checked at load");
             if self.config.embedding_scale != 1.0 {
                 row.iter_mut().for_each(|x| *x *= self.config.embedding_scale);
             }
         }
-        x
     }
 
     /// `x += post(O·attention(rope(n(Q·h)), rope(n(K·h)), V·h))`, `h = rms(x)`; keys and values go into the caches.
     /// `x`: (rows, width).
-    fn attention_block(&self, step: &mut Step<'_, '_, '_>, layer_idx: usize, x: &mut [f32]) {
-        let layer = &self.layers[layer_idx];
-        let normed = norm_rows(step.pool, x, &layer.attention_norm, self.config.eps);
-        let mut qkv = step.apply(&layer.qkv, &normed);
-        step.adapt(layer_idx, Site::Qkv, &normed, &mut qkv);
-        self.turn(step, layer_idx, &mut qkv);
-        self.store(step, layer_idx, &qkv);
-        let context = self.attention(step, layer_idx, &qkv);
-        let mut mixed = step.apply(&layer.output, &context);
-        step.adapt(layer_idx, Site::Output, &context, &mut mixed);
-        self.post_norm(step.pool, layer.post_attention_norm.as_deref(), &mut mixed);
-        elementwise::add(step.pool.isa(), x, &mixed);
+    fn attention_block(&self, step: &mut Step<'_, '_, '_>, workspace: &mut Workspace, layer_idx: usize, x: &mut [f32]) {
+        let (layer, pool, n_rows) = (&self.layers[layer_idx], step.pool, step.n_rows());
+        let Workspace { inputs, qkv, by_block, mixed, quantised, .. } = workspace;
+        let qkv = room(qkv, n_rows * layer.qkv.matrix.n());
+        let normed = room(inputs, n_rows * self.config.width);
+        let segments = step.segments(layer_idx, Site::Qkv);
+        {
+            let norm = self.norm_of(pool, x, &layer.attention_norm);
+            let input = Input { x: normed, k: self.config.width, fill: &norm, keep: !segments.is_empty() };
+            layer.qkv.multiply(pool, input, quantised, qkv, false);
+        }
+        add_deltas(pool, normed, qkv, &segments);
+        drop(segments);
+        self.turn(step, layer_idx, qkv);
+        self.store(step, layer_idx, qkv);
+        let by_block = room(by_block, n_rows * self.config.q_len());
+        self.attention(step, layer_idx, qkv, by_block);
+        let context = room(inputs, n_rows * self.config.q_len());
+        let gather = |first: usize, rows: &mut [f32]| self.gather(step, by_block, first, rows);
+        let segments = step.segments(layer_idx, Site::Output);
+        let post = layer.post_attention_norm.as_deref();
+        let input = Input { x: context, k: self.config.q_len(), fill: &gather, keep: !segments.is_empty() };
+        self.add_block(pool, (&layer.output, post), input, quantised, mixed, &segments, x);
     }
 
     /// `x += post(D·(act(G·h) ∘ U·h))`, `h = rms(x)`. `x`: (rows, width).
-    fn ffn_block(&self, step: &mut Step<'_, '_, '_>, layer_idx: usize, x: &mut [f32]) {
-        let layer = &self.layers[layer_idx];
-        let normed = norm_rows(step.pool, x, &layer.ffn_norm, self.config.eps);
-        let mut wide = step.apply(&layer.gate_up, &normed);
-        step.adapt(layer_idx, Site::GateUp, &normed, &mut wide);
-        let activated = self.activate(step.pool, &wide);
-        let mut mixed = step.apply(&layer.down, &activated);
-        step.adapt(layer_idx, Site::Down, &activated, &mut mixed);
-        self.post_norm(step.pool, layer.post_ffn_norm.as_deref(), &mut mixed);
-        elementwise::add(step.pool.isa(), x, &mixed);
+    fn ffn_block(&self, step: &Step<'_, '_, '_>, workspace: &mut Workspace, layer_idx: usize, x: &mut [f32]) {
+        let (layer, pool, n_rows) = (&self.layers[layer_idx], step.pool, step.n_rows());
+        let (isa, inner) = (pool.isa(), self.config.inner);
+        let Workspace { inputs, wide, mixed, quantised, .. } = workspace;
+        let wide = room(wide, n_rows * 2 * inner);
+        let normed = room(inputs, n_rows * self.config.width);
+        let segments = step.segments(layer_idx, Site::GateUp);
+        {
+            let norm = self.norm_of(pool, x, &layer.ffn_norm);
+            let input = Input { x: normed, k: self.config.width, fill: &norm, keep: !segments.is_empty() };
+            layer.gate_up.multiply(pool, input, quantised, wide, false);
+        }
+        add_deltas(pool, normed, wide, &segments);
+        let wide = &*wide;
+        let activate = |first: usize, rows: &mut [f32]| {
+            for (row, both) in rows.chunks_exact_mut(inner).zip(wide[first * 2 * inner..].chunks_exact(2 * inner)) {
+                let (gate, up) = both.split_at(inner);
+                row.copy_from_slice(gate);
+                match self.config.activation {
+                    Activation::Silu => elementwise::swiglu(isa, row, up),
+                    Activation::GeluTanh => elementwise::geglu_tanh(isa, row, up),
+                }
+            }
+        };
+        let activated = room(inputs, n_rows * inner);
+        let (segments, post) = (step.segments(layer_idx, Site::Down), layer.post_ffn_norm.as_deref());
+        let input = Input { x: activated, k: inner, fill: &activate, keep: !segments.is_empty() };
+        self.add_block(pool, (&layer.down, post), input, quantised, mixed, &segments, x);
     }
 
-    /// The logits of the rows that are wanted.
-    fn logits(&self, step: &mut Step<'_, '_, '_>, x: &[f32]) -> Vec<f32> {
+    /// `x += post(linear(input) + deltas)`. Products that nothing else is done to are added to `x`
+    /// where they are made; the sum is the same.
+    #[allow(clippy::too_many_arguments, reason = "the end of both blocks: buffers and what is different")]
+    fn add_block(
+        &self,
+        pool: &Pool,
+        (linear, post_norm): (&Linear, Option<&[f32]>),
+        input: Input<'_>,
+        quantised: &mut QuantRows,
+        mixed: &mut Vec<f32>,
+        segments: &[LoraSegment<'_>],
+        x: &mut [f32],
+    ) {
+        if segments.is_empty() && post_norm.is_none() && linear.bias.is_none() {
+            return linear.multiply(pool, input, quantised, x, true);
+        }
+        let width = self.config.width;
+        let mixed = room(mixed, x.len());
+        let Input { x: rows, k, fill, keep } = input;
+        linear.multiply(pool, Input { x: rows, k, fill, keep }, quantised, mixed, false);
+        add_deltas(pool, rows, mixed, segments);
+        if let Some(weight) = post_norm {
+            pool.run_rows(mixed, width, ROW_GRAIN, &|_, rows| {
+                elementwise::rms_norm_heads(pool.isa(), rows, weight, self.config.eps);
+            });
+        }
+        add_rows(pool, x, mixed, width);
+    }
+
+    /// Writes the norms of rows of `x`.
+    fn norm_of(&self, pool: &Pool, x: &[f32], weight: &[f32]) -> impl Fn(usize, &mut [f32]) + Sync {
+        let (isa, width, eps) = (pool.isa(), self.config.width, self.config.eps);
+        move |first: usize, rows: &mut [f32]| {
+            for (row, x) in rows.chunks_exact_mut(width).zip(x[first * width..].chunks_exact(width)) {
+                elementwise::rms_norm(isa, x, weight, eps, row);
+            }
+        }
+    }
+
+    /// The logits of the rows that are wanted, and how many numbers they are.
+    fn logits(&self, step: &Step<'_, '_, '_>, workspace: &mut Workspace, x: &[f32]) -> usize {
         let width = self.config.width;
         let mut wanted = Vec::new();
         for (span, rows) in step.spans.iter().zip(&step.rows) {
@@ -185,35 +326,15 @@ impl Transformer {
             wanted.extend_from_slice(&x[first * width..rows.end * width]);
         }
         if wanted.is_empty() {
-            return wanted;
+            return 0;
         }
-        let normed = norm_rows(step.pool, &wanted, &self.output_norm, self.config.eps);
-        step.apply(&self.head, &normed)
-    }
-
-    /// `wide`: (rows, gate + up) → `act(gate) ∘ up`: (rows, inner).
-    fn activate(&self, pool: &Pool, wide: &[f32]) -> Vec<f32> {
-        let (isa, inner) = (pool.isa(), self.config.inner);
-        let mut out = vec![0.0; wide.len() / 2];
-        pool.run_rows(&mut out, inner, ROW_GRAIN, &|first, rows| {
-            for (i, row) in rows.chunks_exact_mut(inner).enumerate() {
-                let (gate, up) = wide[(first + i) * 2 * inner..(first + i + 1) * 2 * inner].split_at(inner);
-                row.copy_from_slice(gate);
-                match self.config.activation {
-                    Activation::Silu => elementwise::swiglu(isa, row, up),
-                    Activation::GeluTanh => elementwise::geglu_tanh(isa, row, up),
-                }
-            }
-        });
-        out
-    }
-
-    /// What a block returns, normed where the network does that.
-    fn post_norm(&self, pool: &Pool, weight: Option<&[f32]>, x: &mut [f32]) {
-        let Some(weight) = weight else { return };
-        pool.run_rows(x, weight.len(), ROW_GRAIN, &|_, rows| {
-            elementwise::rms_norm_heads(pool.isa(), rows, weight, self.config.eps);
-        });
+        let Workspace { inputs, logits, quantised, .. } = workspace;
+        let logits = room(logits, wanted.len() / width * self.config.vocabulary);
+        let normed = room(inputs, wanted.len());
+        let norm = self.norm_of(step.pool, &wanted, &self.output_norm);
+        let input = Input { x: normed, k: width, fill: &norm, keep: false };
+        self.head.multiply(step.pool, input, quantised, logits, false);
+        logits.len()
     }
 
     /// Norms the heads of queries and keys where the network does that, then turns them by their positions.
@@ -244,97 +365,92 @@ impl Transformer {
 
     /// Writes keys and values into the caches. `qkv`: (rows, q + k + v).
     fn store(&self, step: &mut Step<'_, '_, '_>, layer_idx: usize, qkv: &[f32]) {
-        let TransformerConfig { head_dim, .. } = self.config;
+        let head_dim = self.config.head_dim;
         let (q_len, kv_len) = (self.config.q_len(), self.config.kv_len());
-        let mut rows = qkv.chunks_exact(q_len + 2 * kv_len);
-        for span in step.spans.iter_mut() {
-            let start = span.cache.len();
-            for (i, row) in rows.by_ref().take(span.tokens.len()).enumerate() {
-                let (keys, values) = row[q_len..].split_at(kv_len);
-                let heads = keys.chunks_exact(head_dim).zip(values.chunks_exact(head_dim));
-                for (head, (key, value)) in heads.enumerate() {
-                    span.cache.write(layer_idx, head, start + i, key, value);
+        let stride = q_len + 2 * kv_len;
+        let (pool, n_rows) = (step.pool, step.n_rows());
+        let parts: Vec<Mutex<StorePart<'_>>> = step
+            .spans
+            .iter_mut()
+            .zip(&step.rows)
+            .flat_map(|(span, rows)| {
+                let (start, first_row) = (span.cache.len(), rows.start);
+                let parts = span.cache.parts_to_write(layer_idx, start..start + rows.len());
+                parts.map(move |(positions, heads)| {
+                    Mutex::new(StorePart { first_row: first_row + positions.start - start, positions, heads })
+                })
+            })
+            .collect();
+        let shape = self.config.cache().head();
+        let write = |part: &Mutex<StorePart<'_>>| {
+            let mut part = part.lock().expect("nobody else has this part");
+            let StorePart { first_row, positions, heads } = &mut *part;
+            for (i, position) in positions.clone().enumerate() {
+                let (keys, values) = qkv[(*first_row + i) * stride + q_len..][..2 * kv_len].split_at(kv_len);
+                let pairs = keys.chunks_exact(head_dim).zip(values.chunks_exact(head_dim));
+                for (head, (key, value)) in heads.chunks_exact_mut(shape.floats()).zip(pairs) {
+                    shape.write(head, position % PAGE_POSITIONS, key, value);
                 }
             }
+        };
+        if n_rows < STORE_ROWS {
+            parts.iter().for_each(write);
+        } else {
+            pool.run(parts.len(), &|i| write(&parts[i]));
         }
     }
 
-    /// `qkv`: (rows, q + k + v) → (rows, heads · head_dim).
-    fn attention(&self, step: &Step<'_, '_, '_>, layer_idx: usize, qkv: &[f32]) -> Vec<f32> {
+    /// `qkv`: (rows, q + k + v) → outputs, block after block.
+    fn attention(&self, step: &Step<'_, '_, '_>, layer_idx: usize, qkv: &[f32], by_block: &mut [f32]) {
         let TransformerConfig { head_dim, .. } = self.config;
-        let (q_len, stride) = (self.config.q_len(), self.config.q_len() + 2 * self.config.kv_len());
-        let blocks = self.blocks(step);
-        let lens: Vec<usize> = blocks.iter().map(|block| block.queries.len() * head_dim).collect();
-        let mut by_block = vec![0.0; step.n_rows() * q_len];
+        let stride = self.config.q_len() + 2 * self.config.kv_len();
+        let lens: Vec<usize> = step.blocks.iter().map(|b| b.heads.len() * b.rows.len() * head_dim).collect();
         let (scale, window) = (self.config.score_scale, self.config.window_of(layer_idx).unwrap_or(usize::MAX));
-        let (isa, shape, spans) = (step.pool.isa(), self.config.cache().head(), &step.spans);
-        step.pool.run_pieces(&mut by_block, &lens, &|i, out| {
-            let block = &blocks[i];
-            let cache = &*spans[block.span_idx].cache;
+        let (isa, shape) = (step.pool.isa(), self.config.cache().head());
+        let (spans, blocks) = (&step.spans, &step.blocks);
+        step.pool.run_pieces(by_block, &lens, &|i, out| {
+            let Block { span_idx, kv_head, heads, rows } = &blocks[i];
+            let cache = &*spans[*span_idx].cache;
+            let first_row = step.rows[*span_idx].start;
             let mut queries = Vec::with_capacity(out.len());
             let mut visible = Vec::with_capacity(QUERIES);
-            for (i, head) in &block.queries {
-                queries.extend_from_slice(&qkv[(block.first_row + i) * stride + head * head_dim..][..head_dim]);
-                let end = cache.len() + i + 1;
-                visible.push(end.saturating_sub(window)..end);
-            }
-            let longest = visible.last().map_or(0, |range| range.end);
-            let pages = cache.head_pages(layer_idx, block.kv_head, longest);
-            attend(isa, shape, &queries, &visible, &pages, scale, &mut Vec::new(), out);
-        });
-        let mut out = vec![0.0; step.n_rows() * q_len];
-        let mut pieces = by_block.chunks_exact(head_dim);
-        for block in &blocks {
-            for ((i, head), piece) in block.queries.iter().zip(pieces.by_ref()) {
-                out[(block.first_row + i) * q_len + head * head_dim..][..head_dim].copy_from_slice(piece);
-            }
-        }
-        out
-    }
-
-    /// A block shares one pass over a key head's pages: eight positions of a query head in a prompt, the query heads of a group in
-    /// decoding.
-    fn blocks(&self, step: &Step<'_, '_, '_>) -> Vec<Block> {
-        let group = self.config.heads / self.config.kv_heads;
-        let mut blocks = Vec::new();
-        for (span_idx, rows) in step.rows.iter().enumerate() {
-            let (first_row, len) = (rows.start, rows.len());
-            for kv_head in 0..self.config.kv_heads {
-                let query_heads = kv_head * group..(kv_head + 1) * group;
-                if len == 1 {
-                    for from in query_heads.clone().step_by(QUERIES) {
-                        let queries = (from..query_heads.end.min(from + QUERIES)).map(|head| (0, head)).collect();
-                        blocks.push(Block { span_idx, kv_head, first_row, queries });
-                    }
-                } else {
-                    for head in query_heads {
-                        for from in (0..len).step_by(QUERIES) {
-                            let queries = (from..len.min(from + QUERIES)).map(|i| (i, head)).collect();
-                            blocks.push(Block { span_idx, kv_head, first_row, queries });
-                        }
-                    }
+            for head in heads.clone() {
+                for row in rows.clone() {
+                    queries.extend_from_slice(&qkv[(first_row + row) * stride + head * head_dim..][..head_dim]);
+                    let end = cache.len() + row + 1;
+                    visible.push(end.saturating_sub(window)..end);
                 }
             }
+            let longest = visible.last().map_or(0, |range| range.end);
+            let pages = cache.head_pages(layer_idx, *kv_head, longest);
+            attend(isa, shape, &queries, &visible, &pages, scale, &mut Vec::new(), out);
+        });
+    }
+
+    /// Copies the outputs of rows from `first` on out of their blocks. `out`: (rows, heads · head_dim).
+    fn gather(&self, step: &Step<'_, '_, '_>, by_block: &[f32], first: usize, out: &mut [f32]) {
+        let TransformerConfig { head_dim, heads, .. } = self.config;
+        for (i, out) in out.chunks_exact_mut(heads * head_dim).enumerate() {
+            let row = first + i;
+            let rows = &step.rows[step.rows.partition_point(|rows| rows.end <= row)];
+            let group = rows.start + (row - rows.start) / GROUP_ROWS * GROUP_ROWS;
+            let group = group..rows.end.min(group + GROUP_ROWS);
+            for (head, out) in out.chunks_exact_mut(head_dim).enumerate() {
+                let at = group.start * heads + head * group.len() + row - group.start;
+                out.copy_from_slice(&by_block[at * head_dim..(at + 1) * head_dim]);
+            }
         }
-        blocks
     }
 }
 
-/// Queries that share one pass over one key head's pages: (row of the span, query head).
-struct Block {
-    span_idx: usize,
-    kv_head: usize,
-    first_row: usize,
-    queries: Vec<(usize, usize)>,
-}
+/// From so many rows on, keys and values are written on all threads.
+const STORE_ROWS: usize = 32;
 
-fn norm_rows(pool: &Pool, x: &[f32], weight: &[f32], eps: f32) -> Vec<f32> {
-    let (isa, width) = (pool.isa(), weight.len());
-    let mut out = vec![0.0; x.len()];
-    pool.run_rows(&mut out, width, ROW_GRAIN, &|first, rows| {
-        for (i, row) in rows.chunks_exact_mut(width).enumerate() {
-            elementwise::rms_norm(isa, &x[(first + i) * width..(first + i + 1) * width], weight, eps, row);
-        }
-    });
-    out
+/// Positions of one page, to be written by one thread.
+struct StorePart<'a> {
+    /// Row of the first of them.
+    first_row: usize,
+    positions: Range<usize>,
+    /// All heads of one layer of the page.
+    heads: &'a mut [f32],
 }

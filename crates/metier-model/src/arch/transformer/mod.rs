@@ -35,6 +35,7 @@ mod weights;
 pub(crate) use blueprint::Blueprint;
 
 pub use config::{Activation, RopePairs, TransformerConfig, Window};
+pub(crate) use forward::Workspace;
 use weights::Layer;
 
 use super::linear::Linear;
