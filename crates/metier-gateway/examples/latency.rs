@@ -48,6 +48,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         backends: Vec::new(),
         meter: Meter::default(),
         limits: Limits::default(),
+        share_prefixes: false,
         retry_seed: 0,
     };
     let models = LocalModels { encoder: Some(encoder), decoder: None, pool };

@@ -28,11 +28,12 @@ use tokio::{
 };
 
 use crate::{
+    adapters::{AdapterSlot, Adapters},
     audit::{AuditError, AuditLog, Entry, Receipt, ReceiptId},
     backend::{
         Backend, BackendError,
         embedder::{Embedded, Embedder},
-        local::LOCAL,
+        local::{LOCAL, LocalBase},
     },
     decision::{Decision, Escalated, Outcome},
     error::GatewayError,
@@ -102,6 +103,8 @@ pub(crate) struct RemoteSlot {
 /// The local base with its name.
 pub(crate) struct BaseSlot {
     pub(crate) backend: Arc<dyn Backend>,
+    /// The same, where adapters can be loaded over it.
+    pub(crate) adaptable: Option<Arc<LocalBase>>,
     pub(crate) name: String,
     pub(crate) digest: Digest,
 }
@@ -130,6 +133,7 @@ pub struct Gateway {
     policy: Policy,
     meter: Meter,
     base: Option<BaseSlot>,
+    adapters: Adapters,
     encoder: Option<EncoderSlot>,
     remotes: Vec<RemoteSlot>,
     remote_facts: Vec<BackendFacts>,
@@ -151,6 +155,7 @@ impl Gateway {
             policy: Policy::new(&all),
             meter: parts.meter,
             base: parts.base,
+            adapters: Adapters::default(),
             encoder: parts.encoder,
             remotes: parts.remotes,
             remote_facts,
@@ -172,25 +177,31 @@ impl Gateway {
         request: ChatRequest,
         context: RequestContext,
     ) -> Result<Reply, GatewayError> {
-        let experts = self.experts();
-        let target = self.target(&request.model, &experts)?;
+        let (experts, adapters) = (self.experts(), self.adapters.all());
+        let target = self.target(&request.model, &experts, &adapters)?;
         let slot = self.slot(context.deadline).await?;
         let mut entry = self.entry(caller, &request.model, &context)?;
         match target {
             Target::Specialist(idx) => describe(&mut entry, &*experts[idx]),
             Target::Base => entry.base = self.base.as_ref().map(|base| base.digest),
+            Target::Adapter(idx) => {
+                entry.task = adapters[idx].name.clone();
+                entry.specialist = Some(adapters[idx].digest);
+                entry.base = self.base.as_ref().map(|base| base.digest);
+            }
             Target::Backend(_) | Target::Auto => {}
         }
         let body = request.to_body().to_string().into_bytes();
         let mut bracket = Bracket::open(&self.audit, entry, body, slot)?;
 
         let answered = match target {
-            Target::Base | Target::Backend(_) if request.stream => {
+            Target::Base | Target::Adapter(_) | Target::Backend(_) if request.stream => {
                 // The bracket moves into the stream, so this path closes it itself.
-                return self.stream(target, request, context, bracket).await;
+                return self.stream(target, &adapters, request, context, bracket).await;
             }
-            Target::Base | Target::Backend(_) => {
-                self.bounded(&context, self.generate(target, &request, &context, &mut bracket)).await
+            Target::Base | Target::Adapter(_) | Target::Backend(_) => {
+                let generated = self.generate(target, &adapters, &request, &context, &mut bracket);
+                self.bounded(&context, generated).await
             }
             Target::Specialist(idx) => {
                 let asked = self.specialist(&experts[idx], Chosen::Named, &request, &context, &mut bracket);
@@ -218,7 +229,7 @@ impl Gateway {
         context: RequestContext,
     ) -> Result<EmbeddingReply, GatewayError> {
         let encoder = self.encoder.as_ref().filter(|encoder| encoder.base.name == request.model);
-        let encoder = encoder.ok_or_else(|| self.unknown(&request.model, &self.experts()))?;
+        let encoder = encoder.ok_or_else(|| self.unknown(&request.model, &self.experts(), &self.adapters.all()))?;
         if request.dimensions.is_some_and(|dimensions| dimensions as usize != encoder.dim) {
             return Err(GatewayError::Invalid {
                 message: format!("`dimensions` must be {} for `{}`", encoder.dim, encoder.base.name),
@@ -258,6 +269,8 @@ impl Gateway {
     pub fn models(&self) -> Vec<ModelEntry> {
         let mut models = vec![ModelEntry::new(route::AUTO, "metier-router")];
         models.extend(self.base.iter().map(|base| ModelEntry::new(&base.name, "metier-base")));
+        let base = self.base.as_ref().map(|base| base.name.as_str());
+        models.extend(self.adapters.all().iter().map(|adapter| adapter.entry(base)));
         models.extend(self.experts().iter().map(|expert| ModelEntry::new(expert.name(), "metier-specialist")));
         models.extend(self.encoder.iter().map(|encoder| ModelEntry::new(&encoder.base.name, "metier-encoder")));
         models.extend(self.remotes.iter().map(|remote| ModelEntry::new(&remote.model, &remote.facts.id)));
@@ -308,17 +321,40 @@ impl Gateway {
         Arc::clone(&self.experts.read().unwrap_or_else(|poisoned| poisoned.into_inner()))
     }
 
-    fn target(&self, model: &str, experts: &[Arc<dyn Expert>]) -> Result<Target, GatewayError> {
+    pub(crate) fn adapters(&self) -> &Adapters {
+        &self.adapters
+    }
+
+    /// The base, where adapters can be loaded over it.
+    pub(crate) fn adaptable(&self) -> Option<&Arc<LocalBase>> {
+        self.base.as_ref()?.adaptable.as_ref()
+    }
+
+    /// Names that no specialist or adapter has brought.
+    pub(crate) fn configured_names(&self) -> impl Iterator<Item = &str> {
+        let backends = self.remotes.iter().flat_map(|remote| [remote.model.as_str(), remote.facts.id.as_str()]);
+        let encoder = self.encoder.iter().map(|encoder| encoder.base.name.as_str());
+        self.base.iter().map(|base| base.name.as_str()).chain(encoder).chain(backends)
+    }
+
+    fn target(
+        &self,
+        model: &str,
+        experts: &[Arc<dyn Expert>],
+        adapters: &[Arc<AdapterSlot>],
+    ) -> Result<Target, GatewayError> {
         let specialists: Vec<&str> = experts.iter().map(|expert| expert.name()).collect();
         let backends: Vec<(&str, &str)> =
             self.remotes.iter().map(|remote| (remote.model.as_str(), remote.facts.id.as_str())).collect();
         let base = self.base.as_ref().map(|base| base.name.as_str());
-        let names = route::Names { base, specialists: &specialists, backends: &backends };
-        route::by_name(model, names).ok_or_else(|| self.unknown(model, experts))
+        let tuned: Vec<&str> = adapters.iter().map(|adapter| adapter.name.as_str()).collect();
+        let names = route::Names { base, specialists: &specialists, adapters: &tuned, backends: &backends };
+        route::by_name(model, names).ok_or_else(|| self.unknown(model, experts, adapters))
     }
 
-    fn unknown(&self, model: &str, experts: &[Arc<dyn Expert>]) -> GatewayError {
+    fn unknown(&self, model: &str, experts: &[Arc<dyn Expert>], adapters: &[Arc<AdapterSlot>]) -> GatewayError {
         let names = experts.iter().map(|expert| expert.name().to_owned());
+        let names = names.chain(adapters.iter().map(|adapter| adapter.name.clone()));
         let known = names.chain(self.base.iter().map(|base| base.name.clone())).chain([route::AUTO.to_owned()]);
         GatewayError::UnknownModel { model: model.to_owned(), known: known.take(MAX_KNOWN_NAMES).collect() }
     }

@@ -4,6 +4,7 @@
 //! caller and a deadline; out come an answer with its decision, and two entries in the audit log. Deliberately absent: HTTP
 //! servers, files other than the state directory it is given, the environment, and training.
 
+pub mod adapters;
 pub mod audit;
 pub mod backend;
 pub mod decision;
@@ -22,6 +23,7 @@ pub mod setup;
 mod simulation;
 mod store;
 
+pub use adapters::AdapterRefused;
 pub use backend::{BackendError, remote::BackendConfig, remote::Secret};
 pub use decision::{Decision, Escalated, Outcome};
 pub use error::{Fault, GatewayError};

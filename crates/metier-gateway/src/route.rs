@@ -14,19 +14,24 @@ pub enum Target {
     Base,
     /// A specialist.
     Specialist(usize),
+    /// The local base decoder with an adapter.
+    Adapter(usize),
     /// A backend's model.
     Backend(usize),
     /// The nearest task.
     Auto,
 }
 
-/// What may be named. A name that stands for several things stands for the first in this order: `auto`, base, specialist, backend.
+/// What may be named. A name that stands for several things stands for the first in this order: `auto`, base, specialist, adapter,
+/// backend.
 #[derive(Clone, Copy, Debug)]
 pub struct Names<'a> {
     /// The base decoder, where there is one.
     pub base: Option<&'a str>,
     /// Specialists.
     pub specialists: &'a [&'a str],
+    /// Adapters of the base.
+    pub adapters: &'a [&'a str],
     /// Models of backends, and their ids.
     pub backends: &'a [(&'a str, &'a str)],
 }
@@ -41,6 +46,9 @@ pub fn by_name(model: &str, names: Names<'_>) -> Option<Target> {
     }
     if let Some(idx) = names.specialists.iter().position(|name| *name == model) {
         return Some(Target::Specialist(idx));
+    }
+    if let Some(idx) = names.adapters.iter().position(|name| *name == model) {
+        return Some(Target::Adapter(idx));
     }
     names.backends.iter().position(|(name, id)| *name == model || *id == model).map(Target::Backend)
 }
@@ -131,7 +139,8 @@ mod tests {
 
     #[test]
     fn names() {
-        let names = Names { base: Some("smol"), specialists: &["tickets", "llm"], backends: &[("gpt", "llm")] };
+        let (specialists, adapters) = (&["tickets", "llm"], &["tickets", "poems"]);
+        let names = Names { base: Some("smol"), specialists, adapters, backends: &[("gpt", "llm"), ("poems", "far")] };
         assert_eq!(by_name("auto", names), Some(Target::Auto));
         assert_eq!(by_name("smol", names), Some(Target::Base));
         assert_eq!(by_name("tickets", names), Some(Target::Specialist(0)));
@@ -140,6 +149,7 @@ mod tests {
             Some(Target::Specialist(1)),
             "a specialist comes before a backend of its name"
         );
+        assert_eq!(by_name("poems", names), Some(Target::Adapter(1)), "an adapter comes before a backend of its name");
         assert_eq!(by_name("gpt", names), Some(Target::Backend(0)));
         assert_eq!(by_name("nobody", names), None);
     }

@@ -6,7 +6,7 @@ use metier_kernels::Pool;
 use metier_model::{
     decoder::Decoder,
     encoder::{Encoder, EncoderQueue, QueueLimits},
-    engine::{Engine, EngineLimits},
+    engine::{CacheScope, Engine, EngineLimits},
     specialist::Specialist,
 };
 
@@ -31,6 +31,9 @@ pub const MAX_SEQUENCES: usize = 16;
 /// Sequences of the base that wait for a place.
 pub const MAX_WAITING_SEQUENCES: usize = 128;
 
+/// The one tenant of a server whose callers may share prefixes.
+const EVERYBODY: u64 = 0;
+
 /// What the operator decides.
 #[derive(Clone, Debug)]
 pub struct GatewayConfig {
@@ -42,6 +45,9 @@ pub struct GatewayConfig {
     pub meter: Meter,
     /// How much is done at once.
     pub limits: Limits,
+    /// Whether the base may start from what it has read for another caller's request. What a caller sends can then be guessed by others
+    /// from how fast they are answered, so without it nothing is remembered from one request to the next.
+    pub share_prefixes: bool,
     /// Jitters the retries.
     pub retry_seed: u64,
 }
@@ -81,7 +87,7 @@ pub enum OpenError {
 
 impl Gateway {
     /// Opens the record and sets up the backends; nothing is sent. `clock` tells milliseconds since 1970.
-    /// Specialists come afterwards, by `Gateway::reload_specialists`.
+    /// Specialists and adapters come afterwards, by `Gateway::reload_specialists` and `Gateway::load_adapter`.
     pub fn open(config: GatewayConfig, models: LocalModels, clock: Clock) -> Result<Self, OpenError> {
         let pool = models.pool;
         let mut remotes = Vec::with_capacity(config.backends.len());
@@ -96,9 +102,10 @@ impl Gateway {
             remotes.push(RemoteSlot { backend, facts, model, price });
         }
         let encoder = models.encoder.map(|encoder| start_encoder(encoder, Arc::clone(&pool))).transpose()?;
+        let scope = if config.share_prefixes { CacheScope::Tenant(EVERYBODY) } else { CacheScope::Private };
         let clock: Arc<dyn Fn() -> u64 + Send + Sync> = Arc::from(clock);
-        let base =
-            models.decoder.map(|decoder| start_base(decoder, Arc::clone(&pool), Arc::clone(&clock))).transpose()?;
+        let start = |decoder| start_base(decoder, scope, Arc::clone(&pool), Arc::clone(&clock));
+        let base = models.decoder.map(start).transpose()?;
         let audit = AuditLog::open(&config.state_dir, Box::new(move || clock()))
             .map_err(|source| OpenError::Audit { dir: config.state_dir.clone(), source })?;
         Ok(Self::assemble(Parts {
@@ -128,6 +135,7 @@ fn start_encoder(encoder: Arc<Encoder>, pool: Arc<Pool>) -> Result<EncoderSlot, 
 
 fn start_base(
     decoder: Arc<Decoder>,
+    scope: CacheScope,
     pool: Arc<Pool>,
     clock: Arc<dyn Fn() -> u64 + Send + Sync>,
 ) -> Result<BaseSlot, OpenError> {
@@ -139,7 +147,10 @@ fn start_base(
         ..EngineLimits::default()
     };
     let engine = PooledEngine::new(Engine::new(Arc::clone(&decoder), limits), pool);
-    let backend = LocalBase::start(name.clone(), Arc::new(ChatPrompting::new(decoder).with_clock(clock)), engine)
+    let prompting = Arc::new(ChatPrompting::new(decoder).with_clock(clock));
+    let local = LocalBase::start(name.clone(), prompting, scope, engine)
         .map_err(|error| OpenError::Thread("decoder", error))?;
-    Ok(BaseSlot { backend: Arc::new(backend), name, digest })
+    let local = Arc::new(local);
+    let backend: Arc<dyn Backend> = Arc::<LocalBase>::clone(&local);
+    Ok(BaseSlot { backend, adaptable: Some(local), name, digest })
 }

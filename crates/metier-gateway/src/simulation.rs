@@ -24,6 +24,7 @@ use tempfile::TempDir;
 use tokio::{sync::Notify, time::Instant};
 
 use crate::{
+    adapters::AdapterSlot,
     audit::{self, AuditLog, Entry, Kind, Receipt},
     backend::{
         Backend, BackendError, Chunks, Later,
@@ -296,6 +297,7 @@ impl Setup {
             limits: self.limits,
             base: Some(BaseSlot {
                 backend: Arc::new(ScriptedBackend(LOCAL, base)),
+                adaptable: None,
                 name: "smol".into(),
                 digest: Digest([3; 32]),
             }),
@@ -589,6 +591,88 @@ async fn a_specialist_is_never_fed_vectors_of_another_form() {
     // `auto` cannot compare the text with its centroids.
     let (response, decision) = world.whole(ask("auto", "my card")).await.unwrap();
     assert_eq!((content(&response), decision.outcome), (None, Outcome::Refused));
+}
+
+/// An adapter whose backend says `acts`.
+fn adapter(name: &str, digest: u8, acts: Vec<Act>) -> AdapterSlot {
+    let script = Arc::new(Script::default());
+    *script.acts.lock().unwrap() = acts.into();
+    AdapterSlot {
+        name: name.into(),
+        description: Some("Our tone".into()),
+        digest: Digest([digest; 32]),
+        backend: Arc::new(ScriptedBackend(LOCAL, script)),
+    }
+}
+
+#[tokio::test]
+async fn an_adapter_answers_by_its_name_and_is_on_record_with_its_digest() {
+    let world = one(expert(0.93), Vec::new());
+    world.gateway.adapters().put(adapter("polite", 7, vec![Act::Say("Good day")]));
+    let listed = world.gateway.models().into_iter().find(|model| model.id == "polite").unwrap();
+    assert_eq!((listed.owned_by.as_str(), listed.parent.as_deref()), ("metier-adapter", Some("smol")));
+    assert_eq!(listed.description.as_deref(), Some("Our tone"));
+    let (response, decision) = world.whole(ask("polite", "hi")).await.unwrap();
+    assert_eq!((content(&response), decision.stage.as_str()), (Some("Good day"), "adapter"));
+    assert_eq!((decision.task.as_deref(), decision.cost_picousd), (Some("polite"), Some(1_100 * 300_000)));
+    let closed = world.closed();
+    assert_eq!((closed.model.as_str(), closed.task.as_str(), closed.boundary.as_str()), ("polite", "polite", "inside"));
+    assert_eq!((closed.specialist, closed.base), (Some(Digest([7; 32])), Some(Digest([3; 32]))));
+    assert_eq!(closed.permitted, [LOCAL]);
+}
+
+#[tokio::test]
+async fn an_adapter_is_replaced_and_taken_away_under_running_requests() {
+    let world = one(expert(0.93), Vec::new());
+    let adapters = world.gateway.adapters();
+    let streams = |text: &'static [&'static str]| vec![Act::Stream(text, End::Finish)];
+    adapters.put(adapter("polite", 7, streams(&["old"])));
+    let caller = Caller::loopback();
+    let request = ChatRequest { stream: true, ..ask("polite", "hi") };
+    let reply = world.gateway.handle(&caller, request.clone(), context()).await.unwrap();
+    adapters.put(adapter("polite", 8, streams(&["new"])));
+    let replaced = world.gateway.handle(&caller, request.clone(), context()).await.unwrap();
+    assert!(world.gateway.unload_adapter("polite") && !world.gateway.unload_adapter("polite"));
+    for (reply, expected) in [(reply, "old"), (replaced, "new")] {
+        let Reply::Stream { chunks, .. } = reply else { panic!("a stream was asked for") };
+        let texts = chunks.map(|chunk| {
+            let choices = chunk.unwrap().choices.into_iter();
+            choices.filter_map(|choice| choice.delta.content).collect::<String>()
+        });
+        assert_eq!(texts.collect::<String>().await, expected);
+    }
+    let error = world.gateway.handle(&caller, request, context()).await.err().unwrap();
+    assert_eq!((error.status(), error.code()), (404, "model_not_found"));
+    let found: Vec<_> = world.entries().into_iter().filter(|entry| entry.kind == Kind::Closed).collect();
+    let digests: Vec<_> = found.iter().map(|entry| entry.specialist).collect();
+    assert_eq!(digests, [Some(Digest([7; 32])), Some(Digest([8; 32]))]);
+}
+
+#[test]
+fn an_adapter_needs_a_decoder_and_a_name_of_its_own() {
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let world = runtime.block_on(async { one(expert(0.93), outside(Vec::new())) });
+    let base = *metier_model::Decoder::from_bytes(
+        metier_model::tiny::gguf(1),
+        "tiny",
+        metier_model::engine::WeightFormat::AsFile,
+    )
+    .unwrap()
+    .network()
+    .config();
+    let files = metier_model::tiny::adapter(&base, 1, 2, &["q_proj"], 0.1);
+    let format = metier_model::adapter::LoraFormat::F16;
+    let opened = metier_model::adapter::Adapter::from_bytes(files.config.as_bytes(), &files.weights, &base, format);
+    let adapter = Arc::new(opened.unwrap());
+    let check = |name: &str, says: &str| {
+        let error = world.gateway.load_adapter(name, None, Arc::clone(&adapter)).unwrap_err().to_string();
+        assert!(error.contains(says), "{name}: {error}");
+    };
+    check("Polite Tone", "is no name of an adapter");
+    for taken in ["auto", "smol", "minilm", "llm", "llm-7"] {
+        check(taken, "stands for something else");
+    }
+    check("polite", "no decoder to adapt");
 }
 
 #[tokio::test]

@@ -17,6 +17,8 @@ use serde::{Deserialize, Serialize};
 const MAX_TYPOS: usize = 3;
 /// Keys of a backend without a default.
 const REQUIRED: [&str; 4] = ["name", "url", "model", "boundary"];
+/// Keys of an adapter without a default.
+const REQUIRED_OF_ADAPTERS: [&str; 3] = ["name", "base", "path"];
 
 /// Why the settings cannot be used; always the operator's to mend.
 #[derive(Debug, thiserror::Error)]
@@ -147,6 +149,8 @@ documented! {
         pub models: ModelSettings,
         /// Places that answer when a specialist defers.
         pub backend: Vec<BackendSettings>,
+        /// LoRA adapters of the decoder, each served under a name of its own.
+        pub adapters: Vec<AdapterSettings>,
     }
 }
 
@@ -166,6 +170,8 @@ documented! {
         pub max_queue: usize,
         /// How long running requests may finish after SIGTERM.
         pub grace_ms: u64,
+        /// Who may start from a prompt that the decoder has read before: `private` (nobody) or `shared` (every caller of this server). Shared is faster where prompts begin alike, and lets a caller guess from how fast an answer comes what others have asked.
+        pub prefix_cache: PrefixCache,
     }
 }
 
@@ -178,6 +184,7 @@ impl Default for ServerSettings {
             max_concurrency: 32,
             max_queue: 256,
             grace_ms: 10_000,
+            prefix_cache: PrefixCache::Private,
         }
     }
 }
@@ -191,6 +198,8 @@ documented! {
         pub dir: Option<PathBuf>,
         /// Folder of the specialists; default: `specialists` in `dir`.
         pub specialists: Option<PathBuf>,
+        /// Folder of LoRA adapters: each folder in it that holds PEFT's files is served under its own name, also one that comes later; default: `adapters` in `dir`.
+        pub adapters: Option<PathBuf>,
     }
 }
 
@@ -208,6 +217,8 @@ documented! {
         pub decoder_weights: DecoderWeights,
         /// Tokens that one sequence of the decoder may have; default: what it is made for. A Phi-3 or Phi-4 reads with its long rotary factors where this is more than its original context.
         pub decoder_context: Option<usize>,
+        /// Weights of the adapters in `[state] adapters`, in memory: `f16` (what the files hold) or `int8` (half of that, rounded).
+        pub adapter_format: AdapterFormat,
         /// A catalogue that adds to the embedded one.
         pub catalogue: Option<PathBuf>,
         /// Compute threads; default: one for each core that this process may use.
@@ -230,6 +241,7 @@ impl Default for ModelSettings {
             decoder: "smollm2-135m-instruct".to_owned(),
             decoder_weights: DecoderWeights::AsFile,
             decoder_context: None,
+            adapter_format: AdapterFormat::F16,
             catalogue: None,
             threads: None,
         }
@@ -281,6 +293,46 @@ impl BackendSettings {
 
 fn default_backend_deadline_ms() -> u64 {
     30_000
+}
+
+documented! {
+    /// `[[adapters]]`.
+    #[serde(deny_unknown_fields)]
+    pub struct AdapterSettings {
+        /// How `model` names it: lower-case letters, digits and hyphens.
+        pub name: String,
+        /// The decoder that it was trained over; it must be the one in `[models] decoder`.
+        pub base: String,
+        /// Folder with PEFT's `adapter_config.json` and `adapter_model.safetensors`.
+        pub path: PathBuf,
+        /// Its weights in memory: `f16` (what the file holds) or `int8` (half of that, rounded).
+        #[serde(default)]
+        pub format: AdapterFormat,
+        /// One line for people, shown by `/v1/models`.
+        #[serde(default)]
+        pub description: Option<String>,
+    }
+}
+
+/// How an adapter's weights lie in memory.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum AdapterFormat {
+    /// What the file holds.
+    #[default]
+    F16,
+    /// A byte a weight.
+    Int8,
+}
+
+/// Who may start from a prompt that was read before.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum PrefixCache {
+    /// Nobody.
+    Private,
+    /// Every caller of the server.
+    Shared,
 }
 
 /// How a decoder's weights lie in memory.
@@ -335,6 +387,18 @@ impl Settings {
                 return Err(ConfigError::Value(format!("two backends are called `{}`", backend.name)));
             }
         }
+        let mut names = std::collections::BTreeSet::new();
+        for AdapterSettings { name, base, .. } in &self.adapters {
+            if !names.insert(name) {
+                return Err(ConfigError::Value(format!("two adapters are called `{name}`")));
+            }
+            if *base != self.models.decoder {
+                let decoder = &self.models.decoder;
+                return Err(ConfigError::Value(format!(
+                    "the adapter `{name}` is for the base `{base}`, but `models.decoder` is `{decoder}`: a server has one decoder"
+                )));
+            }
+        }
         if self.server.max_concurrency == 0 || self.server.deadline_ms == 0 {
             return Err(ConfigError::Value("`server.max_concurrency` and `server.deadline_ms` must be above 0".into()));
         }
@@ -363,6 +427,17 @@ impl Settings {
         }
     }
 
+    /// Folder of the adapters.
+    ///
+    /// # Errors
+    /// As [`Settings::state_dir`].
+    pub fn adapters_dir(&self, environment: &Environment) -> Result<PathBuf, ConfigError> {
+        match &self.state.adapters {
+            Some(dir) => Ok(dir.clone()),
+            None => Ok(self.state_dir(environment)?.join("adapters")),
+        }
+    }
+
     /// Compute threads.
     pub fn threads(&self) -> usize {
         let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
@@ -387,10 +462,18 @@ pub fn reference() -> String {
     let defaults = serde_json::to_value(Settings::default()).expect("settings are plain data");
     let example = BackendSettings::new("", "", "", Boundary::Inside);
     let backend = serde_json::to_value(example).expect("settings are plain data");
-    let table = |keys: &[Key], values: &serde_json::Value| -> String {
+    let example = AdapterSettings {
+        name: String::new(),
+        base: String::new(),
+        path: PathBuf::new(),
+        format: AdapterFormat::default(),
+        description: None,
+    };
+    let adapter = serde_json::to_value(example).expect("settings are plain data");
+    let table = |keys: &[Key], required: &[&str], values: &serde_json::Value| -> String {
         let row = |key: &Key| {
             let default = match &values[key.name] {
-                _ if REQUIRED.contains(&key.name) && values["boundary"].is_string() => "required".to_owned(),
+                _ if required.contains(&key.name) => "required".to_owned(),
                 serde_json::Value::Null => "".to_owned(),
                 value => format!("`{value}`"),
             };
@@ -404,13 +487,15 @@ pub fn reference() -> String {
          Generated from `crates/metier/src/config.rs`; `METIER_BLESS=1 cargo test -p metier --test reference` rewrites this page.\n\n\
          `metier.toml` in the working folder, or the file that `--config` names. Every key may be left out unless it is required; a key \
          that is not known is an error. The command line goes before the environment, the environment before the file.\n\n\
-         ## `[server]`\n\n{}\n## `[state]`\n\n{}\n## `[models]`\n\n{}\n## `[[backend]]`\n\n{}\n\
+         ## `[server]`\n\n{}\n## `[state]`\n\n{}\n## `[models]`\n\n{}\n## `[[backend]]`\n\n{}\n## `[[adapters]]`\n\n\
+         [How to serve adapters](adapters.md), from the training script to the first answer.\n\n{}\n\
          ## Environment\n\n| Variable | |\n|---|---|\n{variables}\n\
          pip and the hub's client also honour the usual variables of their own (`PIP_INDEX_URL`, `HTTPS_PROXY`, `NO_PROXY`, …).\n",
-        table(ServerSettings::KEYS, &defaults["server"]),
-        table(StateSettings::KEYS, &defaults["state"]),
-        table(ModelSettings::KEYS, &defaults["models"]),
-        table(BackendSettings::KEYS, &backend),
+        table(ServerSettings::KEYS, &[], &defaults["server"]),
+        table(StateSettings::KEYS, &[], &defaults["state"]),
+        table(ModelSettings::KEYS, &[], &defaults["models"]),
+        table(BackendSettings::KEYS, &REQUIRED, &backend),
+        table(AdapterSettings::KEYS, &REQUIRED_OF_ADAPTERS, &adapter),
     )
 }
 
@@ -468,6 +553,11 @@ mod tests {
             &"[[backend]]\nname=\"a\"\nurl=\"u\"\nmodel=\"m\"\nboundary=\"inside\"\n".repeat(2),
             "two backends are called `a`",
         );
+        let adapter = "[[adapters]]\nname=\"a\"\nbase=\"smollm2-135m-instruct\"\npath=\"p\"\n";
+        check(&adapter.repeat(2), "two adapters are called `a`");
+        check(&format!("[models]\ndecoder = \"none\"\n{adapter}"), "is for the base `smollm2-135m-instruct`, but");
+        check(&format!("{adapter}format = \"int4\"\n"), "did you mean `int8`?");
+        check("[server]\nprefix_cache = \"public\"\n", "expected `private` or `shared`");
     }
 
     #[test]
@@ -485,6 +575,12 @@ mod tests {
                 .map(|key| format!("{key} = \"{}\"\n", if *key == "boundary" { "inside" } else { "x" }))
                 .collect();
             let error = toml::from_str::<BackendSettings>(&text).unwrap_err().to_string();
+            assert!(error.contains(&format!("missing field `{missing}`")), "{error}");
+        }
+        for missing in REQUIRED_OF_ADAPTERS {
+            let keys = REQUIRED_OF_ADAPTERS.iter().filter(|key| **key != missing);
+            let text: String = keys.map(|key| format!("{key} = \"x\"\n")).collect();
+            let error = toml::from_str::<AdapterSettings>(&text).unwrap_err().to_string();
             assert!(error.contains(&format!("missing field `{missing}`")), "{error}");
         }
     }

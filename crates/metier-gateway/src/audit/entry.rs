@@ -102,10 +102,10 @@ pub struct Entry {
     /// The model that was asked.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub model: String,
-    /// The task.
+    /// The task, or the adapter.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub task: String,
-    /// Bundle of the specialist.
+    /// Bundle of the specialist, or files of the adapter.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub specialist: Option<Digest>,
     /// Weights of the base model.

@@ -7,9 +7,10 @@ use std::{
 
 use metier_kernels::Pool;
 use metier_model::{
+    adapter::Adapter,
     chat::ChatMessage,
     decoder::Decoder,
-    engine::{self, CacheScope, Engine, Event, Finish, GenerationRequest, SequenceId, SubmitError},
+    engine::{self, AdapterId, Engine, Event, Finish, GenerationRequest, LoadAdapterError, SequenceId, SubmitError},
     grammar::{Constraint, Form, GrammarEnv, GrammarError},
     tokenizer::{TokenId, Tokenizer},
 };
@@ -109,7 +110,8 @@ impl Drive for PooledEngine {
             top_logprobs: sequence.top_logprobs,
             constraint: sequence.constraint,
             lookup: sequence.lookup,
-            scope: sequence.group.map_or(CacheScope::Private, CacheScope::Group),
+            adapter: sequence.adapter,
+            scope: sequence.scope,
             ..Default::default()
         };
         let SequenceId(id) = self.engine.submit(request).map_err(refused)?;
@@ -131,6 +133,14 @@ impl Drive for PooledEngine {
 
     fn is_idle(&self) -> bool {
         self.engine.is_idle()
+    }
+
+    fn load(&mut self, adapter: Arc<Adapter>) -> Result<AdapterId, LoadAdapterError> {
+        self.engine.load_adapter(adapter)
+    }
+
+    fn unload(&mut self, id: AdapterId) {
+        self.engine.unload_adapter(id);
     }
 }
 
@@ -201,39 +211,113 @@ fn refused(error: SubmitError) -> BackendError {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used, reason = "tests")]
+    use std::time::Duration;
+
     use metier_kernels::Tier;
-    use metier_model::{EngineLimits, engine::WeightFormat, sample::Sampling, tiny};
+    use metier_model::{
+        EngineLimits,
+        adapter::LoraFormat,
+        engine::{CacheScope, WeightFormat},
+        sample::Sampling,
+        tiny,
+    };
+    use metier_traffic::wire::{ChatRequest, Role};
     use serde_json::{Value, json};
+    use tokio::time::Instant;
 
     use super::*;
+    use crate::{
+        adapters::AdapterRefused,
+        backend::{
+            Backend,
+            local::{LOCAL, LocalBase},
+        },
+        policy::{BackendFacts, Boundary, Facts, Permit, Policy, Purpose, Verdict},
+    };
 
-    fn engine() -> (Arc<Decoder>, PooledEngine) {
-        let decoder = Arc::new(Decoder::from_bytes(tiny::gguf(7), "tiny", WeightFormat::AsFile).unwrap());
-        let limits = EngineLimits { kv_cache_bytes: 16 << 20, ..Default::default() };
-        let engine = Engine::new(Arc::clone(&decoder), limits);
-        (decoder, PooledEngine::new(engine, Arc::new(Pool::new(1, Tier::detect()))))
+    fn decoder() -> Arc<Decoder> {
+        Arc::new(Decoder::from_bytes(tiny::gguf(7), "tiny", WeightFormat::AsFile).unwrap())
     }
 
-    fn sequence(prompt: Vec<u32>, max_tokens: usize) -> Sequence {
+    fn engine(decoder: Arc<Decoder>, adapter_bytes: usize) -> PooledEngine {
+        let limits = EngineLimits { kv_cache_bytes: 16 << 20, adapter_bytes, ..Default::default() };
+        PooledEngine::new(Engine::new(decoder, limits), Arc::new(Pool::new(1, Tier::detect())))
+    }
+
+    fn adapter(decoder: &Decoder, seed: u64) -> Arc<Adapter> {
+        let base = decoder.network().config();
+        let files = tiny::adapter(base, seed, 4, &[], 0.5);
+        Arc::new(Adapter::from_bytes(files.config.as_bytes(), &files.weights, base, LoraFormat::F16).unwrap())
+    }
+
+    fn sequence(prompt: Vec<u32>, scope: CacheScope) -> Sequence {
         Sequence {
             prompt,
-            max_tokens,
-            sampling: Sampling::default(),
+            max_tokens: 60,
+            sampling: Sampling { temperature: 1.0, seed: 3, ..Sampling::default() },
             logit_bias: Vec::new(),
             stop: Vec::new(),
             top_logprobs: None,
             constraint: None,
             lookup: false,
-            group: None,
+            adapter: None,
+            scope,
         }
+    }
+
+    fn permit() -> Permit {
+        let candidates = [BackendFacts { id: LOCAL.into(), boundary: Boundary::Inside, direct: false }];
+        let facts = Facts { purpose: Purpose::Direct, candidates: &candidates, audit_ok: true };
+        match Policy::new(&candidates).check(&facts) {
+            Verdict::Allow(permit) => permit,
+            Verdict::Deny(denial) => panic!("{denial:?}"),
+        }
+    }
+
+    #[tokio::test]
+    async fn adapters_of_one_base_answer_together_what_they_answer_alone() {
+        let decoder = decoder();
+        let [first, second] = [1, 2].map(|seed| adapter(&decoder, seed));
+        let prompting = Arc::new(ChatPrompting::new(Arc::clone(&decoder)));
+        // Room for two, so that a third is taken only where one was let go of.
+        let room = first.bytes() + second.bytes();
+        let engine = engine(Arc::clone(&decoder), room);
+        let base = LocalBase::start("tiny".into(), prompting, CacheScope::Private, engine).unwrap();
+        let tuned = [base.with_adapter("first", first).unwrap(), base.with_adapter("second", second).unwrap()];
+        let third = adapter(&decoder, 3);
+        let full = base.with_adapter("third", Arc::clone(&third)).err().unwrap();
+        assert!(matches!(full, AdapterRefused::Engine(LoadAdapterError::Full { .. })), "{full}");
+
+        let permit = permit();
+        let message = Message { role: Role::User, content: "hello".into() };
+        let request =
+            ChatRequest { max_tokens: Some(24), temperature: Some(0.0), ..ChatRequest::new("any", vec![message]) };
+        let deadline = Instant::now() + Duration::from_secs(60);
+        let ask = async |backend: &LocalBase| {
+            let answer = backend.answer(&permit, &request, deadline).await.unwrap();
+            (answer.model, answer.choices.into_iter().next().unwrap().message.content.unwrap())
+        };
+        let alone = [ask(&base).await, ask(&tuned[0]).await, ask(&tuned[1]).await];
+        assert_eq!(alone.clone().map(|(model, _)| model), ["tiny", "first", "second"]);
+        assert!(alone[0].1 != alone[1].1 && alone[1].1 != alone[2].1 && alone[0].1 != alone[2].1, "{alone:?}");
+        let together = tokio::join!(ask(&base), ask(&tuned[0]), ask(&tuned[1]), ask(&tuned[0]), ask(&base));
+        let expected = (&alone[0], &alone[1], &alone[2], &alone[1], &alone[0]);
+        assert_eq!((&together.0, &together.1, &together.2, &together.3, &together.4), expected);
+
+        let [first, second] = tuned;
+        drop(first);
+        let third = base.with_adapter("third", third).unwrap();
+        assert_ne!(ask(&third).await.1, alone[1].1, "an id is never used twice");
+        assert_eq!(ask(&second).await, alone[2], "the others stay");
     }
 
     #[test]
     fn choices_of_one_request_read_its_prompt_once() {
-        let (_, mut engine) = engine();
+        let mut engine = engine(decoder(), 1 << 20);
         let prompt: Vec<u32> = (0..100).map(|i| i * 7 % 250).collect();
-        for group in [Some(4), Some(4), None, Some(4)] {
-            engine.submit(Sequence { group, ..sequence(prompt.clone(), 6) }).unwrap();
+        let together = CacheScope::Group(4);
+        for scope in [together, together, CacheScope::Private, together] {
+            engine.submit(Sequence { max_tokens: 6, ..sequence(prompt.clone(), scope) }).unwrap();
         }
         while !engine.is_idle() {
             engine.step();
@@ -244,20 +328,35 @@ mod tests {
     }
 
     #[test]
+    fn prefixes_are_remembered_only_where_all_callers_share_them() {
+        let decoder = decoder();
+        for (scope, hits) in [(CacheScope::Private, 0), (CacheScope::Tenant(0), 1)] {
+            let mut engine = engine(Arc::clone(&decoder), 1 << 20);
+            let answers = [0, 1].map(|_| {
+                engine.submit(sequence((0..100).collect(), scope)).unwrap();
+                let mut happened = Vec::new();
+                while !engine.is_idle() {
+                    happened.extend(engine.step().into_iter().map(|(_, happened)| happened));
+                }
+                happened
+            });
+            assert_eq!(answers[0], answers[1], "the same answer from a remembered prefix");
+            assert_eq!(engine.engine.stats().cache.hits, hits, "{scope:?}");
+        }
+    }
+
+    #[test]
     fn an_answer_has_the_form_that_was_asked_for() {
-        let (decoder, mut engine) = engine();
-        let prompting = ChatPrompting::new(decoder);
+        let decoder = decoder();
+        let prompting = ChatPrompting::new(Arc::clone(&decoder));
+        let mut engine = engine(decoder, 1 << 20);
         let schema = json!({
             "type": "object", "properties": {"kind": {"enum": ["a", "b"]}, "sure": {"type": "boolean"}},
             "required": ["kind", "sure"], "additionalProperties": false,
         });
         let format = ResponseFormat::JsonSchema(json!({"name": "kinds", "schema": schema}));
-        let sequence = Sequence {
-            sampling: Sampling { temperature: 1.0, seed: 3, ..Sampling::default() },
-            constraint: prompting.constraint(&format).unwrap(),
-            ..sequence(vec![5, 6], 60)
-        };
-        engine.submit(sequence).unwrap();
+        let constraint = prompting.constraint(&format).unwrap();
+        engine.submit(Sequence { constraint, ..sequence(vec![5, 6], CacheScope::Private) }).unwrap();
         let (mut text, mut finished) = (String::new(), None);
         while !engine.is_idle() {
             for (_, happened) in engine.step() {

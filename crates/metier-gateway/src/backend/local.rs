@@ -1,8 +1,9 @@
 //! The base decoder: one thread that drives the engine, and the backend in front of it.
 //!
 //! ```text
-//! answer / stream ──bounded queue──▶ thread: submit, step, step, … ──events──▶ receiver
+//! answer / stream ──a place in the queue──▶ thread: submit, step, step, … ──events──▶ receiver
 //!        └── dropped (client left, deadline) ──▶ thread sees a closed receiver ──▶ engine.cancel
+//! with_adapter ──▶ thread: load between two steps ──▶ a backend on the same thread; dropped ──▶ thread: unload
 //! ```
 //!
 //! The engine itself has no thread, clock or randomness: seeds are drawn here. If the thread panics, its sequences and all later
@@ -18,18 +19,23 @@ use std::{
 };
 
 use futures_util::stream;
-use metier_model::{grammar::Constraint, sample::Sampling};
+use metier_model::{
+    adapter::Adapter,
+    engine::{AdapterId, CacheScope, LoadAdapterError},
+    grammar::Constraint,
+    sample::Sampling,
+};
 use metier_traffic::wire::{
     ChatChoice, ChatChunk, ChatRequest, ChatResponse, ChoiceLogprobs, ChunkChoice, Delta, FinishReason, Message,
     ResponseFormat, ResponseMessage, TokenLogprob, Usage,
 };
 use tokio::{
-    sync::mpsc,
+    sync::{OwnedSemaphorePermit, Semaphore, TryAcquireError, mpsc},
     time::{Instant, timeout_at},
 };
 
 use super::{Backend, BackendError, Chunks, Later};
-use crate::policy::Permit;
+use crate::{adapters::AdapterRefused, policy::Permit};
 
 /// The backend of everything that runs in this process: base and specialists.
 pub(crate) const LOCAL: &str = "local";
@@ -51,8 +57,8 @@ pub(crate) struct Sequence {
     pub(crate) constraint: Option<Constraint>,
     /// Look up in the prompt how the answer goes on.
     pub(crate) lookup: bool,
-    /// Choices of one request: they read its prompt together.
-    pub(crate) group: Option<u64>,
+    pub(crate) adapter: Option<AdapterId>,
+    pub(crate) scope: CacheScope,
 }
 
 /// What one step says of a sequence.
@@ -74,6 +80,10 @@ pub(crate) trait Drive: Send + 'static {
     fn cancel(&mut self, id: u64);
     /// Whether there is nothing to step.
     fn is_idle(&self) -> bool;
+    /// Makes an adapter known to sequences.
+    fn load(&mut self, adapter: Arc<Adapter>) -> Result<AdapterId, LoadAdapterError>;
+    /// Lets go of an adapter; sequences that were submitted keep it.
+    fn unload(&mut self, id: AdapterId);
 }
 
 /// Conversation → tokens.
@@ -88,31 +98,84 @@ pub(crate) trait Prompting: Send + Sync + 'static {
     fn constraint(&self, format: &ResponseFormat) -> Result<Option<Constraint>, BackendError>;
 }
 
-struct Job {
+enum Job {
+    Generate(Generation),
+    /// Asked for by the operator, one at a time.
+    Load {
+        adapter: Arc<Adapter>,
+        loaded: std::sync::mpsc::SyncSender<Result<AdapterId, LoadAdapterError>>,
+    },
+    /// One for each that was loaded.
+    Unload(AdapterId),
+}
+
+struct Generation {
     sequences: Vec<Sequence>,
     /// Unbounded, but a sequence sends at most one event a token, and the context bounds those.
     events: mpsc::UnboundedSender<(u32, Result<Happened, BackendError>)>,
+    /// Held until the thread takes it: there are [`MAX_QUEUE`].
+    _place: OwnedSemaphorePermit,
 }
 
-/// The base decoder as a backend.
+/// The base decoder as a backend, by itself or with an adapter.
 pub(crate) struct LocalBase {
     model: String,
     prompting: Arc<dyn Prompting>,
-    jobs: mpsc::Sender<Job>,
-    next_group: AtomicU64,
+    scope: CacheScope,
+    /// Unbounded, so that an adapter can always be let go of; callers need a place.
+    jobs: mpsc::UnboundedSender<Job>,
+    places: Arc<Semaphore>,
+    adapter: Option<Resident>,
+    /// Requests of several choices, counted over all adapters.
+    groups: Arc<AtomicU64>,
+}
+
+/// An adapter that the engine has; dropping it makes the engine let go of it.
+struct Resident {
+    id: AdapterId,
+    jobs: mpsc::UnboundedSender<Job>,
+}
+
+impl Drop for Resident {
+    fn drop(&mut self) {
+        // A thread that has ended holds nothing.
+        let _ = self.jobs.send(Job::Unload(self.id));
+    }
 }
 
 impl LocalBase {
-    /// Starts the thread.
-    pub(crate) fn start(model: String, prompting: Arc<dyn Prompting>, engine: impl Drive) -> std::io::Result<Self> {
-        let (jobs, waiting) = mpsc::channel(MAX_QUEUE);
+    /// Starts the thread. `scope` says who may start from what a sequence has read.
+    pub(crate) fn start(
+        model: String,
+        prompting: Arc<dyn Prompting>,
+        scope: CacheScope,
+        engine: impl Drive,
+    ) -> std::io::Result<Self> {
+        let (jobs, waiting) = mpsc::unbounded_channel();
         std::thread::Builder::new().name("decoder".into()).spawn(move || {
             // A panic drops the queue and every sequence's sender: everyone who waits is told by that.
             if std::panic::catch_unwind(AssertUnwindSafe(|| drive(engine, waiting))).is_err() {
                 tracing::error!("the decoder's thread panicked and has ended");
             }
         })?;
-        Ok(Self { model, prompting, jobs, next_group: AtomicU64::new(0) })
+        let (places, groups) = (Arc::new(Semaphore::new(MAX_QUEUE)), Arc::default());
+        Ok(Self { model, prompting, scope, jobs, places, adapter: None, groups })
+    }
+
+    /// The base with an adapter, under another name, on the same thread and in the same batches. Waits for the thread.
+    pub(crate) fn with_adapter(&self, model: &str, adapter: Arc<Adapter>) -> Result<Self, AdapterRefused> {
+        let (loaded, loading) = std::sync::mpsc::sync_channel(1);
+        self.jobs.send(Job::Load { adapter, loaded }).map_err(|_| AdapterRefused::Stopped)?;
+        let id = loading.recv().map_err(|_| AdapterRefused::Stopped)??;
+        Ok(Self {
+            model: model.to_owned(),
+            prompting: Arc::clone(&self.prompting),
+            scope: self.scope,
+            jobs: self.jobs.clone(),
+            places: Arc::clone(&self.places),
+            adapter: Some(Resident { id, jobs: self.jobs.clone() }),
+            groups: Arc::clone(&self.groups),
+        })
     }
 
     fn begin(&self, permit: &Permit, request: &ChatRequest) -> Result<Generating, BackendError> {
@@ -136,7 +199,11 @@ impl LocalBase {
                 format!("`logit_bias` names token {id}; the tokens of `{}` are 0 to {}", self.model, vocabulary - 1);
             return Err(BackendError::Invalid { message, param: "logit_bias", code: "invalid_value" });
         }
-        let group = (request.n > 1).then(|| self.next_group.fetch_add(1, Ordering::Relaxed));
+        let scope = match self.scope {
+            // Choices of one request read its prompt together.
+            CacheScope::Private if request.n > 1 => CacheScope::Group(self.groups.fetch_add(1, Ordering::Relaxed)),
+            scope => scope,
+        };
         let sampling = sampling(request);
         let sequences = (0..u64::from(request.n))
             .map(|idx| Sequence {
@@ -148,14 +215,17 @@ impl LocalBase {
                 top_logprobs: request.logprobs.then(|| request.top_logprobs.unwrap_or(0)),
                 constraint: constraint.clone(),
                 lookup: request.prompt_lookup,
-                group,
+                adapter: self.adapter.as_ref().map(|adapter| adapter.id),
+                scope,
             })
             .collect();
-        let (events, receiver) = mpsc::unbounded_channel();
-        self.jobs.try_send(Job { sequences, events }).map_err(|error| match error {
-            mpsc::error::TrySendError::Full(_) => BackendError::QueueFull,
-            mpsc::error::TrySendError::Closed(_) => BackendError::Stopped,
+        let place = Arc::clone(&self.places).try_acquire_owned().map_err(|error| match error {
+            TryAcquireError::NoPermits => BackendError::QueueFull,
+            TryAcquireError::Closed => BackendError::Stopped,
         })?;
+        let (events, receiver) = mpsc::unbounded_channel();
+        let job = Job::Generate(Generation { sequences, events, _place: place });
+        self.jobs.send(job).map_err(|_| BackendError::Stopped)?;
         Ok(Generating {
             model: self.model.clone(),
             events: receiver,
@@ -306,17 +376,17 @@ fn chunk_choice(index: u32, happened: Happened) -> ChunkChoice {
 type Sink = (u32, mpsc::UnboundedSender<(u32, Result<Happened, BackendError>)>);
 
 /// The thread: until the last handle is dropped and the last sequence is done.
-fn drive(mut engine: impl Drive, mut waiting: mpsc::Receiver<Job>) {
+fn drive(mut engine: impl Drive, mut waiting: mpsc::UnboundedReceiver<Job>) {
     let mut sinks: BTreeMap<u64, Sink> = BTreeMap::new();
     loop {
         if engine.is_idle() {
             match waiting.blocking_recv() {
-                Some(job) => admit(&mut engine, &mut sinks, job),
+                Some(job) => take(&mut engine, &mut sinks, job),
                 None => return,
             }
         }
         while let Ok(job) = waiting.try_recv() {
-            admit(&mut engine, &mut sinks, job);
+            take(&mut engine, &mut sinks, job);
         }
         let gone: Vec<u64> = sinks.iter().filter(|(_, (_, sink))| sink.is_closed()).map(|(id, _)| *id).collect();
         for id in gone {
@@ -336,8 +406,21 @@ fn drive(mut engine: impl Drive, mut waiting: mpsc::Receiver<Job>) {
     }
 }
 
+fn take(engine: &mut impl Drive, sinks: &mut BTreeMap<u64, Sink>, job: Job) {
+    match job {
+        Job::Generate(generation) => admit(engine, sinks, generation),
+        Job::Load { adapter, loaded } => {
+            let result = engine.load(adapter);
+            if let Err(std::sync::mpsc::SendError(Ok(id))) = loaded.send(result) {
+                engine.unload(id);
+            }
+        }
+        Job::Unload(id) => engine.unload(id),
+    }
+}
+
 /// All sequences of a job, or none.
-fn admit(engine: &mut impl Drive, sinks: &mut BTreeMap<u64, Sink>, job: Job) {
+fn admit(engine: &mut impl Drive, sinks: &mut BTreeMap<u64, Sink>, job: Generation) {
     let mut ids = Vec::with_capacity(job.sequences.len());
     for (index, sequence) in (0..).zip(job.sequences) {
         match engine.submit(sequence) {
@@ -405,6 +488,10 @@ mod tests {
         fn is_idle(&self) -> bool {
             self.open.is_empty()
         }
+        fn load(&mut self, _: Arc<Adapter>) -> Result<AdapterId, LoadAdapterError> {
+            Err(LoadAdapterError::OtherBase)
+        }
+        fn unload(&mut self, _: AdapterId) {}
     }
 
     /// A token a byte.
@@ -427,7 +514,7 @@ mod tests {
     }
 
     fn base(engine: Countdown) -> LocalBase {
-        LocalBase::start("base".into(), Arc::new(Bytes), engine).unwrap()
+        LocalBase::start("base".into(), Arc::new(Bytes), CacheScope::Private, engine).unwrap()
     }
 
     fn permit() -> Permit {

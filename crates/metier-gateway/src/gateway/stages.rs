@@ -9,6 +9,7 @@ use metier_traffic::wire::{ChatRequest, ChatResponse, Usage};
 
 use super::{Gateway, RemoteSlot, RequestContext, describe, direct, heading, local_error};
 use crate::{
+    adapters::AdapterSlot,
     audit::{Entry, ReceiptId},
     backend::{Backend, BackendError, embedder::Embedded, local::LOCAL},
     decision::{Decision, Escalated, Outcome, basis_points},
@@ -255,21 +256,28 @@ impl Gateway {
         self.meter.backend(remote.price.as_deref(), now_ms, usage.prompt_tokens, usage.completion_tokens)
     }
 
-    /// Base and named backends: who it is, with a permit to ask it.
-    fn named(&self, target: Target, now_ms: u64, bracket: &mut Bracket) -> Result<(Named, Permit), GatewayError> {
+    /// Base, its adapters and named backends: who it is, with a permit to ask it.
+    fn named(
+        &self,
+        target: Target,
+        adapters: &[Arc<AdapterSlot>],
+        now_ms: u64,
+        bracket: &mut Bracket,
+    ) -> Result<(Named, Permit), GatewayError> {
         match (target, &self.base) {
-            (Target::Base, Some(base)) => {
+            (Target::Base | Target::Adapter(_), Some(base)) => {
+                let adapter = if let Target::Adapter(idx) = target { Some(&adapters[idx]) } else { None };
                 let permit = self.permit_inside(Purpose::Direct, bracket)?;
                 let price: Price = {
                     let meter = self.meter.clone();
                     Arc::new(move |usage| Some(meter.base(usage.prompt_tokens, usage.completion_tokens)))
                 };
-                let backend = Arc::clone(&base.backend);
                 let named = Named {
-                    backend,
+                    backend: Arc::clone(adapter.map_or(&base.backend, |adapter| &adapter.backend)),
                     id: LOCAL.into(),
-                    model: base.name.clone(),
-                    stage: "base".into(),
+                    model: adapter.map_or(&base.name, |adapter| &adapter.name).clone(),
+                    stage: if adapter.is_some() { "adapter".into() } else { "base".into() },
+                    task: adapter.map(|adapter| adapter.name.clone()),
                     outside: false,
                     price,
                 };
@@ -298,6 +306,7 @@ impl Gateway {
                     id: remote.facts.id.clone(),
                     model: remote.model.clone(),
                     stage: remote.facts.id.clone(),
+                    task: None,
                     outside: remote.facts.boundary == Boundary::Outside,
                     price,
                 };
@@ -307,15 +316,16 @@ impl Gateway {
         }
     }
 
-    /// A whole answer of the base or of a named backend.
+    /// A whole answer of the base, of one of its adapters or of a named backend.
     pub(super) async fn generate(
         &self,
         target: Target,
+        adapters: &[Arc<AdapterSlot>],
         request: &ChatRequest,
         context: &RequestContext,
         bracket: &mut Bracket,
     ) -> Result<Answered, GatewayError> {
-        let (named, permit) = self.named(target, context.now_ms, bracket)?;
+        let (named, permit) = self.named(target, adapters, context.now_ms, bracket)?;
         let failed = |source| named.error(source);
         let answering = named.backend.answer(&permit, request, context.deadline);
         let mut response = if named.outside {
@@ -334,16 +344,17 @@ impl Gateway {
         Ok(Answered::Generated(response, decision))
     }
 
-    /// A streamed answer of the base or of a named backend.
+    /// A streamed answer of the base, of one of its adapters or of a named backend.
     pub(super) async fn stream(
         &self,
         target: Target,
+        adapters: &[Arc<AdapterSlot>],
         request: ChatRequest,
         context: RequestContext,
         mut bracket: Bracket,
     ) -> Result<Reply, GatewayError> {
         let begun = self.bounded(&context, async {
-            let (named, permit) = self.named(target, context.now_ms, &mut bracket)?;
+            let (named, permit) = self.named(target, adapters, context.now_ms, &mut bracket)?;
             // Durable before a byte leaves us, in either direction.
             bracket.durable().await?;
             let source = named.backend.stream(&permit, &request, context.deadline).await;
@@ -394,19 +405,21 @@ struct Unanswered {
     usage: Usage,
 }
 
-/// Base or named backend.
+/// Base, adapter or named backend.
 struct Named {
     backend: Arc<dyn Backend>,
     id: String,
     model: String,
     stage: String,
+    task: Option<String>,
     outside: bool,
     price: Price,
 }
 
 impl Named {
     fn decision(&self, receipt: ReceiptId) -> Decision {
-        Decision { stage: self.stage.clone(), backend: Some(self.id.clone()), ..direct(receipt) }
+        let (stage, task) = (self.stage.clone(), self.task.clone());
+        Decision { stage, task, backend: Some(self.id.clone()), ..direct(receipt) }
     }
 
     /// What is wrong with the request is the caller's to mend, in the words for callers.

@@ -11,14 +11,21 @@ pub struct ModelEntry {
     pub object: String,
     /// Seconds since 1970; 0 where that is not known.
     pub created: u64,
-    /// What it is: `metier-base`, `metier-specialist`, `metier-encoder`, `metier-router`, or a backend's id.
+    /// What it is: `metier-base`, `metier-adapter`, `metier-specialist`, `metier-encoder`, `metier-router`, or a backend's id.
     pub owned_by: String,
+    /// The base that an adapter is a delta of.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub parent: Option<String>,
+    /// One line for people.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub description: Option<String>,
 }
 
 impl ModelEntry {
     /// An entry by name and owner.
     pub fn new(id: impl Into<String>, owned_by: impl Into<String>) -> Self {
-        Self { id: id.into(), object: "model".into(), created: 0, owned_by: owned_by.into() }
+        let (id, owned_by) = (id.into(), owned_by.into());
+        Self { id, object: "model".into(), created: 0, owned_by, parent: None, description: None }
     }
 }
 

@@ -1,10 +1,11 @@
 //! `metier serve`: the server, from arguments to the last byte.
 //!
 //! ```text
-//! settings ─► port bound ─► models here ─► log verified, orphans closed ─► gateway ─► "ready on …" ─► … ─► stop ─► grace ─► log closed
+//! settings ─► port bound ─► models here ─► log verified, orphans closed ─► gateway ─► specialists, adapters ─► "ready on …" ─► … ─► stop ─► grace ─► log closed
 //! ```
 
 use std::{
+    collections::BTreeSet,
     io::IsTerminal as _,
     net::SocketAddr,
     path::{Path, PathBuf},
@@ -15,11 +16,11 @@ use std::{
 use anyhow::Context as _;
 use clap::Args;
 use metier_gateway::{BackendConfig, Gateway, GatewayConfig, Limits, LocalModels, Meter, OpenError, Secret};
-use metier_model::SpecialistStore;
+use metier_model::{Decoder, SpecialistStore, adapter::LoraFormat};
 
 use super::{Failure, Outcome, bases, child::READY};
 use crate::{
-    config::{BackendSettings, Boundary, Environment, Settings, variable},
+    config::{AdapterFormat, BackendSettings, Boundary, Environment, PrefixCache, Settings, variable},
     server,
 };
 
@@ -30,7 +31,7 @@ const LAST_ENTRIES: Duration = Duration::from_secs(2);
 /// Threads that may block on files beside them.
 const BLOCKING_THREADS: usize = 8;
 
-/// Serves specialists, base models and `auto` behind the OpenAI API.
+/// Serves specialists, base models, their adapters and `auto` behind the OpenAI API.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   metier serve                                        every specialist of the store on http://127.0.0.1:8080/v1
@@ -50,10 +51,13 @@ pub struct ServeArgs {
     /// Folder of the specialists
     #[arg(long, value_name = "DIR")]
     specialists: Option<PathBuf>,
+    /// Folder of LoRA adapters, each in a folder of its own as PEFT saves it
+    #[arg(long, value_name = "DIR")]
+    adapters: Option<PathBuf>,
     /// A place that answers when a specialist defers: NAME=URL,MODEL,inside|outside
     #[arg(long = "backend", value_name = "SPEC", value_parser = backend)]
     backends: Vec<BackendSettings>,
-    /// Serve the decoder alone: no specialists, no encoder, no `auto`
+    /// Serve the decoder and its adapters alone: no specialists, no encoder, no `auto`
     #[arg(long)]
     base_only: bool,
     /// Written, with the URL, once requests are answered
@@ -102,7 +106,9 @@ pub fn run(args: &ServeArgs) -> Outcome {
         .build()
         .context("cannot start the threads that speak HTTP")
         .map_err(Failure::Environment)?;
-    let gateway = Arc::new(open_gateway(args, &settings, &environment)?);
+    let decoder = bases::decoder(&settings, &environment)?.map(Arc::new);
+    let gateway = Arc::new(open_gateway(args, &settings, &environment, decoder.clone())?);
+    let adapters = decoder.map(|decoder| open_adapters(&gateway, &settings, &environment, decoder)).transpose()?;
     let shelf = if args.base_only { None } else { Some(open_shelf(&gateway, &settings, &environment)?) };
     let router = server::router(Arc::new(server::App::new(Arc::clone(&gateway), port, &settings.server)));
     let grace = Duration::from_millis(settings.server.grace_ms);
@@ -110,7 +116,15 @@ pub fn run(args: &ServeArgs) -> Outcome {
         if let Some(shelf) = shelf {
             let gateway = Arc::clone(&gateway);
             // Ends with the runtime.
-            tokio::spawn(server::watch(shelf, move |specialists| gateway.reload_specialists(specialists)));
+            tokio::spawn(server::watch(shelf, move |shelf| {
+                if shelf.look() {
+                    gateway.reload_specialists(shelf.specialists());
+                }
+            }));
+        }
+        if let Some(shelf) = adapters {
+            let gateway = Arc::clone(&gateway);
+            tokio::spawn(server::watch(shelf, move |shelf| shelf.look(&gateway)));
         }
         announce(&listener, args.ready_file.as_deref())?;
         let finished = server::serve(listener, router, server::stop(args.until_stdin_closes), grace)
@@ -126,10 +140,14 @@ pub fn run(args: &ServeArgs) -> Outcome {
 }
 
 /// Models, record and backends.
-fn open_gateway(args: &ServeArgs, settings: &Settings, environment: &Environment) -> Result<Gateway, Failure> {
+fn open_gateway(
+    args: &ServeArgs,
+    settings: &Settings,
+    environment: &Environment,
+    decoder: Option<Arc<Decoder>>,
+) -> Result<Gateway, Failure> {
     let pool = bases::pool(settings, environment)?;
     let encoder = if args.base_only { None } else { Some(Arc::new(bases::encoder(settings, environment)?)) };
-    let decoder = bases::decoder(settings, environment)?.map(Arc::new);
     let backends = if args.base_only { Vec::new() } else { backends(settings)? };
     let mut seed = [0; 8];
     getrandom::fill(&mut seed).context("cannot get random bytes").map_err(Failure::Environment)?;
@@ -138,6 +156,7 @@ fn open_gateway(args: &ServeArgs, settings: &Settings, environment: &Environment
         backends,
         meter: Meter::default(),
         limits: Limits { max_concurrency: settings.server.max_concurrency, max_queue: settings.server.max_queue },
+        share_prefixes: settings.server.prefix_cache == PrefixCache::Shared,
         retry_seed: u64::from_le_bytes(seed),
     };
     Gateway::open(config, LocalModels { encoder, decoder, pool }, Box::new(server::now_ms)).map_err(|error| match error
@@ -153,6 +172,32 @@ fn open_shelf(gateway: &Gateway, settings: &Settings, environment: &Environment)
     let mut shelf = server::Shelf::new(SpecialistStore::open(&dir).map_err(Failure::environment)?);
     shelf.look();
     gateway.reload_specialists(shelf.specialists());
+    Ok(shelf)
+}
+
+/// The adapters of the settings, which must all be good, and those that lie in their folder now, of which the good ones are served.
+fn open_adapters(
+    gateway: &Gateway,
+    settings: &Settings,
+    environment: &Environment,
+    decoder: Arc<Decoder>,
+) -> Result<server::AdapterShelf, Failure> {
+    let opener = |format| server::AdapterOpener {
+        decoder: Arc::clone(&decoder),
+        format: match format {
+            AdapterFormat::F16 => LoraFormat::F16,
+            AdapterFormat::Int8 => LoraFormat::Int8,
+        },
+    };
+    for adapter in &settings.adapters {
+        let served = opener(adapter.format).serve(gateway, &adapter.name, adapter.description.clone(), &adapter.path);
+        let told = || format!("cannot serve the adapter `{}` in `{}`", adapter.name, adapter.path.display());
+        served.with_context(told).map_err(Failure::Usage)?;
+    }
+    let names: BTreeSet<String> = settings.adapters.iter().map(|adapter| adapter.name.clone()).collect();
+    let dir = settings.adapters_dir(environment).map_err(Failure::usage)?;
+    let mut shelf = server::AdapterShelf::new(dir, opener(settings.models.adapter_format), names);
+    shelf.look(gateway);
     Ok(shelf)
 }
 
@@ -188,6 +233,9 @@ fn settings(args: &ServeArgs) -> Result<Settings, Failure> {
     }
     if let Some(dir) = &args.specialists {
         settings.state.specialists = Some(dir.clone());
+    }
+    if let Some(dir) = &args.adapters {
+        settings.state.adapters = Some(dir.clone());
     }
     for backend in &args.backends {
         settings.backend.retain(|known| known.name != backend.name);

@@ -104,8 +104,8 @@ impl Metrics {
         counts.cost_picousd += u128::from(answered.cost_picousd.unwrap_or(0));
     }
 
-    /// The page. `specialists` are those served now, `resident_bytes` what the process holds in memory, where known.
-    pub fn render(&self, specialists: usize, resident_bytes: Option<u64>) -> String {
+    /// The page. `specialists` and `adapters` are those served now, `resident_bytes` what the process holds in memory, where known.
+    pub fn render(&self, specialists: usize, adapters: usize, resident_bytes: Option<u64>) -> String {
         let counts = self.counts();
         let mut page = String::new();
         let head = |page: &mut String, name: &str, kind: &str, help: &str| {
@@ -140,6 +140,8 @@ impl Metrics {
         let _ = writeln!(page, "metier_cost_usd_total {}", counts.cost_picousd as f64 / 1e12);
         head(&mut page, "metier_specialists", "gauge", "Specialists being served.");
         let _ = writeln!(page, "metier_specialists {specialists}");
+        head(&mut page, "metier_adapters", "gauge", "Adapters of the decoder being served.");
+        let _ = writeln!(page, "metier_adapters {adapters}");
         if let Some(bytes) = resident_bytes {
             head(&mut page, "process_resident_memory_bytes", "gauge", "Resident memory.");
             let _ = writeln!(page, "process_resident_memory_bytes {bytes}");
@@ -173,7 +175,7 @@ mod tests {
             completion_tokens: 1,
             cost_picousd: Some(300_000),
         });
-        let page = metrics.render(4, None);
+        let page = metrics.render(4, 2, None);
         for line in [
             "metier_requests_in_flight 1",
             "metier_responses_total{route=\"/v1/models\",status=\"200\"} 4",
@@ -182,11 +184,12 @@ mod tests {
             "metier_decisions_total{decision=\"specialist\",escalated=\"no\"} 1",
             "metier_cost_usd_total 0.0000003",
             "metier_specialists 4",
+            "metier_adapters 2",
         ] {
             assert!(page.lines().any(|found| found == line), "`{line}` is missing in\n{page}");
         }
         drop(running);
-        assert!(metrics.render(4, None).contains("metier_requests_in_flight 0"));
+        assert!(metrics.render(4, 2, None).contains("metier_requests_in_flight 0"));
     }
 
     #[test]

@@ -7,6 +7,7 @@
 //! listen ─► guard (host, request id, time, panics) ─► body (limit, deadline) ─► chat │ embeddings │ models │ receipts ─► Gateway
 //! ```
 
+mod adapters;
 mod body;
 mod error;
 mod guard;
@@ -26,6 +27,7 @@ use axum::{
 use metier_gateway::{Caller, Gateway};
 
 use crate::config::ServerSettings;
+pub use adapters::{AdapterOpener, AdapterShelf, ServeAdapterError};
 use body::BodyLimits;
 pub use error::ServerError;
 pub use listen::{ListenError, bind, serve};

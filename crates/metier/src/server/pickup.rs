@@ -73,26 +73,23 @@ impl Shelf {
     }
 }
 
-/// Looks again and again until dropped, and calls `changed` with the specialists whenever they are others than before.
-pub async fn watch(mut shelf: Shelf, changed: impl Fn(Vec<Arc<Specialist>>)) {
+/// Looks again and again until dropped, at a shelf of whatever kind.
+pub async fn watch<S: Send + 'static>(mut shelf: S, look: impl Fn(&mut S) + Send + Sync + 'static) {
+    let look = Arc::new(look);
     let mut ticks = tokio::time::interval(INTERVAL);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         ticks.tick().await;
+        let look = Arc::clone(&look);
         let looked = tokio::task::spawn_blocking(move || {
-            let news = shelf.look();
-            (shelf, news)
+            look(&mut shelf);
+            shelf
         });
         match looked.await {
-            Ok((theirs, news)) => {
-                shelf = theirs;
-                if news {
-                    changed(shelf.specialists());
-                }
-            }
-            // A panic while opening a bundle: what is served stays, nothing new is taken up.
+            Ok(theirs) => shelf = theirs,
+            // A panic while something is opened: what is served stays, nothing new is taken up.
             Err(error) => {
-                tracing::error!(%error, "no longer looking for new specialists");
+                tracing::error!(%error, kind = std::any::type_name::<S>(), "no longer looking for what is new");
                 return;
             }
         }

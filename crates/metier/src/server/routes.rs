@@ -106,8 +106,9 @@ pub(super) async fn readyz(State(app): State<Arc<App>>) -> Result<Response, Serv
 
 /// `GET /metrics`.
 pub(super) async fn metrics(State(app): State<Arc<App>>) -> Response {
-    let specialists = app.gateway.models().iter().filter(|model| model.owned_by == "metier-specialist").count();
-    let page = app.metrics.render(specialists, resident_bytes("self"));
+    let models = app.gateway.models();
+    let count = |owner: &str| models.iter().filter(|model| model.owned_by == owner).count();
+    let page = app.metrics.render(count("metier-specialist"), count("metier-adapter"), resident_bytes("self"));
     ([(header::CONTENT_TYPE, HeaderValue::from_static("text/plain; version=0.0.4"))], page).into_response()
 }
 
