@@ -72,9 +72,9 @@ impl AdapterOpener {
     }
 }
 
-/// Whether a model of a hub, or the last folder of a path, has this name of the catalogue.
+/// Whether a model of a hub, or a folder of a path, has this name of the catalogue.
 fn is_called(trained: &str, base: &str) -> bool {
-    trained.trim_end_matches(['/', '\\']).rsplit(['/', '\\']).next().is_some_and(|last| last.eq_ignore_ascii_case(base))
+    trained.split(['/', '\\']).any(|word| word.eq_ignore_ascii_case(base))
 }
 
 /// Size and time of the last change of each file that matters.
@@ -178,9 +178,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_last_word_of_a_models_name_counts() {
+    fn a_word_of_the_models_name_is_the_catalogues() {
         for trained in
-            ["HuggingFaceTB/SmolLM2-135M-Instruct", "/models/smollm2-135m-instruct/", "smollm2-135m-instruct"]
+            ["HuggingFaceTB/SmolLM2-135M-Instruct", "/models/smollm2-135m-instruct/23cd", "smollm2-135m-instruct"]
         {
             assert!(is_called(trained, "smollm2-135m-instruct"), "{trained}");
         }
