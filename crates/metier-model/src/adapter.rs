@@ -141,6 +141,8 @@ struct AdapterShape {
     inner: usize,
     q_len: usize,
     kv_len: usize,
+    /// Rows of q and k lie in another order than in PEFT.
+    reordered: bool,
 }
 
 /// Maps that read the same input, as the forward pass has them.
@@ -358,7 +360,7 @@ impl Adapter {
         self.base_name.as_deref()
     }
 
-    /// Whether it was made for a base of this shape.
+    /// Whether it was opened for a base of this shape, with rows in this order.
     pub fn fits(&self, base: &TransformerConfig) -> bool {
         self.shape == AdapterShape::of(base)
     }
@@ -372,7 +374,8 @@ impl Adapter {
 impl AdapterShape {
     fn of(base: &TransformerConfig) -> Self {
         let (q_len, kv_len) = (base.heads * base.head_dim, base.kv_heads * base.head_dim);
-        Self { layers: base.layers, width: base.width, inner: base.inner, q_len, kv_len }
+        let reordered = base.rope_pairs == RopePairs::Adjacent;
+        Self { layers: base.layers, width: base.width, inner: base.inner, q_len, kv_len, reordered }
     }
 
     fn outputs(self, site: Site) -> usize {
@@ -384,10 +387,9 @@ impl AdapterShape {
     }
 
     fn targets(self, base: &TransformerConfig) -> Vec<Target> {
-        let Self { width, inner, q_len, kv_len, .. } = self;
+        let Self { width, inner, q_len, kv_len, reordered, .. } = self;
         let plain = |name, site, k, n, first| Target { name, site, k, n, first, rotary_heads: 0, whole: None };
         let part = |whole, target: Target| Target { whole: Some(whole), ..target };
-        let reordered = base.rope_pairs == RopePairs::Adjacent;
         let turned = |name, n, first, heads| {
             let rotary_heads = if reordered { heads } else { 0 };
             part(QKV, Target { rotary_heads, ..plain(name, Site::Qkv, width, n, first) })

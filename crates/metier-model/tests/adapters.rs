@@ -172,4 +172,8 @@ fn an_adapter_of_another_base_is_refused() {
             .to_string();
         assert!(error.contains("made for another base"), "{other}: {error}");
     }
+    // The same network with rows in another order: what was opened for the one would turn the wrong rows of the other.
+    let [file, whole] = ["llama.gguf", "folders/llama"].map(decoder);
+    let adapter = open("llama-all", &file, LoraFormat::F16);
+    assert!(adapter.fits(file.network().config()) && !adapter.fits(whole.network().config()));
 }
