@@ -301,7 +301,7 @@ documented! {
     pub struct AdapterSettings {
         /// How `model` names it: lower-case letters, digits and hyphens.
         pub name: String,
-        /// The decoder that it was trained over; it must be the one in `[models] decoder`.
+        /// The decoder that it was trained over; it must be the one in `[models] decoder`, or the name that `/v1/models` gives it.
         pub base: String,
         /// Folder with PEFT's `adapter_config.json` and `adapter_model.safetensors`.
         pub path: PathBuf,
@@ -392,7 +392,8 @@ impl Settings {
             if !names.insert(name) {
                 return Err(ConfigError::Value(format!("two adapters are called `{name}`")));
             }
-            if *base != self.models.decoder {
+            // What a path is called is known once it is open.
+            if self.models.decoder_path().is_none() && *base != self.models.decoder {
                 let decoder = &self.models.decoder;
                 return Err(ConfigError::Value(format!(
                     "the adapter `{name}` is for the base `{base}`, but `models.decoder` is `{decoder}`: a server has one decoder"

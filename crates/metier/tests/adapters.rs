@@ -183,10 +183,8 @@ async fn adapters_come_change_and_go_while_others_are_served() {
 fn an_adapter_of_the_settings_that_cannot_be_served_is_told_at_the_start() {
     let (base, dir) = (base(), TempDir::new().unwrap());
     let good = tiny::adapter(&base, 1, 4, &["q_proj"], STRENGTH);
-    let check = |name: &str, of: &str, files: &AdapterFiles, says: &str| {
-        let (path, config) = (dir.path().join("adapter"), dir.path().join("metier.toml"));
-        write(&path, files);
-        let settings = format!("[[adapters]]\nname = \"{name}\"\nbase = \"{of}\"\npath = {path:?}\n");
+    let started = |settings: &str, says: &str| {
+        let config = dir.path().join("metier.toml");
         fs::write(&config, settings).unwrap();
         let state = dir.path().join("state");
         let output = Command::new(metier())
@@ -197,10 +195,24 @@ fn an_adapter_of_the_settings_that_cannot_be_served_is_told_at_the_start() {
         let told = String::from_utf8(output.stderr).unwrap();
         assert!(output.status.code() == Some(2) && told.contains(says), "{says}: {:?}\n{told}", output.status);
     };
+    let check = |name: &str, of: &str, files: &AdapterFiles, says: &str| {
+        let path = dir.path().join("adapter");
+        write(&path, files);
+        started(&format!("[[adapters]]\nname = \"{name}\"\nbase = \"{of}\"\npath = {path:?}\n"), says);
+    };
+    let rank = AdapterFiles { config: good.config.replace("\"r\":4", "\"r\":8"), ..good.clone() };
     check("a", "all-minilm-l6-v2", &good, "a server has one decoder");
+    let file = metier::fetch::ensure_for_tests(DECODER).join("SmolLM2-135M-Instruct.Q4_1.gguf");
+    let by_path = format!("[models]\ndecoder = {file:?}\n");
+    let [of_path, other] = [file.to_str().unwrap(), "another"].map(|base| {
+        let path = dir.path().join("by-path");
+        write(&path, &rank);
+        format!("{by_path}[[adapters]]\nname = \"a\"\nbase = {base:?}\npath = {path:?}\n")
+    });
+    started(&of_path, "has rank 4, the configuration says 8");
+    started(&other, "is for the base `another`, but the decoder is `");
     check("A tone", DECODER, &good, "is no name of an adapter");
     check(DECODER, DECODER, &good, "stands for something else");
-    let rank = AdapterFiles { config: good.config.replace("\"r\":4", "\"r\":8"), ..good.clone() };
     check("a", DECODER, &rank, "has rank 4, the configuration says 8");
     let dora = AdapterFiles { config: good.config.replace("\"r\":4", "\"r\":4,\"use_dora\":true"), ..good.clone() };
     check("a", DECODER, &dora, "`use_dora` is true");

@@ -190,6 +190,12 @@ fn open_adapters(
         },
     };
     for adapter in &settings.adapters {
+        let (named, served) = (&settings.models.decoder, &decoder.base().name);
+        if adapter.base != *named && adapter.base != *served {
+            let (name, base) = (&adapter.name, &adapter.base);
+            let wrong = anyhow::anyhow!("the adapter `{name}` is for the base `{base}`, but the decoder is `{served}`");
+            return Err(Failure::usage(wrong));
+        }
         let served = opener(adapter.format).serve(gateway, &adapter.name, adapter.description.clone(), &adapter.path);
         let told = || format!("cannot serve the adapter `{}` in `{}`", adapter.name, adapter.path.display());
         served.with_context(told).map_err(Failure::Usage)?;
