@@ -67,14 +67,16 @@ impl Adapters {
 
     /// Takes one out; says whether it was there.
     pub(crate) fn remove(&self, name: &str) -> bool {
-        let before = self.all().len();
-        self.change(|slots| slots.retain(|slot| slot.name != name));
-        self.all().len() < before
+        self.change(|slots| {
+            let before = slots.len();
+            slots.retain(|slot| slot.name != name);
+            slots.len() < before
+        })
     }
 
-    fn change(&self, change: impl FnOnce(&mut Vec<Arc<AdapterSlot>>)) {
+    fn change<T>(&self, change: impl FnOnce(&mut Vec<Arc<AdapterSlot>>) -> T) -> T {
         let mut slots = self.0.write().unwrap_or_else(PoisonError::into_inner);
-        change(Arc::make_mut(&mut slots));
+        change(Arc::make_mut(&mut slots))
     }
 }
 

@@ -84,7 +84,7 @@ async fn until(server: &Server, model: &str, done: impl Fn(StatusCode, &Value) -
     }
 }
 
-fn said<'a>(answer: &'a Value) -> Option<&'a str> {
+fn said(answer: &Value) -> Option<&str> {
     answer["choices"][0]["message"]["content"].as_str()
 }
 
