@@ -130,6 +130,66 @@ unsafe fn layer_norm_body<L: Lanes>(x: &mut [f32], weight: &[f32], bias: &[f32],
 }
 
 per_tier! {
+    /// The end of a block in one pass over each row: `x = LN(x + (y + more))`, [`layer_norm`] of rows as long as `weight`. `more` is
+    /// added to every row of `y`; nothing where empty.
+    pub fn add_norm_rows(x: &mut [f32], y: &[f32], more: &[f32], weight: &[f32], bias: &[f32], eps: f32) = add_norm_rows_body
+}
+
+#[inline(always)]
+unsafe fn add_norm_rows_body<L: Lanes>(x: &mut [f32], y: &[f32], more: &[f32], weight: &[f32], bias: &[f32], eps: f32) {
+    let width = weight.len();
+    assert!(width > 0 && x.len().is_multiple_of(width) && x.len() == y.len(), "whole rows, as many on both sides");
+    for (x, y) in x.chunks_exact_mut(width).zip(y.chunks_exact(width)) {
+        // SAFETY: features as the trait demands.
+        unsafe {
+            add_rows_body::<L>(x, y, more);
+            layer_norm_body::<L>(x, weight, bias, eps);
+        }
+    }
+}
+
+per_tier! {
+    /// `x += y + more`, `more` added to every row of `y`; nothing where empty.
+    pub fn add_rows(x: &mut [f32], y: &[f32], more: &[f32]) = add_rows_body
+}
+
+#[inline(always)]
+unsafe fn add_rows_body<L: Lanes>(x: &mut [f32], y: &[f32], more: &[f32]) {
+    assert!(
+        x.len() == y.len() && (more.is_empty() || x.len().is_multiple_of(more.len())),
+        "whole rows, as many on both sides"
+    );
+    if more.is_empty() {
+        // SAFETY: features as the trait demands.
+        return unsafe { add_body::<L>(x, y) };
+    }
+    for (x, y) in x.chunks_exact_mut(more.len()).zip(y.chunks_exact(more.len())) {
+        for ((x, y), more) in x.iter_mut().zip(y).zip(more) {
+            *x += y + more;
+        }
+    }
+}
+
+per_tier! {
+    /// [`gelu`] of `x + more`, `more` added to every row; nothing where empty.
+    pub fn gelu_rows(x: &mut [f32], more: &[f32]) = gelu_rows_body
+}
+
+#[inline(always)]
+unsafe fn gelu_rows_body<L: Lanes>(x: &mut [f32], more: &[f32]) {
+    assert!(more.is_empty() || x.len().is_multiple_of(more.len()), "whole rows");
+    for row in x.chunks_exact_mut(if more.is_empty() { x.len().max(1) } else { more.len() }) {
+        // SAFETY: features as the trait demands.
+        unsafe {
+            if !more.is_empty() {
+                add_body::<L>(row, more);
+            }
+            gelu_body::<L>(row);
+        }
+    }
+}
+
+per_tier! {
     /// `x[i] += y[i]`.
     pub fn add(x: &mut [f32], y: &[f32]) = add_body
 }
@@ -386,6 +446,38 @@ mod tests {
                 x.iter().enumerate().map(|(i, x)|
                     (x - mean) / (var + 1e-5).sqrt() * f64::from(weight[i]) + f64::from(bias[i])).collect()
             }, 2e-3);
+        }
+
+        /// What is fused gives the bits of its steps.
+        #[test]
+        fn fused_steps_are_their_steps(rows in 1usize..5, width in 1usize..70, has_more: bool, seed in -2.0f32..2.0) {
+            let value = |i: usize, salt: usize| ((i * 37 + salt * 101) % 257) as f32 / 64.0 - 2.0 + seed;
+            let (x, y): (Vec<f32>, Vec<f32>) = (0..rows * width).map(|i| (value(i, 1), value(i, 2))).unzip();
+            let more: Vec<f32> = (0..if has_more { width } else { 0 }).map(|i| value(i, 3)).collect();
+            let weight: Vec<f32> = (0..width).map(|i| value(i, 4)).collect();
+            for tier in Tier::available() {
+                let isa = tier.isa().unwrap();
+                let mut stepwise = (x.clone(), y.clone(), x.clone());
+                for (i, row) in stepwise.0.chunks_exact_mut(width).enumerate() {
+                    let y = &mut stepwise.1[i * width..(i + 1) * width];
+                    if has_more {
+                        add(isa, y, &more);
+                        add(isa, &mut stepwise.2[i * width..(i + 1) * width], &more);
+                    }
+                    add(isa, row, y);
+                }
+                let mut fused = x.clone();
+                add_rows(isa, &mut fused, &y, &more);
+                prop_assert_eq!(bits(&fused), bits(&stepwise.0));
+                gelu(isa, &mut stepwise.2);
+                let mut fused = x.clone();
+                gelu_rows(isa, &mut fused, &more);
+                prop_assert_eq!(bits(&fused), bits(&stepwise.2));
+                stepwise.0.chunks_exact_mut(width).for_each(|row| layer_norm(isa, row, &weight, &weight, 1e-5));
+                let mut fused = x.clone();
+                add_norm_rows(isa, &mut fused, &y, &more, &weight, &weight, 1e-5);
+                prop_assert_eq!(bits(&fused), bits(&stepwise.0));
+            }
         }
 
         #[test]

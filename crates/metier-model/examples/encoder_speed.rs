@@ -1,6 +1,7 @@
 //! How fast does this machine embed, and what do 8-bit weights cost? One JSON line a case; a pool of two pinned threads.
 //!
-//! `cargo run --release -p metier-model --example encoder_speed -- ENCODER_DIR [TIER]`
+//! `cargo run --release -p metier-model --example encoder_speed -- ENCODER_DIR [TIER [CASE]]`; CASE is a part of the names of the
+//! cases to run, for a profiler.
 //!
 //! Figures of neighbours on the same cores are part of every figure: compare within one run.
 
@@ -56,11 +57,12 @@ fn sentence(i: usize) -> String {
 
 fn main() {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
-    let [dir, tier @ ..] = arguments.as_slice() else {
-        println!("usage: encoder_speed ENCODER_DIR [TIER]");
+    let [dir, more @ ..] = arguments.as_slice() else {
+        println!("usage: encoder_speed ENCODER_DIR [TIER [CASE]]");
         return;
     };
-    let tier = tier.first().map_or_else(Tier::detect, |name| name.parse().unwrap());
+    let tier = more.first().map_or_else(Tier::detect, |name| name.parse().unwrap());
+    let wanted = more.get(1).map_or("", String::as_str);
     let pool = Pool::new(THREADS, tier);
     let short: Vec<String> = (0..SENTENCES).map(|i| sentence(i * 37)).collect();
     let long: Vec<String> =
@@ -69,8 +71,11 @@ fn main() {
     for (weights, name) in [(EncoderWeights::F32, "f32"), (EncoderWeights::Int8, "int8")] {
         let before = resident_mib();
         let encoder = Encoder::open_with(Path::new(dir), weights).unwrap();
-        speed(&encoder, name, &pool, &short);
-        speed(&encoder, name, &pool, &long);
+        speed(&encoder, name, &pool, &short, wanted);
+        speed(&encoder, name, &pool, &long, wanted);
+        if !wanted.is_empty() {
+            continue;
+        }
         let used = resident_mib() - before;
         println!("{}", json!({"case": format!("{name}, resident after use"), "unit": "MiB", "value": used}));
         let texts: Vec<String> =
@@ -78,10 +83,11 @@ fn main() {
         let texts: Vec<&str> = texts.iter().map(String::as_str).collect();
         vectors.push(encoder.embed(&pool, &texts).unwrap());
     }
-    let cosines = vectors[0].iter().zip(&vectors[1]).map(|(a, b)| a.iter().zip(b).map(|(a, b)| a * b).sum::<f32>());
+    let [exact, eight] = vectors.as_slice() else { return };
+    let cosines = exact.iter().zip(eight).map(|(a, b)| a.iter().zip(b).map(|(a, b)| a * b).sum::<f32>());
     let (least, sum) = cosines.fold((1.0f32, 0.0), |(least, sum), x| (least.min(x), sum + x));
-    let mean = sum / vectors[0].len() as f32;
-    println!("{}", json!({"case": "cosine int8 to f32", "texts": vectors[0].len(), "min": least, "mean": mean}));
+    let mean = sum / exact.len() as f32;
+    println!("{}", json!({"case": "cosine int8 to f32", "texts": exact.len(), "min": least, "mean": mean}));
 }
 
 /// Resident memory of this process without mapped files, in MiB; 0 where the system does not tell.
@@ -91,11 +97,16 @@ fn resident_mib() -> i64 {
     line.trim().trim_end_matches(" kB").trim().parse::<i64>().unwrap_or(0) / 1024
 }
 
-fn speed(encoder: &Encoder, weights: &str, pool: &Pool, texts: &[String]) {
+fn speed(encoder: &Encoder, weights: &str, pool: &Pool, texts: &[String], wanted: &str) {
+    let report = |case: &str, work: &mut dyn FnMut() -> usize| {
+        if case.contains(wanted) {
+            report(case, work);
+        }
+    };
     let texts: Vec<&str> = texts.iter().map(String::as_str).collect();
     let windows: Vec<Vec<TokenId>> = texts.iter().map(|text| encoder.windows_of(text).unwrap().remove(0)).collect();
     let tokens = windows.iter().map(Vec::len).sum::<usize>() / windows.len();
-    report(&format!("{tokens} tokens, tokenising alone"), || {
+    report(&format!("{tokens} tokens, tokenising alone"), &mut || {
         for text in &texts {
             encoder.windows_of(text).unwrap();
         }
@@ -103,13 +114,13 @@ fn speed(encoder: &Encoder, weights: &str, pool: &Pool, texts: &[String]) {
     });
     let windows: Vec<&[TokenId]> = windows.iter().map(Vec::as_slice).collect();
     for batch in [1, 32] {
-        report(&format!("{weights}, {tokens} tokens, batch {batch}, text"), || {
+        report(&format!("{weights}, {tokens} tokens, batch {batch}, text"), &mut || {
             for texts in texts.chunks(batch) {
                 encoder.embed(pool, texts).unwrap();
             }
             texts.len()
         });
-        report(&format!("{weights}, {tokens} tokens, batch {batch}, ids"), || {
+        report(&format!("{weights}, {tokens} tokens, batch {batch}, ids"), &mut || {
             for windows in windows.chunks(batch) {
                 encoder.embed_windows(pool, windows).unwrap();
             }
@@ -119,7 +130,7 @@ fn speed(encoder: &Encoder, weights: &str, pool: &Pool, texts: &[String]) {
 }
 
 /// Runs `work`, which returns how many sentences it did: once to warm up, then [`RUNS`] times.
-fn report(case: &str, mut work: impl FnMut() -> usize) {
+fn report(case: &str, work: &mut dyn FnMut() -> usize) {
     work();
     let mut rates: Vec<f64> = (0..RUNS)
         .map(|_| {

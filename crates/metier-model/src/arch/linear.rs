@@ -79,22 +79,19 @@ impl Matrix {
         }
     }
 
-    /// `x`: (m, k) → (m, n).
-    pub(crate) fn apply(&self, pool: &Pool, x: &[f32], rows: &mut QuantRows) -> Vec<f32> {
-        let stride = self.n();
-        let mut out = vec![0.0; x.len() / self.k() * stride];
+    /// Products of `x`: (m, k), into `out`: (m, n).
+    pub(crate) fn apply_into(&self, pool: &Pool, x: &[f32], rows: &mut QuantRows, out: &mut [f32]) {
         match self {
-            Self::Dense(dense) => dense::matmul(pool, x, dense, None, &mut out),
+            Self::Dense(dense) => dense::matmul(pool, x, dense, None, out),
             Self::Quant(parts) => {
                 rows.quantise(pool, x, self.k());
-                let mut first = 0;
+                let (stride, mut first) = (self.n(), 0);
                 for part in parts {
-                    quant::matmul_into(pool, rows, part, &mut out, Output { stride, first, add: false });
+                    quant::matmul_into(pool, rows, part, out, Output { stride, first, add: false });
                     first += part.n();
                 }
             }
         }
-        out
     }
 
     /// Products of an input that is written on the way, into `out`: (m, n), or added to what is there.
@@ -286,7 +283,8 @@ mod tests {
         let (n, k) = (matrix.n(), matrix.k());
         let mut x = vec![0.0; k * k];
         (0..k).for_each(|i| x[i * k + i] = 1.0);
-        let products = matrix.apply(&pool, &x, &mut QuantRows::default());
+        let mut products = vec![0.0; k * n];
+        matrix.apply_into(&pool, &x, &mut QuantRows::default(), &mut products);
         (0..n * k).map(|at| products[at % k * n + at / k]).collect()
     }
 

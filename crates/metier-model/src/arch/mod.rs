@@ -7,7 +7,7 @@ pub mod bert;
 mod linear;
 pub mod transformer;
 
-use metier_kernels::{Pool, dense::DenseMatrix};
+use metier_kernels::dense::DenseMatrix;
 
 use crate::format::{FormatError, Tensor};
 
@@ -84,16 +84,4 @@ pub(crate) fn pack_dense(tensors: &[Tensor<'_>]) -> Result<DenseMatrix, WeightsE
         }
     });
     bad.map_or(Ok(packed), Err)
-}
-
-/// `x[row] = LayerNorm(x[row] + y[row])` for all rows.
-pub(crate) fn add_and_norm(pool: &Pool, x: &mut [f32], y: &[f32], weight: &[f32], bias: &[f32], eps: f32) {
-    let (isa, d) = (pool.isa(), weight.len());
-    pool.run_rows(x, d, ROW_GRAIN, &|first, rows| {
-        for (i, row) in rows.chunks_exact_mut(d).enumerate() {
-            let from = (first + i) * d;
-            metier_kernels::elementwise::add(isa, row, &y[from..from + d]);
-            metier_kernels::elementwise::layer_norm(isa, row, weight, bias, eps);
-        }
-    });
 }

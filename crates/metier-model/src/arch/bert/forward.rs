@@ -13,7 +13,7 @@ use metier_kernels::{
 };
 
 use super::{
-    super::{ROW_GRAIN, add_and_norm},
+    super::ROW_GRAIN,
     Bert, BertConfig, Positions,
     weights::{Layer, Norm},
 };
@@ -49,102 +49,136 @@ impl Turns {
     }
 }
 
-/// One pass: its rows, and what is used again from layer to layer.
+/// What a pass writes into: kept from pass to pass, for fresh memory costs a page fault for each 4 KiB.
+#[derive(Default)]
+pub(super) struct Buffers {
+    pub(super) x: Vec<f32>, // (rows, width): after a pass, the last hidden rows
+    normed: Vec<f32>,       // (rows, width) where norms stand before blocks
+    qkv: Vec<f32>,          // (rows, 3 · width)
+    by_head: Vec<f32>,      // of each window: (heads, rows, head_dim)
+    mixed: Vec<f32>,        // (rows, width)
+    wide: Vec<f32>,         // (rows, inner), or (rows, 2 · inner) where it is gated
+    activated: Vec<f32>,    // (rows, inner) where it is gated
+    quants: QuantRows,
+}
+
+impl Buffers {
+    fn fit(&mut self, config: &BertConfig, rows: usize) {
+        let BertConfig { width, inner, .. } = *config;
+        let gated = config.is_gated();
+        self.x.resize(rows * width, 0.0);
+        self.normed.resize(if config.is_pre_norm() { rows * width } else { 0 }, 0.0);
+        self.qkv.resize(rows * 3 * width, 0.0);
+        self.by_head.resize(rows * width, 0.0);
+        self.mixed.resize(rows * width, 0.0);
+        self.wide.resize(rows * if gated { 2 * inner } else { inner }, 0.0);
+        self.activated.resize(if gated { rows * inner } else { 0 }, 0.0);
+    }
+}
+
+/// Where a row stands.
+#[derive(Clone, Copy)]
+struct Place {
+    /// First row of its window.
+    start: usize,
+    /// Rows of its window.
+    len: usize,
+    /// Its position in the window.
+    position: usize,
+}
+
+/// One pass: whose rows, and on what.
 struct Pass<'a> {
     pool: &'a Pool,
     /// Rows of each window.
     windows: Vec<Range<usize>>,
-    /// Position of each row in its window.
-    positions: Vec<usize>,
-    quants: QuantRows,
-    qkv: Vec<f32>,   // (rows, 3 · width)
-    mixed: Vec<f32>, // (rows, width)
-    wide: Vec<f32>,  // (rows, inner), or (rows, 2 · inner) where it is gated
+    /// Of each row.
+    places: Vec<Place>,
 }
 
 impl Bert {
-    /// The last hidden rows of all windows, one after the other: (Σ lengths, width).
-    pub(super) fn forward(&self, pool: &Pool, windows: &[&[TokenId]]) -> Vec<f32> {
+    /// Leaves the last hidden rows of all windows, one after the other, in `buffers.x`: (Σ lengths, width).
+    pub(super) fn forward(&self, pool: &Pool, windows: &[&[TokenId]], buffers: &mut Buffers) {
         let config = &self.config;
-        let mut rows = Vec::with_capacity(windows.len());
-        let mut end = 0;
+        let (mut rows, mut places) = (Vec::with_capacity(windows.len()), Vec::new());
         for window in windows {
-            rows.push(end..end + window.len());
-            end += window.len();
+            let (start, len) = (places.len(), window.len());
+            rows.push(start..start + len);
+            places.extend((0..len).map(|position| Place { start, len, position }));
         }
-        let wide = if config.is_gated() { 2 * config.inner } else { config.inner };
-        let mut pass = Pass {
-            pool,
-            windows: rows,
-            positions: windows.iter().flat_map(|window| 0..window.len()).collect(),
-            quants: QuantRows::default(),
-            qkv: vec![0.0; end * 3 * config.width],
-            mixed: vec![0.0; end * config.width],
-            wide: vec![0.0; end * wide],
-        };
-        let mut x = self.embed(windows, end);
-        norm_rows(pool, &mut x, &self.weights.embedding_norm, config.eps);
+        buffers.fit(config, places.len());
+        let pass = Pass { pool, windows: rows, places };
+        self.embed(windows, &mut buffers.x);
+        norm_rows(pool, &mut buffers.x, &self.weights.embedding_norm, config.eps);
         for (layer_idx, layer) in self.weights.layers.iter().enumerate() {
             if config.is_pre_norm() {
-                self.pre_norm_layer(&mut pass, layer_idx, layer, &mut x);
+                self.pre_norm_layer(&pass, layer_idx, layer, buffers);
             } else {
-                self.post_norm_layer(&mut pass, layer_idx, layer, &mut x);
+                self.post_norm_layer(&pass, layer_idx, layer, buffers);
             }
         }
         if let Some(norm) = &self.weights.final_norm {
-            norm_rows(pool, &mut x, norm, config.eps);
+            norm_rows(pool, &mut buffers.x, norm, config.eps);
         }
-        x
     }
 
-    /// `x = LN(x + O·attention(x)); x = LN(x + D·gelu(U·x))`. `x`: (rows, width).
-    fn post_norm_layer(&self, pass: &mut Pass<'_>, layer_idx: usize, layer: &Layer, x: &mut [f32]) {
+    /// `x = LN(x + O·attention(x)); x = LN(x + D·gelu(U·x))`.
+    fn post_norm_layer(&self, pass: &Pass<'_>, layer_idx: usize, layer: &Layer, buffers: &mut Buffers) {
         let (pool, eps, inner) = (pass.pool, self.config.eps, self.config.inner);
-        layer.qkv.apply(pool, x, &mut pass.quants, &mut pass.qkv);
-        let context = self.attention(pass, layer_idx);
-        layer.output.apply(pool, &context, &mut pass.quants, &mut pass.mixed);
+        let Buffers { x, qkv, by_head, mixed, wide, quants, .. } = buffers;
+        let bias = layer.qkv.apply(pool, x, quants, qkv);
+        self.attention(pass, layer_idx, qkv, bias, by_head, mixed);
+        // The queries are read: their room holds what the output map makes.
+        let output = &mut qkv[..x.len()];
+        let bias = layer.output.apply(pool, mixed, quants, output);
         if let Some(norm) = &layer.attention_norm {
-            add_and_norm(pool, x, &pass.mixed, &norm.weight, &norm.bias, eps);
+            add_and_norm(pool, x, output, bias, norm, eps);
         }
-        layer.up.apply(pool, x, &mut pass.quants, &mut pass.wide);
+        let bias = layer.up.apply(pool, x, quants, wide);
         let isa = pool.isa();
-        pool.run_rows(&mut pass.wide, inner, ROW_GRAIN / 4, &|_, rows| elementwise::gelu(isa, rows));
-        layer.down.apply(pool, &pass.wide, &mut pass.quants, &mut pass.mixed);
-        add_and_norm(pool, x, &pass.mixed, &layer.norm.weight, &layer.norm.bias, eps);
+        pool.run_rows(wide, inner, ROW_GRAIN / 4, &|_, rows| elementwise::gelu_rows(isa, rows, bias));
+        let bias = layer.down.apply(pool, wide, quants, mixed);
+        add_and_norm(pool, x, mixed, bias, &layer.norm, eps);
     }
 
-    /// `x = x + O·attention(turn(LN(x))); x = x + D·(gelu(G·h) ∘ U·h), h = LN(x)`. `x`: (rows, width).
-    fn pre_norm_layer(&self, pass: &mut Pass<'_>, layer_idx: usize, layer: &Layer, x: &mut [f32]) {
+    /// `x = x + O·attention(turn(LN(x))); x = x + D·(gelu(G·h) ∘ U·h), h = LN(x)`.
+    fn pre_norm_layer(&self, pass: &Pass<'_>, layer_idx: usize, layer: &Layer, buffers: &mut Buffers) {
         let (pool, eps, inner) = (pass.pool, self.config.eps, self.config.inner);
         let isa = pool.isa();
-        let mut normed = x.to_vec();
-        if let Some(norm) = &layer.attention_norm {
-            norm_rows(pool, &mut normed, norm, eps);
-        }
-        layer.qkv.apply(pool, &normed, &mut pass.quants, &mut pass.qkv);
-        self.turn(pass, layer_idx);
-        let context = self.attention(pass, layer_idx);
-        layer.output.apply(pool, &context, &mut pass.quants, &mut pass.mixed);
-        elementwise::add(isa, x, &pass.mixed);
+        let Buffers { x, normed, qkv, by_head, mixed, wide, activated, quants } = buffers;
         normed.copy_from_slice(x);
-        norm_rows(pool, &mut normed, &layer.norm, eps);
-        layer.up.apply(pool, &normed, &mut pass.quants, &mut pass.wide);
-        let mut activated = vec![0.0; pass.wide.len() / 2];
-        pool.run_rows(&mut activated, inner, ROW_GRAIN / 4, &|first, rows| {
+        if let Some(norm) = &layer.attention_norm {
+            norm_rows(pool, normed, norm, eps);
+        }
+        let bias = layer.qkv.apply(pool, normed, quants, qkv);
+        self.turn(pass, layer_idx, qkv, bias);
+        self.attention(pass, layer_idx, qkv, &[], by_head, mixed);
+        let bias = layer.output.apply(pool, mixed, quants, normed);
+        elementwise::add_rows(isa, x, normed, bias);
+        normed.copy_from_slice(x);
+        norm_rows(pool, normed, &layer.norm, eps);
+        let bias = layer.up.apply(pool, normed, quants, wide);
+        if !bias.is_empty() {
+            pool.run_rows(wide, 2 * inner, ROW_GRAIN / 4, &|_, rows| {
+                rows.chunks_exact_mut(2 * inner).for_each(|row| elementwise::add(isa, row, bias));
+            });
+        }
+        let wide = &*wide;
+        pool.run_rows(activated, inner, ROW_GRAIN / 4, &|first, rows| {
             for (i, row) in rows.chunks_exact_mut(inner).enumerate() {
-                let (gate, up) = pass.wide[(first + i) * 2 * inner..(first + i + 1) * 2 * inner].split_at(inner);
+                let (gate, up) = wide[(first + i) * 2 * inner..(first + i + 1) * 2 * inner].split_at(inner);
                 row.copy_from_slice(gate);
                 elementwise::geglu(isa, row, up);
             }
         });
-        layer.down.apply(pool, &activated, &mut pass.quants, &mut pass.mixed);
-        elementwise::add(isa, x, &pass.mixed);
+        let bias = layer.down.apply(pool, activated, quants, mixed);
+        elementwise::add_rows(isa, x, mixed, bias);
     }
 
-    fn embed(&self, windows: &[&[TokenId]], rows: usize) -> Vec<f32> {
+    /// `x`: (rows, width).
+    fn embed(&self, windows: &[&[TokenId]], x: &mut [f32]) {
         let d = self.config.width;
         let table = self.index.tensor(&self.bytes, &self.weights.word_table).expect("found at load");
-        let mut x = vec![0.0; rows * d];
         let mut rows = x.chunks_exact_mut(d);
         for window in windows {
             let mut tokens = 0;
@@ -162,17 +196,19 @@ impl Bert {
                 elementwise::add(metier_kernels::Isa::SCALAR, row, position);
             }
         }
-        x
     }
 
-    /// Turns queries and keys by their positions, where the network does that.
-    fn turn(&self, pass: &mut Pass<'_>, layer_idx: usize) {
+    /// Adds what is left to add, and turns queries and keys by their positions where the network does that. `qkv`: (rows, 3 · width).
+    fn turn(&self, pass: &Pass<'_>, layer_idx: usize, qkv: &mut [f32], bias: &[f32]) {
         let (Some(turns), Positions::Rotary { global, .. }) = (&self.turns, &self.config.positions) else { return };
         let (d, head_dim, global) = (self.config.width, self.config.head_dim(), global[layer_idx]);
-        let (isa, positions) = (pass.pool.isa(), &pass.positions);
-        pass.pool.run_rows(&mut pass.qkv, 3 * d, ROW_GRAIN, &|first, rows| {
-            for (row, position) in rows.chunks_exact_mut(3 * d).zip(&positions[first..]) {
-                elementwise::rope_halves(isa, &mut row[..2 * d], head_dim, turns.at(*position, global));
+        let isa = pass.pool.isa();
+        pass.pool.run_rows(qkv, 3 * d, ROW_GRAIN, &|first, rows| {
+            for (row, place) in rows.chunks_exact_mut(3 * d).zip(&pass.places[first..]) {
+                if !bias.is_empty() {
+                    elementwise::add(isa, row, bias);
+                }
+                elementwise::rope_halves(isa, &mut row[..2 * d], head_dim, turns.at(place.position, global));
             }
         });
     }
@@ -185,26 +221,42 @@ impl Bert {
         }
     }
 
-    /// The pass's queries, keys and values → (rows, width).
-    fn attention(&self, pass: &Pass<'_>, layer_idx: usize) -> Vec<f32> {
+    /// `qkv`: (rows, 3 · width), each row still without `bias` → `out`: (rows, width).
+    fn attention(
+        &self,
+        pass: &Pass<'_>,
+        layer_idx: usize,
+        qkv: &[f32],
+        bias: &[f32],
+        by_head: &mut [f32],
+        out: &mut [f32],
+    ) {
         let (d, heads, head_dim) = (self.config.width, self.config.heads, self.config.head_dim());
         let scale = 1.0 / (head_dim as f32).sqrt();
         let reach = self.reach(layer_idx);
-        let qkv = &pass.qkv;
         // Each part is one head of one window and writes (len, head_dim); the heads are put side by side afterwards.
         let pieces: Vec<usize> =
             pass.windows.iter().flat_map(|rows| std::iter::repeat_n(rows.len() * head_dim, heads)).collect();
-        let mut by_head = vec![0.0; pass.mixed.len()];
         let isa = pass.pool.isa();
-        pass.pool.run_pieces(&mut by_head, &pieces, &|part, out| {
+        pass.pool.run_pieces(by_head, &pieces, &|part, out| {
             let (window, head) = (&pass.windows[part / heads], part % heads);
             let len = window.len();
             let shape = PageShape { head_dim, page_len: len.next_multiple_of(16) };
             let mut page = vec![0.0; shape.floats()];
             let mut queries = vec![0.0; len * head_dim];
+            let mut with_bias = vec![0.0; 3 * head_dim];
             for (i, row) in window.clone().enumerate() {
                 let row = &qkv[row * 3 * d..(row + 1) * 3 * d];
-                let [q, k, v] = [0, d, 2 * d].map(|from| &row[from + head * head_dim..from + (head + 1) * head_dim]);
+                for (to, from) in with_bias.chunks_exact_mut(head_dim).zip([0, d, 2 * d]) {
+                    let span = from + head * head_dim..from + (head + 1) * head_dim;
+                    to.copy_from_slice(&row[span.clone()]);
+                    // So few elements are added before a kernel is chosen.
+                    if !bias.is_empty() {
+                        to.iter_mut().zip(&bias[span]).for_each(|(x, bias)| *x += bias);
+                    }
+                }
+                let (q, kv) = with_bias.split_at(head_dim);
+                let (k, v) = kv.split_at(head_dim);
                 shape.write(&mut page, i, k, v);
                 queries[i * head_dim..(i + 1) * head_dim].copy_from_slice(q);
             }
@@ -219,18 +271,25 @@ impl Bert {
                 attend(isa, shape, queries, visible, &[&page], scale, &mut scratch, out);
             }
         });
-        let mut out = vec![0.0; by_head.len()];
-        for window in &pass.windows {
-            let from = &by_head[window.start * d..];
-            for head in 0..heads {
-                for i in 0..window.len() {
-                    let source = &from[(head * window.len() + i) * head_dim..][..head_dim];
-                    out[(window.start + i) * d + head * head_dim..][..head_dim].copy_from_slice(source);
+        let by_head = &*by_head;
+        pass.pool.run_rows(out, d, ROW_GRAIN, &|first, rows| {
+            for (row, place) in rows.chunks_exact_mut(d).zip(&pass.places[first..]) {
+                for (head, to) in row.chunks_exact_mut(head_dim).enumerate() {
+                    let from = place.start * d + (head * place.len + place.position) * head_dim;
+                    to.copy_from_slice(&by_head[from..from + head_dim]);
                 }
             }
-        }
-        out
+        });
     }
+}
+
+/// `x[row] = LayerNorm(x[row] + y[row] + more)` for all rows.
+fn add_and_norm(pool: &Pool, x: &mut [f32], y: &[f32], more: &[f32], norm: &Norm, eps: f32) {
+    let (isa, d) = (pool.isa(), norm.weight.len());
+    pool.run_rows(x, d, ROW_GRAIN / 4, &|first, rows| {
+        let y = &y[first * d..first * d + rows.len()];
+        elementwise::add_norm_rows(isa, rows, y, more, &norm.weight, &norm.bias, eps);
+    });
 }
 
 /// `x[row] = LayerNorm(x[row])` for all rows.

@@ -22,12 +22,15 @@ mod config;
 mod forward;
 mod weights;
 
-use std::ops::Range;
+use std::{
+    ops::Range,
+    sync::{Mutex, MutexGuard, PoisonError},
+};
 
 use metier_kernels::Pool;
 
 pub use config::{BertConfig, Biases, Family, MAX_POSITIONS, Positions};
-use forward::Turns;
+use forward::{Buffers, Turns};
 use weights::Weights;
 
 use super::{WeightsError, linear::WeightFormat};
@@ -38,6 +41,11 @@ const MIN_WINDOWS_PER_THREAD: usize = 4;
 /// Tokens of a thread's task, about: rows enough to use each weight often, and with their inner rows still in a cache of 1 MB.
 const TASK_TOKENS: usize = 128;
 
+/// Passes whose buffers are kept: more than there are threads is never needed.
+const MAX_SPARE: usize = 256;
+/// Rows of a pass whose buffers are kept, at most: several tasks' worth.
+const MAX_SPARE_ROWS: usize = 512;
+
 /// The network. The word table stays in the mapped file; everything else is packed.
 pub struct Bert {
     config: BertConfig,
@@ -45,6 +53,8 @@ pub struct Bert {
     index: Safetensors,
     weights: Weights,
     turns: Option<Turns>,
+    /// Of passes that are done.
+    spare: Mutex<Vec<Buffers>>,
 }
 
 impl Bert {
@@ -58,7 +68,7 @@ impl Bert {
         let weights = Weights::load(&config, &bytes, &index, format)?;
         bytes.release();
         let turns = Turns::of(&config);
-        Ok(Self { config, bytes, index, weights, turns })
+        Ok(Self { config, bytes, index, weights, turns, spare: Mutex::default() })
     }
 
     /// The configuration.
@@ -87,13 +97,16 @@ impl Bert {
         pool.enter(|| {
             pool.run_pieces(out, &lens, &|i, out| {
                 let windows = &windows[tasks[i].clone()];
-                let hidden = self.forward(pool, windows);
+                let mut buffers = self.spare().pop().unwrap_or_default();
+                self.forward(pool, windows, &mut buffers);
+                let hidden = &buffers.x;
                 let mut from = 0;
                 for (window, out) in windows.iter().zip(out.chunks_exact_mut(d)) {
                     let to = from + window.len() * d;
                     reduce(&hidden[from..to], out);
                     from = to;
                 }
+                self.keep(buffers);
             });
         });
     }
@@ -104,7 +117,24 @@ impl Bert {
     ///
     /// As [`reduce`](Self::reduce).
     pub(crate) fn hidden_rows(&self, pool: &Pool, ids: &[TokenId]) -> Vec<f32> {
-        pool.enter(|| self.forward(pool, &[ids]))
+        pool.enter(|| {
+            let mut buffers = Buffers::default();
+            self.forward(pool, &[ids], &mut buffers);
+            buffers.x
+        })
+    }
+
+    fn spare(&self) -> MutexGuard<'_, Vec<Buffers>> {
+        // Whoever panicked left whole buffers: what is in them does not matter.
+        self.spare.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Keeps the buffers of ordinary passes; those of a very long window go back to the system.
+    fn keep(&self, buffers: Buffers) {
+        let mut spare = self.spare();
+        if buffers.x.len() <= MAX_SPARE_ROWS * self.config.width && spare.len() < MAX_SPARE {
+            spare.push(buffers);
+        }
     }
 }
 

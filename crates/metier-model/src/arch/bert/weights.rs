@@ -1,10 +1,10 @@
 //! Which tensors of the file are this network's, under whose names? Checked against the configuration and packed.
 
-use metier_kernels::{Pool, dense, elementwise, quant::QuantRows};
+use metier_kernels::{Pool, dense, quant::QuantRows};
 
 use super::{
     super::{
-        ROW_GRAIN, WeightsError, expect_shape, finite,
+        WeightsError, expect_shape, finite,
         linear::{Matrix, WeightFormat},
     },
     config::{BertConfig, Biases, Family, Positions},
@@ -23,16 +23,19 @@ pub(super) struct Linear {
 }
 
 impl Linear {
-    /// `out[m][n] = bias[n] + Σ_k x[m][k] · w[n][k]`; the bias comes first for f32 weights, last for 8-bit ones.
-    pub(super) fn apply(&self, pool: &Pool, x: &[f32], rows: &mut QuantRows, out: &mut Vec<f32>) {
-        match (&self.weight, &self.bias) {
-            (Matrix::Dense(weight), bias) => dense::matmul(pool, x, weight, bias.as_deref(), out),
-            (Matrix::Quant(_), None) => *out = self.weight.apply(pool, x, rows),
-            (Matrix::Quant(_), Some(bias)) => {
-                *out = self.weight.apply(pool, x, rows);
-                pool.run_rows(out, bias.len(), ROW_GRAIN, &|_, rows| {
-                    rows.chunks_exact_mut(bias.len()).for_each(|row| elementwise::add(pool.isa(), row, bias));
-                });
+    /// `out[m][n] = Σ_k x[m][k] · w[n][k]`, with the bias from the start where weights are f32. What is returned is still to be added
+    /// to every row, by whoever reads the rows next: nothing, or the bias of 8-bit weights.
+    #[must_use]
+    pub(super) fn apply(&self, pool: &Pool, x: &[f32], quants: &mut QuantRows, out: &mut [f32]) -> &[f32] {
+        let bias = self.bias.as_deref();
+        match &self.weight {
+            Matrix::Dense(weight) => {
+                dense::matmul(pool, x, weight, bias, out);
+                &[]
+            }
+            Matrix::Quant(_) => {
+                self.weight.apply_into(pool, x, quants, out);
+                bias.unwrap_or_default()
             }
         }
     }
