@@ -479,7 +479,7 @@ pub fn multiply(
         });
         return;
     }
-    if m > MAX_COPIED_ROWS {
+    if m * pool.threads() > MAX_COPIED_ROWS {
         pool.run_rows(x, k, QUANTISE_GRAIN, fill);
         quantised.quantise(pool, x, k);
         let mut first = 0;
@@ -528,8 +528,8 @@ const ROWS_BYTES: usize = 320 << 10;
 const MIN_ROWS: usize = 48;
 /// From so many rows a thread on, each has its own.
 const MIN_OWN_ROWS: usize = 12;
-/// Up to so many rows, each thread quantises all of them.
-const MAX_COPIED_ROWS: usize = 32;
+/// Each thread quantises all rows while no more than so many are quantised in all, copies counted: 32 on two threads, 4 on sixteen.
+const MAX_COPIED_ROWS: usize = 64;
 /// Rows of a part where parts are rows: more than one part a thread, so that a slower one may take fewer.
 const PART_ROWS: usize = 128;
 /// Rows of the tallest tile of any tier.
