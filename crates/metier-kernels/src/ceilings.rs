@@ -326,14 +326,26 @@ mod tests {
     }
 
     #[test]
-    fn reading_folds_every_word() {
-        let words: Vec<u64> = (0..10_007u64).map(|i| i.wrapping_mul(0x9e37_79b9_7f4a_7c15)).collect();
+    fn reading_sees_every_half_of_every_word() {
+        let pair = |low: f32, high: f32| u64::from(low.to_bits()) | u64::from(high.to_bits()) << 32;
         for tier in Tier::available() {
-            for len in [0, 1, 31, 32, 33, 10_007] {
-                let mut folded = 0;
-                fold_words(tier.isa().unwrap(), &words[..len], &mut folded);
-                assert_eq!(folded, words[..len].iter().fold(0, |a, b| a ^ b), "{tier}, {len} words");
-                assert_eq!(read(&Pool::new(2, tier), &words[..len]), 8 * len as u64);
+            let isa = tier.isa().unwrap();
+            for len in [0, 1, READ_LANES - 1, READ_LANES, READ_LANES + 1, 3 * READ_LANES + 7] {
+                let mut words = vec![pair(1.0, 1.0); len];
+                let fold = |words: &[u64]| {
+                    let mut folded = 0;
+                    fold_words(isa, words, &mut folded);
+                    folded
+                };
+                let before = fold(&words);
+                for at in 0..len {
+                    for greater in [pair(2.0, 1.0), pair(1.0, 2.0)] {
+                        words[at] = greater;
+                        assert_ne!(fold(&words), before, "{tier}: word {at} of {len}");
+                    }
+                    words[at] = pair(1.0, 1.0);
+                }
+                assert_eq!(read(&Pool::new(2, tier), &words), 8 * len as u64);
             }
         }
     }
