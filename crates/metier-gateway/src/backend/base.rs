@@ -231,8 +231,8 @@ mod tests {
         backend::{
             Backend,
             local::{LOCAL, LocalBase},
+            permit_for,
         },
-        policy::{BackendFacts, Boundary, Facts, Permit, Policy, Purpose, Verdict},
     };
 
     fn decoder() -> Arc<Decoder> {
@@ -265,15 +265,6 @@ mod tests {
         }
     }
 
-    fn permit() -> Permit {
-        let candidates = [BackendFacts { id: LOCAL.into(), boundary: Boundary::Inside, direct: false }];
-        let facts = Facts { purpose: Purpose::Direct, candidates: &candidates, audit_ok: true };
-        match Policy::new(&candidates).check(&facts) {
-            Verdict::Allow(permit) => permit,
-            Verdict::Deny(denial) => panic!("{denial:?}"),
-        }
-    }
-
     #[tokio::test]
     async fn adapters_of_one_base_answer_together_what_they_answer_alone() {
         let decoder = decoder();
@@ -288,7 +279,7 @@ mod tests {
         let full = base.with_adapter("third", Arc::clone(&third)).err().unwrap();
         assert!(matches!(full, AdapterRefused::Engine(LoadAdapterError::Full { .. })), "{full}");
 
-        let permit = permit();
+        let permit = permit_for(LOCAL);
         let message = Message { role: Role::User, content: "hello".into() };
         let request =
             ChatRequest { max_tokens: Some(24), temperature: Some(0.0), ..ChatRequest::new("any", vec![message]) };

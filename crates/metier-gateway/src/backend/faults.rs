@@ -18,10 +18,11 @@ use tokio::{
 use super::{
     Backend, BackendError,
     breaker::MAX_FAILURES,
+    permit_for,
     remote::{BackendConfig, MAX_RESPONSE_BYTES, Remote, Secret},
     sse::MAX_EVENT_BYTES,
 };
-use crate::policy::{Boundary, Facts, Permit, Policy, Purpose, Verdict};
+use crate::policy::Boundary;
 
 /// What the server does with one connection once it has read the request.
 #[derive(Clone)]
@@ -120,14 +121,6 @@ fn remote(url: &str) -> Remote {
     Remote::new(config, 7, Duration::from_millis(1)).unwrap()
 }
 
-fn permit() -> Permit {
-    let candidates = [crate::policy::BackendFacts { id: "llm".into(), boundary: Boundary::Inside, direct: false }];
-    match Policy::new(&candidates).check(&Facts { purpose: Purpose::Direct, candidates: &candidates, audit_ok: true }) {
-        Verdict::Allow(permit) => permit,
-        Verdict::Deny(denial) => panic!("{denial:?}"),
-    }
-}
-
 fn request() -> ChatRequest {
     ChatRequest::new("anything", vec![Message { role: Role::User, content: "My card is lost".into() }])
 }
@@ -140,7 +133,7 @@ fn soon() -> Instant {
 async fn check(scripts: Vec<Script>, expected: Result<&str, &str>, n_requests: usize) -> BackendErrorOrText {
     let server = Server::start(scripts).await;
     let remote = remote(&server.url);
-    let answer = remote.answer(&permit(), &request(), soon()).await;
+    let answer = remote.answer(&permit_for("llm"), &request(), soon()).await;
     let found = answer.map(|answer| answer.choices[0].message.content.clone().unwrap());
     match (&found, expected) {
         (Ok(text), Ok(expected)) => assert_eq!(text, expected),
@@ -188,7 +181,7 @@ async fn whole_answers_and_their_faults() {
 async fn what_is_sent_is_the_request_and_the_key() {
     let server = Server::start(vec![ok()]).await;
     let remote = remote(&server.url);
-    remote.answer(&permit(), &request(), soon()).await.unwrap();
+    remote.answer(&permit_for("llm"), &request(), soon()).await.unwrap();
     let sent = server.requests.lock().unwrap()[0].clone();
     assert!(sent.starts_with("POST /v1/chat/completions HTTP/1.1\r\n"), "{sent}");
     assert!(sent.to_lowercase().contains("authorization: bearer sesame"), "{sent}");
@@ -201,7 +194,7 @@ async fn a_deadline_ends_a_backend_that_hangs() {
     let server = Server::start(vec![Script::Hang]).await;
     let remote = remote(&server.url);
     let deadline = Instant::now() + Duration::from_millis(50);
-    let error = remote.answer(&permit(), &request(), deadline).await.unwrap_err();
+    let error = remote.answer(&permit_for("llm"), &request(), deadline).await.unwrap_err();
     assert!(matches!(error, BackendError::Deadline), "{error}");
 }
 
@@ -212,7 +205,7 @@ async fn nobody_there_is_told_and_then_left_alone() {
     let remote = remote(&url);
     let mut errors = Vec::new();
     for _ in 0..MAX_FAILURES {
-        errors.push(remote.answer(&permit(), &request(), soon()).await.unwrap_err());
+        errors.push(remote.answer(&permit_for("llm"), &request(), soon()).await.unwrap_err());
     }
     assert!(matches!(errors[0], BackendError::Connect(_)), "{:?}", errors[0]);
     assert!(matches!(errors.last(), Some(BackendError::BreakerOpen { retry_after_ms }) if *retry_after_ms > 0));
@@ -222,9 +215,7 @@ async fn nobody_there_is_told_and_then_left_alone() {
 async fn without_a_permit_nothing_is_sent() {
     let server = Server::start(Vec::new()).await;
     let remote = remote(&server.url);
-    let candidates = [crate::policy::BackendFacts { id: "other".into(), boundary: Boundary::Inside, direct: false }];
-    let facts = Facts { purpose: Purpose::Direct, candidates: &candidates, audit_ok: true };
-    let Verdict::Allow(others) = Policy::new(&candidates).check(&facts) else { panic!("inside is allowed") };
+    let others = permit_for("other");
     let error = remote.answer(&others, &request(), soon()).await.unwrap_err();
     assert!(matches!(error, BackendError::NotPermitted));
     assert!(matches!(remote.stream(&others, &request(), soon()).await.err(), Some(BackendError::NotPermitted)));
@@ -236,7 +227,7 @@ async fn check_stream(script: Script, expected: &str, error: Option<&str>) {
     let server = Server::start(vec![script]).await;
     let remote = remote(&server.url);
     let (mut text, mut found) = (String::new(), None);
-    match remote.stream(&permit(), &request(), soon()).await {
+    match remote.stream(&permit_for("llm"), &request(), soon()).await {
         Err(error) => found = Some(error.to_string()),
         Ok(mut chunks) => {
             while let Some(chunk) = chunks.next().await {

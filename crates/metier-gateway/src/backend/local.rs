@@ -444,7 +444,7 @@ mod tests {
     use metier_traffic::wire::Role;
 
     use super::*;
-    use crate::policy::{BackendFacts, Boundary, Facts, Policy, Purpose, Verdict};
+    use crate::backend::permit_for;
 
     /// Counts down from a sequence's `max_tokens`, one token a step; a prompt of 13 tokens makes it panic.
     #[derive(Default)]
@@ -517,15 +517,6 @@ mod tests {
         LocalBase::start("base".into(), Arc::new(Bytes), CacheScope::Private, engine).unwrap()
     }
 
-    fn permit() -> Permit {
-        let candidates = [BackendFacts { id: LOCAL.into(), boundary: Boundary::Inside, direct: false }];
-        let facts = Facts { purpose: Purpose::Direct, candidates: &candidates, audit_ok: true };
-        match Policy::new(&candidates).check(&facts) {
-            Verdict::Allow(permit) => permit,
-            Verdict::Deny(denial) => panic!("{denial:?}"),
-        }
-    }
-
     fn request(text: &str, max_tokens: u32) -> ChatRequest {
         let messages = vec![Message { role: Role::User, content: text.into() }];
         ChatRequest { max_tokens: Some(max_tokens), ..ChatRequest::new("base", messages) }
@@ -537,7 +528,7 @@ mod tests {
 
     #[tokio::test]
     async fn answers_whole_and_in_chunks() {
-        let (engine, permit) = (Countdown::default(), permit());
+        let (engine, permit) = (Countdown::default(), permit_for(LOCAL));
         let seeds = Arc::clone(&engine.seeds);
         let base = base(engine);
         let asked = ChatRequest { n: 2, seed: Some(40), ..request("hello", 3) };
@@ -559,7 +550,7 @@ mod tests {
 
     #[tokio::test]
     async fn limits_are_told_and_the_answer_is_kept_within_the_context() {
-        let (base, permit) = (base(Countdown::default()), permit());
+        let (base, permit) = (base(Countdown::default()), permit_for(LOCAL));
         let error = base.answer(&permit, &request(&"x".repeat(1_000), 1), soon()).await.unwrap_err();
         assert!(matches!(error, BackendError::ContextLength { prompt_tokens: 1_000, context_len: 1_000 }));
         let answer = base.answer(&permit, &request(&"x".repeat(998), 50), soon()).await.unwrap();
@@ -582,7 +573,7 @@ mod tests {
     async fn a_caller_who_leaves_cancels_the_sequence() {
         let (sink, mut cancelled) = mpsc::unbounded_channel();
         let base = base(Countdown { cancelled: Some(sink), ..Countdown::default() });
-        let permit = permit();
+        let permit = permit_for(LOCAL);
         let mut chunks = base.stream(&permit, &request("x", 900), soon()).await.unwrap();
         assert!(chunks.next().await.unwrap().is_ok());
         drop(chunks);
@@ -591,7 +582,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_panic_is_told_to_everyone_and_hangs_nobody() {
-        let (base, permit) = (base(Countdown::default()), permit());
+        let (base, permit) = (base(Countdown::default()), permit_for(LOCAL));
         let error = base.answer(&permit, &request(&"x".repeat(13), 1), soon()).await.unwrap_err();
         assert!(matches!(error, BackendError::Stopped), "{error}");
         assert!(matches!(base.answer(&permit, &request("x", 1), soon()).await, Err(BackendError::Stopped)));

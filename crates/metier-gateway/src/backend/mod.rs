@@ -144,3 +144,14 @@ impl BackendError {
         }
     }
 }
+
+/// What the policy gives a test that asks a backend inside by name.
+#[cfg(test)]
+fn permit_for(id: &str) -> crate::policy::Permit {
+    use crate::policy::{BackendFacts, Boundary, Facts, Policy, Purpose, Verdict};
+    let candidates = [BackendFacts { id: id.into(), boundary: Boundary::Inside, direct: false }];
+    match Policy::new(&candidates).check(&Facts { purpose: Purpose::Direct, candidates: &candidates, audit_ok: true }) {
+        Verdict::Allow(permit) => permit,
+        Verdict::Deny(denial) => panic!("{denial:?}"),
+    }
+}

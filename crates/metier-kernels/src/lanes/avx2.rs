@@ -145,18 +145,14 @@ impl Lanes for Avx2 {
     unsafe fn sum(x: Self::F) -> f32 {
         unsafe {
             let eight = _mm256_add_ps(x[0], x[1]);
-            let four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps::<1>(eight));
-            let two = _mm_add_ps(four, _mm_movehl_ps(four, four));
-            _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)))
+            sum_of_eight(eight)
         }
     }
     #[inline(always)]
     unsafe fn max_lane(x: Self::F) -> f32 {
         unsafe {
             let eight = _mm256_max_ps(x[0], x[1]);
-            let four = _mm_max_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps::<1>(eight));
-            let two = _mm_max_ps(four, _mm_movehl_ps(four, four));
-            _mm_cvtss_f32(_mm_max_ss(two, _mm_movehdup_ps(two)))
+            max_of_eight(eight)
         }
     }
     #[inline(always)]
@@ -165,9 +161,7 @@ impl Lanes for Avx2 {
             let low = |x| _mm256_srai_epi32::<24>(_mm256_slli_epi32::<24>(x));
             let eight =
                 _mm256_add_epi32(_mm256_add_epi32(low(a[0]), low(a[1])), _mm256_add_epi32(low(b[0]), low(b[1])));
-            let four = _mm_add_epi32(_mm256_castsi256_si128(eight), _mm256_extracti128_si256::<1>(eight));
-            let two = _mm_add_epi32(four, _mm_shuffle_epi32::<0b11_10_11_10>(four));
-            _mm_cvtsi128_si32(_mm_add_epi32(two, _mm_shuffle_epi32::<1>(two)))
+            int_sum_of_eight(eight)
         }
     }
     /// `vpmaddubsw` would saturate (255 · 127 · 2 > 32,767), so even and odd bytes are widened to 16 bits first.
@@ -291,4 +285,31 @@ fn hold(sums: &mut [__m256i; 2]) {
     unsafe {
         std::arch::asm!("/* {0} {1} */", inout(ymm_reg) sums[0], inout(ymm_reg) sums[1], options(nomem, nostack, preserves_flags));
     }
+}
+
+/// 8 → 4 → 2 → 1, lane i with lane i + half: the end of every tier's tree.
+#[inline]
+#[target_feature(enable = "avx2")]
+pub(super) fn sum_of_eight(eight: __m256) -> f32 {
+    let four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps::<1>(eight));
+    let two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+    _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)))
+}
+
+/// The same tree of `a > b ? a : b`.
+#[inline]
+#[target_feature(enable = "avx2")]
+pub(super) fn max_of_eight(eight: __m256) -> f32 {
+    let four = _mm_max_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps::<1>(eight));
+    let two = _mm_max_ps(four, _mm_movehl_ps(four, four));
+    _mm_cvtss_f32(_mm_max_ss(two, _mm_movehdup_ps(two)))
+}
+
+/// The sum of eight integers.
+#[inline]
+#[target_feature(enable = "avx2")]
+pub(super) fn int_sum_of_eight(eight: __m256i) -> i32 {
+    let four = _mm_add_epi32(_mm256_castsi256_si128(eight), _mm256_extracti128_si256::<1>(eight));
+    let two = _mm_add_epi32(four, _mm_shuffle_epi32::<0b11_10_11_10>(four));
+    _mm_cvtsi128_si32(_mm_add_epi32(two, _mm_shuffle_epi32::<1>(two)))
 }

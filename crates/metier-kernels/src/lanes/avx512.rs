@@ -2,7 +2,10 @@
 
 use std::arch::x86_64::*;
 
-use super::Lanes;
+use super::{
+    Lanes,
+    avx2::{int_sum_of_eight, max_of_eight, sum_of_eight},
+};
 
 #[derive(Clone, Copy)]
 pub(crate) struct Avx512;
@@ -120,18 +123,14 @@ impl Lanes for Avx512 {
     unsafe fn sum(x: Self::F) -> f32 {
         unsafe {
             let eight = _mm256_add_ps(_mm512_castps512_ps256(x), _mm512_extractf32x8_ps::<1>(x));
-            let four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps::<1>(eight));
-            let two = _mm_add_ps(four, _mm_movehl_ps(four, four));
-            _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)))
+            sum_of_eight(eight)
         }
     }
     #[inline(always)]
     unsafe fn max_lane(x: Self::F) -> f32 {
         unsafe {
             let eight = _mm256_max_ps(_mm512_castps512_ps256(x), _mm512_extractf32x8_ps::<1>(x));
-            let four = _mm_max_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps::<1>(eight));
-            let two = _mm_max_ps(four, _mm_movehl_ps(four, four));
-            _mm_cvtss_f32(_mm_max_ss(two, _mm_movehdup_ps(two)))
+            max_of_eight(eight)
         }
     }
     #[inline(always)]
@@ -140,9 +139,7 @@ impl Lanes for Avx512 {
             let low = |x| _mm512_srai_epi32::<24>(_mm512_slli_epi32::<24>(x));
             let all = _mm512_add_epi32(low(a), low(b));
             let eight = _mm256_add_epi32(_mm512_castsi512_si256(all), _mm512_extracti64x4_epi64::<1>(all));
-            let four = _mm_add_epi32(_mm256_castsi256_si128(eight), _mm256_extracti128_si256::<1>(eight));
-            let two = _mm_add_epi32(four, _mm_shuffle_epi32::<0b11_10_11_10>(four));
-            _mm_cvtsi128_si32(_mm_add_epi32(two, _mm_shuffle_epi32::<1>(two)))
+            int_sum_of_eight(eight)
         }
     }
 }
