@@ -25,9 +25,9 @@ deny:
 bless:
     METIER_BLESS=1 INSTA_UPDATE=always cargo test --workspace
 
-# ten minutes of fuzzing on each target (about 30 minutes in all)
-fuzz SECONDS="600":
-    for target in gguf safetensors request; do (cd fuzz && mkdir -p corpus/$target && RUSTC_BOOTSTRAP=1 cargo fuzz run $target corpus/$target seeds/$target -- -max_total_time={{SECONDS}} -rss_limit_mb=2048) || exit 1; done
+# fuzzing: ten minutes on each of nine targets
+fuzz SECONDS="600" *TARGETS:
+    scripts/fuzz.sh {{SECONDS}} {{TARGETS}}
 
 # the accuracy figures of docs/accuracy.md
 accuracy:

@@ -35,8 +35,11 @@ fi
 models=$dir/models quantize=$dir/build/bin/llama-quantize
 mkdir -p "$models"
 [ -f "$models/smollm2-q4_1.gguf" ] || cp "$smollm2" "$models/smollm2-q4_1.gguf"
-for kind in q4_0 q8_0; do
-    [ -f "$models/smollm2-$kind.gguf" ] || "$quantize" --allow-requantize "$smollm2" "$models/smollm2-$kind.gguf" "${kind^^}" 2
+# Q4_0 and Q8_0 for speed; the others, made from exact halves of the shipped file, for perplexity alone.
+[ -f "$models/smollm2-f16.gguf" ] || "$quantize" --allow-requantize "$smollm2" "$models/smollm2-f16.gguf" F16 2
+for kind in q4_0 q8_0 q6_k q5_k_m q5_1 q5_0 q4_k_m iq4_nl q3_k_m q2_k; do
+    [ -f "$models/smollm2-$kind.gguf" ] ||
+        "$quantize" --allow-requantize "$models/smollm2-f16.gguf" "$models/smollm2-$kind.gguf" "${kind^^}" 2
 done
 python "$here/make_files.py" "$dir" "$smollm2"
 [ -f "$models/one-b-q4_k_m.gguf" ] ||

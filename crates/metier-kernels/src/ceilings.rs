@@ -12,7 +12,7 @@
 //! AVX-512 VNNI     vpdpbusd = 64 in one                           the same
 //! ```
 
-use std::hint::black_box;
+use std::{hint::black_box, time::Instant};
 
 use crate::{
     lanes::{LANES, Lanes},
@@ -55,6 +55,41 @@ pub fn read(pool: &Pool, buffer: &[u64]) -> u64 {
         black_box(folded);
     });
     size_of_val(buffer) as u64
+}
+
+/// Rounds of a probe: about 0.1 ms with SIMD.
+const PROBE_ROUNDS: u32 = 4_000;
+/// Probes of a tier; the fastest counts, so that a thread which was interrupted says nothing.
+const PROBES: usize = 5;
+/// A lower tier must be so much faster to be taken: no interruption looks like that five times.
+const LEAD: f64 = 1.25;
+
+/// Multiply-adds a second of 8-bit integers that one thread reaches in each SIMD tier of this CPU, slowest tier first. Takes a millisecond.
+pub fn probe() -> Vec<(Tier, f64)> {
+    let tiers = Tier::available().into_iter().filter(|tier| *tier != Tier::Scalar);
+    let rate = |tier: Tier| {
+        let isa = tier.isa().expect("it is available");
+        let one = |_| {
+            let begun = Instant::now();
+            round_trip(isa, Arithmetic::Int8, PROBE_ROUNDS);
+            begun.elapsed().as_secs_f64().max(f64::MIN_POSITIVE)
+        };
+        let fastest = (0..PROBES).map(one).fold(f64::INFINITY, f64::min);
+        f64::from(PROBE_ROUNDS) * multiply_adds(tier, Arithmetic::Int8) as f64 / fastest
+    };
+    tiers.map(|tier| (tier, rate(tier))).collect()
+}
+
+/// The tier to compute with, of what [`probe`] found: the highest, unless a lower one is clearly faster. There are CPUs and hypervisors
+/// on which wide registers cost more than they bring.
+pub fn fastest(probed: &[(Tier, f64)]) -> Tier {
+    let mut best = (Tier::Scalar, 0.0);
+    for &(tier, rate) in probed {
+        if rate * LEAD >= best.1 {
+            best = (tier, rate);
+        }
+    }
+    best.0
 }
 
 /// Multiply-adds of one round.
@@ -323,6 +358,19 @@ mod tests {
                 assert_eq!(multiply(&pool, what, 160), 10 * one, "{tier} {what:?}");
             }
         }
+    }
+
+    #[test]
+    fn a_lower_tier_is_taken_only_where_it_is_clearly_faster() {
+        let check = |probed: &[(Tier, f64)], tier| assert_eq!(fastest(probed), tier, "{probed:?}");
+        check(&[], Tier::Scalar);
+        check(&[(Tier::Avx2, 1.0)], Tier::Avx2);
+        check(&[(Tier::Avx2, 1.0), (Tier::Avx512Vnni, 2.0)], Tier::Avx512Vnni);
+        check(&[(Tier::Avx2, 1.2), (Tier::Avx512Vnni, 1.0)], Tier::Avx512Vnni);
+        check(&[(Tier::Avx2, 1.3), (Tier::Avx512Vnni, 1.0)], Tier::Avx2);
+        let probed = probe();
+        assert_eq!(probed.len() + 1, Tier::available().len(), "every tier but scalar");
+        assert!(probed.iter().all(|(_, rate)| rate.is_finite() && *rate > 1e6), "{probed:?}");
     }
 
     #[test]

@@ -53,6 +53,11 @@ impl TensorFiles {
         Ok(())
     }
 
+    /// Bytes of all files.
+    pub(crate) fn bytes(&self) -> usize {
+        self.files.iter().map(|file| file.len()).sum()
+    }
+
     pub(crate) fn names(&self) -> impl Iterator<Item = &str> {
         self.tensors.keys().map(String::as_str)
     }

@@ -8,6 +8,7 @@
 use std::{
     io,
     path::{Path, PathBuf},
+    thread,
 };
 
 use super::{DecoderError, DecoderOptions, Parts};
@@ -27,9 +28,7 @@ pub(super) const MAX_PARTS: usize = 1024;
 /// Reads a file, and its other parts if it is the first of several.
 pub(super) fn read(path: &Path, options: DecoderOptions) -> Result<Parts, DecoderError> {
     let (bytes, gguf) = open(path)?;
-    let digest = digest_of(path)?;
     let mut name = path.file_stem().map_or_else(String::new, |name| name.to_string_lossy().into_owned());
-    let mut digests = vec![(file_name(path), digest)];
     let mut files = TensorFiles::default();
     let split = Split::of(&gguf).map_err(|problem| wrong(path, problem))?;
     let mut opened = vec![path.to_owned()];
@@ -40,7 +39,6 @@ pub(super) fn read(path: &Path, options: DecoderOptions) -> Result<Parts, Decode
             let part = path.with_file_name(split.name(&stem, no));
             let (bytes, index) = open(&part).map_err(|error| missing(error, no, split.count))?;
             split.check_part(&index, no).map_err(|problem| wrong(&part, problem))?;
-            digests.push((file_name(&part), digest_of(&part)?));
             opened.push(part);
             add(&mut files, bytes, &index, &opened)?;
         }
@@ -54,8 +52,16 @@ pub(super) fn read(path: &Path, options: DecoderOptions) -> Result<Parts, Decode
             ));
         }
     }
-    let digest = if let [(_, digest)] = digests.as_slice() { *digest } else { Digest::of_files(&digests) };
-    parts(files, &gguf, BaseId { name, digest, weights: None }, path, options)
+    // Hashing and the tokenizer take about as long as each other.
+    let (digest, mut parts) = thread::scope(|scope| {
+        let digest = scope.spawn(|| digest_of(&opened));
+        let parts = parts(files, &gguf, BaseId { name, digest: Digest::of(&[]), weights: None }, path, options);
+        (digest.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)), parts)
+    });
+    if let Ok(parts) = parts.as_mut() {
+        parts.base.digest = digest?;
+    }
+    parts
 }
 
 /// Reads a file that lies in memory.
@@ -111,8 +117,14 @@ fn add(files: &mut TensorFiles, bytes: Bytes, gguf: &Gguf, opened: &[PathBuf]) -
     })
 }
 
-fn digest_of(path: &Path) -> Result<Digest, DecoderError> {
-    Digest::of_file(path).map_err(|source| DecoderError::Read { path: path.to_owned(), source })
+/// The digest of a file, or of several with their names.
+fn digest_of(paths: &[PathBuf]) -> Result<Digest, DecoderError> {
+    let one = |path: &PathBuf| {
+        let digest = Digest::of_file(path).map_err(|source| DecoderError::Read { path: path.clone(), source });
+        digest.map(|digest| (file_name(path), digest))
+    };
+    let digests = paths.iter().map(one).collect::<Result<Vec<_>, _>>()?;
+    Ok(if let [(_, digest)] = digests.as_slice() { *digest } else { Digest::of_files(&digests) })
 }
 
 fn file_name(path: &Path) -> String {

@@ -4,7 +4,7 @@
 use std::{path::Path, sync::Arc};
 
 use anyhow::Context as _;
-use metier_kernels::{Pool, Tier};
+use metier_kernels::{Pool, Tier, ceilings};
 use metier_model::{Decoder, Encoder, arch::transformer::WeightFormat, decoder::DecoderOptions};
 
 use super::{Failure, models, progress::Bars};
@@ -16,13 +16,13 @@ use crate::{
 /// What `models.decoder` says when there shall be none.
 pub const NONE: &str = "none";
 
-/// The compute threads, at the tier that the environment forces or the best that this CPU has.
+/// The compute threads, at the tier that the environment forces or the one that is fastest here.
 ///
 /// # Errors
 /// `METIER_TIER` names no tier of this CPU.
 pub fn pool(settings: &Settings, environment: &Environment) -> Result<Arc<Pool>, Failure> {
     let tier = match environment.tier.as_deref() {
-        None => Tier::detect(),
+        None => ceilings::fastest(&ceilings::probe()),
         Some(name) => {
             let tier = Tier::parse(name).context("cannot use METIER_TIER").map_err(Failure::Usage)?;
             if !Tier::available().contains(&tier) {

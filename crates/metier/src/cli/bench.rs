@@ -28,6 +28,7 @@ const SENTENCE: &str = "My order arrived with a cracked screen and I would like 
   metier bench engine                       sentences and tokens a second of the base models
   metier bench engine --peers DIR           the same beside llama.cpp and onnxruntime, made by bench/peers/setup.sh
   metier bench engine --peers DIR --only \"8 clients\"
+  metier bench engine --peers DIR --text wiki.txt --only perplexity
   metier bench serve --json                 classification over HTTP: p50, p95, time to ready, memory")]
 pub struct BenchArgs {
     #[command(subcommand)]
@@ -55,6 +56,9 @@ struct EngineArgs {
     /// Only the rows whose case contains this text; may stand several times
     #[arg(long, value_name = "TEXT")]
     only: Vec<String>,
+    /// A text file (UTF-8): perplexity of each of the peers' files on its beginning
+    #[arg(long, value_name = "FILE")]
+    text: Option<PathBuf>,
 }
 
 /// One measured figure.

@@ -6,7 +6,10 @@ use std::{
 };
 
 use clap::Args;
-use metier_kernels::{Tier, ceilings::Arithmetic};
+use metier_kernels::{
+    Tier,
+    ceilings::{self, Arithmetic},
+};
 use serde::Serialize;
 use serde_json::json;
 
@@ -103,7 +106,7 @@ pub fn run(args: &DoctorArgs) -> Outcome {
     };
     checks.push(cpu(&environment));
     checks.push(threads(&settings));
-    checks.push(ceilings(&settings, &environment));
+    checks.push(peaks(&settings, &environment));
     checks.extend(memory(Path::new("/proc/meminfo")));
     checks.extend(cache(&settings, &environment));
     checks.extend(state(&settings, &environment, args.state.as_deref()));
@@ -147,8 +150,14 @@ fn cpu(environment: &Environment) -> Check {
     let names = names.join(", ");
     match environment.tier.as_deref() {
         None => {
-            let best = Tier::detect();
-            let found = format!("tier {best}; this CPU has {names}");
+            let probed = ceilings::probe();
+            let best = ceilings::fastest(&probed);
+            let rates = probed.iter().map(|(tier, rate)| format!("{tier} {:.0} GOP/s", 2.0 * rate / 1e9));
+            let rates = rates.collect::<Vec<_>>().join(", ");
+            let found = match probed.len() {
+                0 => format!("tier {best}; this CPU has {names}"),
+                _ => format!("tier {best}; this CPU has {names}; one thread, 8-bit: {rates}"),
+            };
             match best {
                 Tier::Scalar => Check::note("cpu", found, "a CPU with AVX2 is about ten times as fast"),
                 _ => Check::good("cpu", found),
@@ -187,7 +196,7 @@ fn threads(settings: &Settings) -> Check {
 
 /// What the compute threads can do at most, together: reading a prompt is bound by multiplications, writing one stream by the bytes of the
 /// weights. Half a second.
-fn ceilings(settings: &Settings, environment: &Environment) -> Check {
+fn peaks(settings: &Settings, environment: &Environment) -> Check {
     match bases::pool(settings, environment) {
         Ok(pool) => {
             let giga = |what| bench::peak(&pool, what) / 1e9;

@@ -1,6 +1,14 @@
 //! Which tensors make the network, and do they fit its configuration?
 
-use std::{cell::RefCell, collections::BTreeSet};
+use std::{
+    collections::BTreeSet,
+    num::NonZero,
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
+    thread,
+};
 
 use super::{
     Transformer, TransformerConfig, WeightFormat,
@@ -35,7 +43,7 @@ struct Loader<'a> {
     files: &'a TensorFiles,
     blueprint: &'a Blueprint,
     format: WeightFormat,
-    taken: RefCell<BTreeSet<String>>,
+    taken: Mutex<BTreeSet<String>>,
 }
 
 impl<'a> Loader<'a> {
@@ -46,7 +54,7 @@ impl<'a> Loader<'a> {
     fn tensor(&self, name: &str, shape: &[usize]) -> Result<Tensor<'a>, WeightsError> {
         let name = self.blueprint.names.of(name).into_owned();
         let tensor = expect_shape(self.files.tensor(&name), &name, shape);
-        self.taken.borrow_mut().insert(name);
+        self.taken.lock().unwrap_or_else(PoisonError::into_inner).insert(name);
         tensor
     }
 
@@ -149,7 +157,8 @@ impl<'a> Loader<'a> {
     }
 
     fn nothing_is_left(&self) -> Result<(), WeightsError> {
-        let (taken, names) = (self.taken.borrow(), self.blueprint.names);
+        let taken = self.taken.lock().unwrap_or_else(PoisonError::into_inner);
+        let names = self.blueprint.names;
         match self.files.names().find(|name| !taken.contains(*name) && !names.may_be_left(name)) {
             None => Ok(()),
             Some(name) => {
@@ -176,16 +185,64 @@ fn check_table(table: Tensor<'_>) -> Result<(), WeightsError> {
     Ok(())
 }
 
+/// What is packed on its own.
+enum Part {
+    Head(Linear),
+    Layer(Box<Layer>),
+}
+
+/// Weights that are packed in some milliseconds: less than it takes to start threads.
+const SMALL_BYTES: usize = 16 << 20;
+
+/// `make(0)` to `make(count - 1)`, in order; made in any order on as many threads as there are CPUs, where `bytes` of weights are many.
+fn on_all_cpus<T: Send>(bytes: usize, count: usize, make: &(dyn Fn(usize) -> T + Sync)) -> Vec<T> {
+    if bytes < SMALL_BYTES {
+        return (0..count).map(make).collect();
+    }
+    let threads = thread::available_parallelism().map_or(1, NonZero::get).min(count);
+    let next = AtomicUsize::new(0);
+    let work = || {
+        let mut made = Vec::new();
+        loop {
+            let i = next.fetch_add(1, Ordering::Relaxed);
+            if i >= count {
+                return made;
+            }
+            made.push((i, make(i)));
+        }
+    };
+    let mut all: Vec<(usize, T)> = thread::scope(|scope| {
+        let others: Vec<_> = (1..threads).map(|_| scope.spawn(work)).collect();
+        let mut all = work();
+        for other in others {
+            all.extend(other.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)));
+        }
+        all
+    });
+    all.sort_unstable_by_key(|(i, _)| *i);
+    all.into_iter().map(|(_, made)| made).collect()
+}
+
 impl Transformer {
     /// Checks the plan and the weights against each other and packs them.
     pub(crate) fn load(files: TensorFiles, blueprint: Blueprint, format: WeightFormat) -> Result<Self, WeightsError> {
         let config = blueprint.config;
         let width = config.width;
-        let loader = Loader { files: &files, blueprint: &blueprint, format, taken: RefCell::default() };
+        let loader = Loader { files: &files, blueprint: &blueprint, format, taken: Mutex::default() };
         let table = loader.tensor(EMBEDDING, &[config.vocabulary, width])?;
-        check_table(table)?;
-        let head = loader.head(table)?;
-        let layers = (0..config.layers).map(|i| loader.layer(&config, i)).collect::<Result<Vec<_>, _>>()?;
+        // The head is the largest part: it comes first, and layers are packed beside it.
+        let mut parts = on_all_cpus(files.bytes(), 1 + config.layers, &|i| match i {
+            0 => check_table(table).and_then(|()| loader.head(table)).map(Part::Head),
+            layer => loader.layer(&config, layer - 1).map(|layer| Part::Layer(Box::new(layer))),
+        })
+        .into_iter();
+        let Some(Part::Head(head)) = parts.next().transpose()? else { unreachable!("part 0 is the head") };
+        let layers = parts
+            .map(|part| match part? {
+                Part::Layer(layer) => Ok(*layer),
+                Part::Head(_) => unreachable!("part 0 alone is the head"),
+            })
+            .collect::<Result<Vec<_>, WeightsError>>()?;
         let biased = blueprint.family.qkv_bias;
         if let Some(i) = layers.iter().position(|layer| biased && layer.qkv.bias.is_none()) {
             return Err(WeightsError::Missing(blueprint.names.of(&format!("blk.{i}.attn_q.bias")).into_owned()));

@@ -1,9 +1,14 @@
 //! The table of `metier bench engine`: which cases there are, on which files, and what the machine allows at most.
 
-use std::{path::PathBuf, sync::Arc};
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use anyhow::{Context as _, anyhow};
 
 use metier_kernels::{Pool, ceilings::Arithmetic};
-use metier_model::{Adapter, Decoder};
+use metier_model::{Adapter, Decoder, EncoderWeights};
 
 use super::{
     super::{Failure, Outcome, bases},
@@ -37,8 +42,14 @@ const FIRST_TOKENS: usize = 6;
 const MANY: [usize; 4] = [1, 10, 100, 1000];
 /// Answers that are timed for each of them.
 const ANSWERS: usize = 40;
+/// Stretches of text that perplexity is taken over, each a context of its own.
+const CHUNKS: usize = 20;
 /// About 135 tokens of MiniLM: so many support messages one after the other.
 const LONG: usize = 6;
+
+/// Formats of SmolLM2 whose perplexity is taken, as `setup.sh` names the files.
+const PERPLEXITY: [&str; 12] =
+    ["f16", "q8_0", "q6_k", "q5_k_m", "q5_1", "q5_0", "q4_k_m", "q4_1", "q4_0", "iq4_nl", "q3_k_m", "q2_k"];
 
 const LLAMA_CPP: &str = "llama.cpp";
 const ONNXRUNTIME: &str = "onnxruntime";
@@ -82,7 +93,7 @@ pub(super) fn run(
     for model in models(&bench, settings, environment)? {
         bench.decoder(&model)?;
     }
-    Ok(())
+    args.text.as_deref().map_or(Ok(()), |text| bench.perplexity(text))
 }
 
 /// Without peers the decoder of the settings; with them the files that they read too.
@@ -140,15 +151,17 @@ impl Bench<'_> {
         if !["MiniLM"].iter().any(|name| self.only.is_empty() || self.only.iter().any(|part| part.contains(name))) {
             return Ok(());
         }
-        let encoder = bases::encoder(settings, environment)?;
         let mut onnx = self.peers.as_ref().map(Peers::minilm).transpose()?;
         let pool = Arc::clone(&self.pool);
-        for text in [SENTENCE, long.as_str()] {
-            let tokens = encoder.count_tokens(text);
-            for batch in [1, 32] {
+        for (dtype, weights) in [("f32", EncoderWeights::F32), ("int8", EncoderWeights::Int8)] {
+            let mut settings = settings.clone();
+            settings.models.encoder_weights = weights;
+            let encoder = bases::encoder(&settings, environment)?;
+            for (text, batch) in [(SENTENCE, 1), (SENTENCE, 32), (long.as_str(), 1), (long.as_str(), 32)] {
+                let tokens = encoder.count_tokens(text);
                 let texts = vec![text; batch];
                 let repeats = (if self.quick { 500 } else { 2_000 } / (batch * tokens)).max(3);
-                let case = format!("MiniLM f32, {tokens} tokens, batch {batch}");
+                let case = format!("MiniLM {dtype}, {tokens} tokens, batch {batch}");
                 if !self.only.is_empty() && !self.only.iter().any(|part| case.contains(part.as_str())) {
                     continue;
                 }
@@ -157,12 +170,38 @@ impl Bench<'_> {
                 match onnx.as_mut() {
                     None => compare(self.plan, outputs, &mut ours, None, self.tell)?,
                     Some(onnx) => {
-                        onnx.embed("f32", &texts, 2)?;
-                        let mut theirs = || Ok(vec![onnx.embed("f32", &texts, repeats)?.0]);
+                        onnx.embed(dtype, &texts, 2)?;
+                        let mut theirs = || Ok(vec![onnx.embed(dtype, &texts, repeats)?.0]);
                         compare(self.plan, outputs, &mut ours, Some((ONNXRUNTIME, &mut theirs)), self.tell)?;
                     }
                 }
             }
+        }
+        Ok(())
+    }
+
+    /// Perplexity of every file of SmolLM2 that `setup.sh` made, ours and llama.cpp's from the same tokens. Nothing is timed.
+    fn perplexity(&mut self, text: &Path) -> Outcome {
+        let words = std::fs::read_to_string(text).with_context(|| format!("cannot read `{}`", text.display()));
+        let words = words.map_err(Failure::Environment)?;
+        let Some(peers) = &self.peers else {
+            return Err(Failure::usage(anyhow!("`--text` needs `--peers`: the files of each format lie there")));
+        };
+        for kind in PERPLEXITY {
+            let case = format!("SmolLM2 {}, perplexity, {CHUNKS} × 512 tokens", kind.to_uppercase());
+            let Some(path) = peers.file(&format!("models/smollm2-{kind}.gguf")).filter(|_| self.wants(&case)) else {
+                continue;
+            };
+            let decoder = ours::open(&path)?;
+            let ours = ours::perplexity(&decoder, &self.pool, &words, CHUNKS)?;
+            let theirs = peers.perplexity(&path, text, CHUNKS)?;
+            let mut row = Row::new("engine", case, ours.value, "perplexity");
+            row.range = Some(ours.interval());
+            row.peer = Some(LLAMA_CPP.to_owned());
+            (row.peer_value, row.peer_range) = (Some(theirs.value), Some(theirs.interval()));
+            row.ratio = Some(theirs.value / ours.value);
+            row.note = Some(format!("{} tokens; intervals of 95 %, of the same tokens", ours.tokens));
+            (self.tell)(row);
         }
         Ok(())
     }

@@ -22,11 +22,13 @@ use tokio::{
 
 use super::{
     super::Failure,
-    ours::{Clients, served},
+    ours::{Clients, Perplexity, served},
 };
 
 /// One run of `llama-bench` or `llama-batched-bench`: the 1 B shape needs about half a minute on two cores.
 const RUN_TIMEOUT: Duration = Duration::from_secs(240);
+/// One text read chunk by chunk: half a minute on two idle cores.
+const PERPLEXITY_TIMEOUT: Duration = Duration::from_secs(900);
 /// Until a server has loaded its model and eight adapters.
 const READY_TIMEOUT: Duration = Duration::from_secs(120);
 /// One request, queued behind seven others.
@@ -100,6 +102,31 @@ impl Peers {
             let values: Vec<f64> = found.filter_map(|row| row[field].as_f64()).collect();
             let [value] = values[..] else { bail!("`{program}` ended with {} and no result", output.status) };
             Ok(value)
+        };
+        self.runtime.block_on(run).map_err(Failure::Environment)
+    }
+
+    /// `llama-perplexity` over the first `chunks` of 512 tokens of a text.
+    pub(super) fn perplexity(&self, model: &Path, text: &Path, chunks: usize) -> Result<Perplexity, Failure> {
+        let run = async {
+            let mut command = Command::new(self.program("llama-perplexity"));
+            command.arg("-m").arg(model).arg("-f").arg(text).args(["-c", "512", "-b", "512", "--chunks"]);
+            command.args([chunks.to_string(), "-t".to_owned(), self.threads.to_string()]);
+            command.stdin(Stdio::null()).kill_on_drop(true);
+            let output = timeout(PERPLEXITY_TIMEOUT, command.output()).await;
+            let output = output.context("`llama-perplexity` took more than a quarter of an hour")?;
+            let output = output.context("cannot run `llama-perplexity`")?;
+            // On either stream, by version: `Final estimate: PPL = 14.2517 +/- 0.30611`.
+            let text =
+                [output.stdout, output.stderr].map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).concat();
+            let found = text.split_once("Final estimate: PPL = ").and_then(|(_, rest)| {
+                let (value, rest) = rest.split_once(" +/- ")?;
+                Some((value.trim().parse().ok()?, rest.split_whitespace().next()?.parse().ok()?))
+            });
+            let Some((value, error)) = found else {
+                bail!("`llama-perplexity` ended with {} and no result", output.status)
+            };
+            Ok(Perplexity { value, error, tokens: chunks * 255 })
         };
         self.runtime.block_on(run).map_err(Failure::Environment)
     }

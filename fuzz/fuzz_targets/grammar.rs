@@ -1,0 +1,49 @@
+//! Any text as a JSON Schema, as a regular expression and as choices, compiled for a tiny vocabulary; then up to 64 tokens that the
+//! mask allows are committed, chosen by the bytes.
+#![no_main]
+
+use std::sync::{Arc, OnceLock};
+
+use libfuzzer_sys::fuzz_target;
+use metier_model::{
+    Decoder, TokenId,
+    arch::transformer::WeightFormat,
+    grammar::{Constraint, Form, GrammarEnv},
+};
+
+const BASE: &[u8] = include_bytes!("../../crates/metier-model/tests/goldens/llama.gguf");
+
+fn env() -> &'static GrammarEnv {
+    static ENV: OnceLock<GrammarEnv> = OnceLock::new();
+    ENV.get_or_init(|| {
+        // The library's panics are caught and become errors; libFuzzer's hook would end the process before that.
+        std::panic::set_hook(Box::new(|_| {}));
+        let decoder = Decoder::from_bytes(BASE.to_vec(), "llama", WeightFormat::F32);
+        GrammarEnv::new(Arc::new(decoder.expect("the golden file is a model"))).expect("it has a vocabulary")
+    })
+}
+
+fn walk(form: &Form, bytes: &[u8]) {
+    let Ok(constraint) = Constraint::compile(form, env()) else { return };
+    let mut state = constraint.begin();
+    for &byte in bytes.iter().cycle().take(64) {
+        if state.is_finished() {
+            return;
+        }
+        let Ok(mask) = state.allowed() else { return };
+        let allowed: Vec<u32> = (0..512).filter(|id| mask.contains(TokenId(*id))).collect();
+        let Some(&token) = allowed.get(usize::from(byte) % allowed.len().max(1)) else { return };
+        state.commit(TokenId(token)).expect("the mask allowed it");
+        let _ = state.forced();
+        let _ = state.is_accepting();
+    }
+}
+
+fuzz_target!(|bytes: &[u8]| {
+    let Ok(text) = std::str::from_utf8(bytes) else { return };
+    if let Ok(schema) = serde_json::from_str(text) {
+        walk(&Form::JsonSchema(schema), bytes);
+    }
+    walk(&Form::Regex(text.to_owned()), bytes);
+    walk(&Form::Choice(text.lines().map(str::to_owned).collect()), bytes);
+});
