@@ -22,6 +22,7 @@ documents() {
 
 mkdir -p $corpus/{gguf,safetensors,request,adapter,decoder,folder,tokenizer,template,grammar}
 cp $goldens/*.gguf $corpus/decoder/
+cargo run --quiet -p metier-model --example tiny_model -- $corpus/decoder/tiny.gguf
 cp $goldens/vocabulary-*.gguf $corpus/gguf/
 for folder in $goldens/folders/* $goldens/encoders/*; do
     documents "$folder" > "$corpus/folder/${folder##*/}"
@@ -36,5 +37,5 @@ for target in "${targets[@]}"; do
     mkdir -p "fuzz/seeds/$target"
     # Without the leak check at the end: pools of threads and tables of a library live as long as the process.
     (cd fuzz && RUSTC_BOOTSTRAP=1 cargo fuzz run "$target" "corpus/$target" "seeds/$target" -- \
-        -max_total_time="$seconds" -rss_limit_mb=2048 -timeout=25 -detect_leaks=0 -print_final_stats=1)
+        -max_total_time="$seconds" -rss_limit_mb=2048 -timeout=60 -detect_leaks=0 -print_final_stats=1)
 done

@@ -58,7 +58,8 @@ fn contains(text: &str, label: &str) -> bool {
 /// answered: its own is no calibrated score.
 pub(crate) fn in_format(label: &str, confidence: Option<f32>, format: &ResponseFormat) -> String {
     match format {
-        ResponseFormat::Text => label.to_owned(),
+        // A label is what it is: an expression or a list that does not allow it changes nothing.
+        ResponseFormat::Text | ResponseFormat::Regex(_) | ResponseFormat::Choice(_) => label.to_owned(),
         ResponseFormat::JsonObject | ResponseFormat::JsonSchema(_) => {
             let confidence = confidence.map(|score| (f64::from(score) * 1e4).round() / 1e4);
             json!({"label": label, "confidence": confidence}).to_string()
@@ -69,7 +70,7 @@ pub(crate) fn in_format(label: &str, confidence: Option<f32>, format: &ResponseF
 /// A language model's answer that names no label: as it is, or as JSON that cannot be taken for one.
 pub(crate) fn without_label(answer: &str, format: &ResponseFormat) -> String {
     match format {
-        ResponseFormat::Text => answer.to_owned(),
+        ResponseFormat::Text | ResponseFormat::Regex(_) | ResponseFormat::Choice(_) => answer.to_owned(),
         ResponseFormat::JsonObject | ResponseFormat::JsonSchema(_) => {
             json!({"label": null, "confidence": null, "text": answer}).to_string()
         }

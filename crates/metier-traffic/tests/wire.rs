@@ -59,6 +59,40 @@ fn what_is_sent_on_is_read_back_the_same() {
     assert_eq!(chat(request.to_body()).unwrap(), request);
 }
 
+#[test]
+fn one_form_of_an_answer_is_asked_for() {
+    for (asked, expected) in [
+        (json!({"regex": "[a-z]+"}), ResponseFormat::Regex("[a-z]+".into())),
+        (json!({"choice": ["yes", "no"], "json": null}), ResponseFormat::Choice(vec!["yes".into(), "no".into()])),
+        (
+            json!({"json": {"type": "integer"}}),
+            ResponseFormat::JsonSchema(json!({"name": "json", "schema": {"type": "integer"}})),
+        ),
+    ] {
+        let request = chat(with("structured_outputs", asked)).unwrap();
+        assert_eq!(request.response_format, expected);
+        assert_eq!(chat(request.to_body()).unwrap(), request);
+    }
+    for (asked, param) in [
+        (json!({}), "structured_outputs"),
+        (json!([]), "structured_outputs"),
+        (json!({"regex": "a", "choice": ["b"]}), "structured_outputs"),
+        (json!({"regex": 1}), "structured_outputs.regex"),
+        (json!({"choice": []}), "structured_outputs.choice"),
+        (json!({"choice": ["a", 1]}), "structured_outputs.choice"),
+        (json!({"choice": [""]}), "structured_outputs.choice"),
+        (json!({"json": "a"}), "structured_outputs.json"),
+        (json!({"grammar": "a"}), "structured_outputs.grammar"),
+        (json!({"regex": "a".repeat(70_000)}), "structured_outputs.regex"),
+    ] {
+        let error = chat(with("structured_outputs", asked.clone())).unwrap_err();
+        assert_eq!(error.param.as_deref(), Some(param), "{asked}");
+    }
+    let mut both = with("structured_outputs", json!({"regex": "a"}));
+    both["response_format"] = json!({"type": "json_object"});
+    assert_eq!(chat(both).unwrap_err().param.as_deref(), Some("structured_outputs"));
+}
+
 /// Once `include_usage` outlived the `stream` that it belongs to, and what was committed to was not what was sent on.
 #[test]
 fn usage_is_asked_for_only_with_a_stream() {

@@ -9,6 +9,7 @@ import asyncio
 import collections
 import json
 import math
+import re
 import sys
 import traceback
 import typing
@@ -167,6 +168,17 @@ def base_fills_a_schema_and_any_object():
         assert choice.finish_reason == "length" or isinstance(json.loads(choice.message.content), dict), choice
 
 
+def base_follows_an_expression_and_a_choice():
+    asked = dict(model=BASE, max_completion_tokens=32, temperature=0)
+    asked["messages"] = [{"role": "user", "content": "The parcel is late again! Praise or complaint?"}]
+    for form, allowed in (
+        ({"choice": ["praise", "complaint"]}, "praise|complaint"),
+        ({"regex": r"ticket [0-9]{4}"}, r"ticket [0-9]{4}"),
+    ):
+        choice = client.chat.completions.create(**asked, extra_body={"structured_outputs": form}).choices[0]
+        assert choice.finish_reason == "stop" and re.fullmatch(allowed, choice.message.content), choice
+
+
 def logprobs_are_given():
     answer = client.chat.completions.create(**SHORT, logprobs=True, top_logprobs=3)
     tokens = answer.choices[0].logprobs.content
@@ -254,6 +266,8 @@ def wrong_values_are_bad_requests():
         ("repetition_penalty", {"extra_body": {"repetition_penalty": 0}}),
         ("min_p", {"extra_body": {"min_p": 2}}),
         ("response_format", {"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": {"not": {}}}}}),
+        ("structured_outputs", {"extra_body": {"structured_outputs": {"regex": "("}}}),
+        ("structured_outputs.grammar", {"extra_body": {"structured_outputs": {"grammar": "x"}}}),
         ("tools", {"tools": [{"type": "function", "function": {"name": "f"}}]}),
     ):
         error = raises(openai.BadRequestError, lambda: client.chat.completions.create(**{**SHORT, **more}))

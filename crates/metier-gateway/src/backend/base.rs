@@ -66,8 +66,14 @@ impl Prompting for ChatPrompting {
     }
 
     fn constraint(&self, format: &ResponseFormat) -> Result<Option<Constraint>, BackendError> {
+        let param = match format {
+            ResponseFormat::Regex(_) | ResponseFormat::Choice(_) => "structured_outputs",
+            _ => "response_format",
+        };
         let form = match format {
             ResponseFormat::Text => return Ok(None),
+            ResponseFormat::Regex(regex) => Form::Regex(regex.clone()),
+            ResponseFormat::Choice(choices) => Form::Choice(choices.clone()),
             ResponseFormat::JsonObject => Form::JsonObject,
             // The field holds a name beside the schema; without a schema any object will do.
             ResponseFormat::JsonSchema(named) => {
@@ -78,7 +84,7 @@ impl Prompting for ChatPrompting {
         let env = env.as_ref().map_err(|error| BackendError::Failed(error.to_string()))?;
         Constraint::compile(&form, env).map(Some).map_err(|error| BackendError::Invalid {
             message: error.to_string(),
-            param: "response_format",
+            param,
             code: "invalid_value",
         })
     }
@@ -360,6 +366,24 @@ mod tests {
         let answer: Value = serde_json::from_str(&text).unwrap();
         assert!(["a", "b"].contains(&answer["kind"].as_str().unwrap()) && answer["sure"].is_boolean(), "{text}");
         assert_eq!(finished, Some(FinishReason::Stop));
+        for (format, right) in [
+            (ResponseFormat::Regex("[0-9]{3}".into()), (|text| text.parse::<u16>().is_ok()) as fn(&str) -> bool),
+            (ResponseFormat::Choice(vec!["yes".into(), "not sure".into()]), |text| ["yes", "not sure"].contains(&text)),
+        ] {
+            let constraint = prompting.constraint(&format).unwrap();
+            engine.submit(Sequence { constraint, ..sequence(vec![5, 6], CacheScope::Private) }).unwrap();
+            let mut text = String::new();
+            while !engine.is_idle() {
+                let tokens = engine.step().into_iter().filter_map(|(_, happened)| match happened {
+                    Happened::Token { text, .. } => Some(text),
+                    Happened::Done { .. } => None,
+                });
+                text.extend(tokens);
+            }
+            assert!(right(&text), "{format:?}: {text}");
+        }
+        let bad = ResponseFormat::Regex("(".into());
+        assert!(matches!(prompting.constraint(&bad), Err(BackendError::Invalid { param: "structured_outputs", .. })));
         let bad = ResponseFormat::JsonSchema(json!({"name": "bad", "schema": {"type": "integer", "not": {}}}));
         assert!(matches!(prompting.constraint(&bad), Err(BackendError::Invalid { param: "response_format", .. })));
     }

@@ -8,7 +8,7 @@ use metier_kernels::{
     Pool,
     dense::{self, DenseMatrix},
     elementwise,
-    quant::{self, BlockFormat, Input, QuantMatrix, QuantRows},
+    quant::{self, BlockFormat, Input, Output, QuantMatrix, QuantRows},
 };
 
 use super::{ROW_GRAIN, WeightsError, pack_dense};
@@ -69,6 +69,28 @@ impl Matrix {
         match self {
             Self::Dense(dense) => dense.n(),
             Self::Quant(parts) => parts.iter().map(QuantMatrix::n).sum(),
+        }
+    }
+
+    pub(crate) fn k(&self) -> usize {
+        match self {
+            Self::Dense(dense) => dense.k(),
+            Self::Quant(parts) => parts[0].k(),
+        }
+    }
+
+    /// Products of `x`: (m, k), into `out`: (m, n).
+    pub(crate) fn apply_into(&self, pool: &Pool, x: &[f32], rows: &mut QuantRows, out: &mut [f32]) {
+        match self {
+            Self::Dense(dense) => dense::matmul(pool, x, dense, None, out),
+            Self::Quant(parts) => {
+                rows.quantise(pool, x, self.k());
+                let (stride, mut first) = (self.n(), 0);
+                for part in parts {
+                    quant::matmul_into(pool, rows, part, out, Output { stride, first, add: false });
+                    first += part.n();
+                }
+            }
         }
     }
 
@@ -258,12 +280,11 @@ mod tests {
     /// The weights as the kernels multiply them: products with unit vectors. (n, k)
     fn weights_of(matrix: &Matrix) -> Vec<f32> {
         let pool = Pool::new(1, Tier::detect());
-        let (n, k) = (matrix.n(), COLS);
+        let (n, k) = (matrix.n(), matrix.k());
         let mut x = vec![0.0; k * k];
         (0..k).for_each(|i| x[i * k + i] = 1.0);
         let mut products = vec![0.0; k * n];
-        let input = Input { x: &mut x, k, fill: &|_, _| {}, keep: true };
-        matrix.multiply(&pool, input, &mut QuantRows::default(), &mut products, false);
+        matrix.apply_into(&pool, &x, &mut QuantRows::default(), &mut products);
         (0..n * k).map(|at| products[at % k * n + at / k]).collect()
     }
 

@@ -51,6 +51,10 @@ pub enum ResponseFormat {
     JsonObject,
     /// JSON of a schema: the protocol's `json_schema` object, kept as sent.
     JsonSchema(Value),
+    /// Text that a regular expression matches as a whole. Not of the protocol: vLLM's `structured_outputs`.
+    Regex(String),
+    /// One of these texts; as [`Regex`](Self::Regex).
+    Choice(Vec<String>),
 }
 
 /// A chat completion request within the limits of [`super`]. Unknown fields are ignored, as the protocol's servers do;
@@ -155,7 +159,7 @@ impl ChatRequest {
             stream,
             // Without a stream the option says nothing, so one request has one form.
             include_usage: include_usage(&map)? && stream,
-            response_format: response_format(&map)?,
+            response_format: form(&map)?,
             logprobs,
             top_logprobs: top_logprobs.map(|n| n as u8),
             prompt_lookup: field::boolean(&map, "prompt_lookup")?.unwrap_or(false),
@@ -193,9 +197,17 @@ impl ChatRequest {
         put("stream", self.stream.then(|| true.into()));
         put("stream_options", (self.stream && self.include_usage).then(|| json!({"include_usage": true})));
         put(
+            "structured_outputs",
+            match &self.response_format {
+                ResponseFormat::Regex(regex) => Some(json!({"regex": regex})),
+                ResponseFormat::Choice(choices) => Some(json!({"choice": choices})),
+                _ => None,
+            },
+        );
+        put(
             "response_format",
             match &self.response_format {
-                ResponseFormat::Text => None,
+                ResponseFormat::Text | ResponseFormat::Regex(_) | ResponseFormat::Choice(_) => None,
                 ResponseFormat::JsonObject => Some(json!({"type": "json_object"})),
                 ResponseFormat::JsonSchema(schema) => Some(json!({"type": "json_schema", "json_schema": schema})),
             },
@@ -353,6 +365,41 @@ fn include_usage(map: &Map<String, Value>) -> Result<bool, WireError> {
             }
         },
         Some(other) => Err(wrong_type("stream_options", "an object", other)),
+    }
+}
+
+/// The form of `response_format` or of `structured_outputs`, of which only one may be there.
+fn form(map: &Map<String, Value>) -> Result<ResponseFormat, WireError> {
+    let format = response_format(map)?;
+    let Some(value) = present(map, "structured_outputs") else { return Ok(format) };
+    let asked = value.as_object().ok_or_else(|| wrong_type("structured_outputs", "an object", value))?;
+    if format != ResponseFormat::Text {
+        return Err(invalid("structured_outputs", "may not stand beside `response_format`: ask for one form"));
+    }
+    let forms: Vec<_> = asked.iter().filter(|(_, value)| !value.is_null()).collect();
+    let [(name, value)] = forms[..] else {
+        return Err(invalid("structured_outputs", "must hold one of `json`, `regex` and `choice`"));
+    };
+    let path = format!("structured_outputs.{name}");
+    let n_bytes = value.to_string().len();
+    if n_bytes > MAX_SCHEMA_BYTES {
+        return Err(invalid(&path, format!("has {n_bytes} bytes, at most {MAX_SCHEMA_BYTES} are read")));
+    }
+    match (name.as_str(), value) {
+        ("json", Value::Object(_)) => Ok(ResponseFormat::JsonSchema(json!({"name": "json", "schema": value}))),
+        ("json", _) => Err(wrong_type(&path, "a JSON Schema", value)),
+        ("regex", Value::String(regex)) => Ok(ResponseFormat::Regex(regex.clone())),
+        ("regex", _) => Err(wrong_type(&path, "a string", value)),
+        ("choice", Value::Array(choices)) => {
+            let texts: Option<Vec<String>> = choices.iter().map(|text| text.as_str().map(str::to_owned)).collect();
+            let texts = texts.ok_or_else(|| wrong_type(&path, "an array of strings", value))?;
+            if texts.is_empty() || texts.iter().any(String::is_empty) {
+                return Err(invalid(&path, "must hold at least one text, and none that is empty"));
+            }
+            Ok(ResponseFormat::Choice(texts))
+        }
+        ("choice", _) => Err(wrong_type(&path, "an array of strings", value)),
+        _ => Err(unsupported(&path, "is not supported: `json`, `regex` and `choice` are")),
     }
 }
 

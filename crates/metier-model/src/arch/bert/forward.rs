@@ -9,10 +9,14 @@ use metier_kernels::{
     Pool,
     attention::{PageShape, QUERIES, attend},
     elementwise,
-    quant::{Input, QuantRows},
+    quant::QuantRows,
 };
 
-use super::{super::ROW_GRAIN, Bert, BertConfig, Positions, weights::Norm};
+use super::{
+    super::ROW_GRAIN,
+    Bert, BertConfig, Positions,
+    weights::{Layer, Norm},
+};
 use crate::tokenizer::TokenId;
 
 /// `(cos, sin)` of every position and pair, for layers that see everything and for those with a window.
@@ -49,13 +53,12 @@ impl Turns {
 #[derive(Default)]
 pub(super) struct Buffers {
     pub(super) x: Vec<f32>, // (rows, width): after a pass, the last hidden rows
-    normed: Vec<f32>,       // (rows, width)
+    normed: Vec<f32>,       // (rows, width) where norms stand before blocks
     qkv: Vec<f32>,          // (rows, 3 · width)
     by_head: Vec<f32>,      // of each window: (heads, rows, head_dim)
     mixed: Vec<f32>,        // (rows, width)
     wide: Vec<f32>,         // (rows, inner), or (rows, 2 · inner) where it is gated
-    activated: Vec<f32>,    // (rows, inner)
-    added: Vec<f32>,        // (rows, width): what a block adds
+    activated: Vec<f32>,    // (rows, inner) where it is gated
     quants: QuantRows,
 }
 
@@ -64,21 +67,13 @@ impl Buffers {
         let BertConfig { width, inner, .. } = *config;
         let gated = config.is_gated();
         self.x.resize(rows * width, 0.0);
-        self.normed.resize(rows * width, 0.0);
+        self.normed.resize(if config.is_pre_norm() { rows * width } else { 0 }, 0.0);
         self.qkv.resize(rows * 3 * width, 0.0);
         self.by_head.resize(rows * width, 0.0);
         self.mixed.resize(rows * width, 0.0);
         self.wide.resize(rows * if gated { 2 * inner } else { inner }, 0.0);
-        self.activated.resize(rows * inner, 0.0);
-        self.added.resize(rows * width, 0.0);
+        self.activated.resize(if gated { rows * inner } else { 0 }, 0.0);
     }
-}
-
-/// What is still to be done to `x` and the rows that a block adds to it: `LN(x + (added + bias))`; without a norm, nothing.
-#[derive(Clone, Copy, Default)]
-struct Sum<'a> {
-    norm: Option<&'a Norm>,
-    bias: &'a [f32],
 }
 
 /// Where a row stands.
@@ -115,105 +110,69 @@ impl Bert {
         let pass = Pass { pool, windows: rows, places };
         self.embed(windows, &mut buffers.x);
         norm_rows(pool, &mut buffers.x, &self.weights.embedding_norm, config.eps);
-        let mut sum = Sum::default();
-        for layer_idx in 0..self.weights.layers.len() {
+        for (layer_idx, layer) in self.weights.layers.iter().enumerate() {
             if config.is_pre_norm() {
-                self.pre_norm_layer(&pass, layer_idx, buffers);
+                self.pre_norm_layer(&pass, layer_idx, layer, buffers);
             } else {
-                sum = self.post_norm_layer(&pass, layer_idx, sum, buffers);
+                self.post_norm_layer(&pass, layer_idx, layer, buffers);
             }
-        }
-        if let Some(norm) = sum.norm {
-            add_and_norm(pool, &mut buffers.x, &buffers.added, sum.bias, norm, config.eps);
         }
         if let Some(norm) = &self.weights.final_norm {
             norm_rows(pool, &mut buffers.x, norm, config.eps);
         }
     }
 
-    /// `x = LN(x + O·attention(x)); x = LN(x + D·gelu(U·x))`. The last sum and norm are left to whoever reads the rows next: the next
-    /// layer, which makes them on the way into its products.
-    fn post_norm_layer<'a>(
-        &'a self,
-        pass: &Pass<'_>,
-        layer_idx: usize,
-        before: Sum<'a>,
-        buffers: &mut Buffers,
-    ) -> Sum<'a> {
-        let (pool, isa, eps, width, inner) =
-            (pass.pool, pass.pool.isa(), self.config.eps, self.config.width, self.config.inner);
-        let layer = &self.weights.layers[layer_idx];
-        let Buffers { x, normed, qkv, by_head, mixed, wide, activated, added, quants } = buffers;
-        let sum = |x: &[f32], y: &[f32], sum: &Sum<'_>, first: usize, rows: &mut [f32]| {
-            let span = first * width..first * width + rows.len();
-            rows.copy_from_slice(&x[span.clone()]);
-            if let Some(norm) = sum.norm {
-                elementwise::add_norm_rows(isa, rows, &y[span], sum.bias, &norm.weight, &norm.bias, eps);
-            }
-        };
-        // x, added → normed
-        let fill = |first: usize, rows: &mut [f32]| sum(x, added, &before, first, rows);
-        let input = Input { x: normed, k: width, fill: &fill, keep: true };
-        let bias = layer.qkv.multiply(pool, input, quants, qkv);
-        self.attention(pass, layer_idx, qkv, bias, by_head);
-        let fill = |first: usize, rows: &mut [f32]| self.side_by_side(pass, by_head, first, rows);
-        let input = Input { x: mixed, k: width, fill: &fill, keep: false };
-        let bias = layer.output.multiply(pool, input, quants, added);
-        let attended = Sum { norm: layer.attention_norm.as_ref(), bias };
-        // normed, added → x
-        let fill = |first: usize, rows: &mut [f32]| sum(normed, added, &attended, first, rows);
-        let bias = layer.up.multiply(pool, Input { x, k: width, fill: &fill, keep: true }, quants, wide);
-        let fill = |first: usize, rows: &mut [f32]| {
-            rows.copy_from_slice(&wide[first * inner..first * inner + rows.len()]);
-            elementwise::gelu_rows(isa, rows, bias);
-        };
-        let input = Input { x: activated, k: inner, fill: &fill, keep: false };
-        let bias = layer.down.multiply(pool, input, quants, added);
-        Sum { norm: Some(&layer.norm), bias }
+    /// `x = LN(x + O·attention(x)); x = LN(x + D·gelu(U·x))`.
+    fn post_norm_layer(&self, pass: &Pass<'_>, layer_idx: usize, layer: &Layer, buffers: &mut Buffers) {
+        let (pool, eps, inner) = (pass.pool, self.config.eps, self.config.inner);
+        let Buffers { x, qkv, by_head, mixed, wide, quants, .. } = buffers;
+        let bias = layer.qkv.apply(pool, x, quants, qkv);
+        self.attention(pass, layer_idx, qkv, bias, by_head, mixed);
+        // The queries are read: their room holds what the output map makes.
+        let output = &mut qkv[..x.len()];
+        let bias = layer.output.apply(pool, mixed, quants, output);
+        if let Some(norm) = &layer.attention_norm {
+            add_and_norm(pool, x, output, bias, norm, eps);
+        }
+        let bias = layer.up.apply(pool, x, quants, wide);
+        let isa = pool.isa();
+        pool.run_rows(wide, inner, ROW_GRAIN / 4, &|_, rows| elementwise::gelu_rows(isa, rows, bias));
+        let bias = layer.down.apply(pool, wide, quants, mixed);
+        add_and_norm(pool, x, mixed, bias, &layer.norm, eps);
     }
 
     /// `x = x + O·attention(turn(LN(x))); x = x + D·(gelu(G·h) ∘ U·h), h = LN(x)`.
-    fn pre_norm_layer(&self, pass: &Pass<'_>, layer_idx: usize, buffers: &mut Buffers) {
-        let (pool, isa, eps, width, inner) =
-            (pass.pool, pass.pool.isa(), self.config.eps, self.config.width, self.config.inner);
-        let layer = &self.weights.layers[layer_idx];
-        let Buffers { x, normed, qkv, by_head, mixed, wide, activated, added, quants } = buffers;
-        let norm = |x: &[f32], norm: Option<&Norm>, first: usize, rows: &mut [f32]| {
-            rows.copy_from_slice(&x[first * width..first * width + rows.len()]);
-            if let Some(norm) = norm {
-                let rows = rows.chunks_exact_mut(width);
-                rows.for_each(|row| elementwise::layer_norm(isa, row, &norm.weight, &norm.bias, eps));
-            }
-        };
-        let fill = |first: usize, rows: &mut [f32]| norm(x, layer.attention_norm.as_ref(), first, rows);
-        let input = Input { x: normed, k: width, fill: &fill, keep: false };
-        let bias = layer.qkv.multiply(pool, input, quants, qkv);
+    fn pre_norm_layer(&self, pass: &Pass<'_>, layer_idx: usize, layer: &Layer, buffers: &mut Buffers) {
+        let (pool, eps, inner) = (pass.pool, self.config.eps, self.config.inner);
+        let isa = pool.isa();
+        let Buffers { x, normed, qkv, by_head, mixed, wide, activated, quants } = buffers;
+        normed.copy_from_slice(x);
+        if let Some(norm) = &layer.attention_norm {
+            norm_rows(pool, normed, norm, eps);
+        }
+        let bias = layer.qkv.apply(pool, normed, quants, qkv);
         self.turn(pass, layer_idx, qkv, bias);
-        self.attention(pass, layer_idx, qkv, &[], by_head);
-        let fill = |first: usize, rows: &mut [f32]| self.side_by_side(pass, by_head, first, rows);
-        let input = Input { x: mixed, k: width, fill: &fill, keep: false };
-        let bias = layer.output.multiply(pool, input, quants, added);
-        elementwise::add_rows(isa, x, added, bias);
-        let fill = |first: usize, rows: &mut [f32]| norm(x, Some(&layer.norm), first, rows);
-        let input = Input { x: normed, k: width, fill: &fill, keep: false };
-        let bias = layer.up.multiply(pool, input, quants, wide);
-        let fill = |first: usize, rows: &mut [f32]| {
-            for (row, wide) in rows.chunks_exact_mut(inner).zip(wide[first * 2 * inner..].chunks_exact(2 * inner)) {
-                let (gate, up) = wide.split_at(inner);
+        self.attention(pass, layer_idx, qkv, &[], by_head, mixed);
+        let bias = layer.output.apply(pool, mixed, quants, normed);
+        elementwise::add_rows(isa, x, normed, bias);
+        normed.copy_from_slice(x);
+        norm_rows(pool, normed, &layer.norm, eps);
+        let bias = layer.up.apply(pool, normed, quants, wide);
+        if !bias.is_empty() {
+            pool.run_rows(wide, 2 * inner, ROW_GRAIN / 4, &|_, rows| {
+                rows.chunks_exact_mut(2 * inner).for_each(|row| elementwise::add(isa, row, bias));
+            });
+        }
+        let wide = &*wide;
+        pool.run_rows(activated, inner, ROW_GRAIN / 4, &|first, rows| {
+            for (i, row) in rows.chunks_exact_mut(inner).enumerate() {
+                let (gate, up) = wide[(first + i) * 2 * inner..(first + i + 1) * 2 * inner].split_at(inner);
                 row.copy_from_slice(gate);
-                if bias.is_empty() {
-                    elementwise::geglu(isa, row, up);
-                } else {
-                    let mut up = up.to_vec();
-                    elementwise::add(isa, row, &bias[..inner]);
-                    elementwise::add(isa, &mut up, &bias[inner..]);
-                    elementwise::geglu(isa, row, &up);
-                }
+                elementwise::geglu(isa, row, up);
             }
-        };
-        let input = Input { x: activated, k: inner, fill: &fill, keep: false };
-        let bias = layer.down.multiply(pool, input, quants, added);
-        elementwise::add_rows(isa, x, added, bias);
+        });
+        let bias = layer.down.apply(pool, activated, quants, mixed);
+        elementwise::add_rows(isa, x, mixed, bias);
     }
 
     /// `x`: (rows, width).
@@ -262,12 +221,20 @@ impl Bert {
         }
     }
 
-    /// `qkv`: (rows, 3 · width), each row still without `bias` → `by_head`: of each window (heads, rows, head_dim).
-    fn attention(&self, pass: &Pass<'_>, layer_idx: usize, qkv: &[f32], bias: &[f32], by_head: &mut [f32]) {
+    /// `qkv`: (rows, 3 · width), each row still without `bias` → `out`: (rows, width).
+    fn attention(
+        &self,
+        pass: &Pass<'_>,
+        layer_idx: usize,
+        qkv: &[f32],
+        bias: &[f32],
+        by_head: &mut [f32],
+        out: &mut [f32],
+    ) {
         let (d, heads, head_dim) = (self.config.width, self.config.heads, self.config.head_dim());
         let scale = 1.0 / (head_dim as f32).sqrt();
         let reach = self.reach(layer_idx);
-        // Each part is one head of one window and writes (len, head_dim).
+        // Each part is one head of one window and writes (len, head_dim); the heads are put side by side afterwards.
         let pieces: Vec<usize> =
             pass.windows.iter().flat_map(|rows| std::iter::repeat_n(rows.len() * head_dim, heads)).collect();
         let isa = pass.pool.isa();
@@ -304,17 +271,15 @@ impl Bert {
                 attend(isa, shape, queries, visible, &[&page], scale, &mut scratch, out);
             }
         });
-    }
-
-    /// Puts the heads of some rows side by side. `rows`: (some, width), from row `first` on.
-    fn side_by_side(&self, pass: &Pass<'_>, by_head: &[f32], first: usize, rows: &mut [f32]) {
-        let (d, head_dim) = (self.config.width, self.config.head_dim());
-        for (row, place) in rows.chunks_exact_mut(d).zip(&pass.places[first..]) {
-            for (head, to) in row.chunks_exact_mut(head_dim).enumerate() {
-                let from = place.start * d + (head * place.len + place.position) * head_dim;
-                to.copy_from_slice(&by_head[from..from + head_dim]);
+        let by_head = &*by_head;
+        pass.pool.run_rows(out, d, ROW_GRAIN, &|first, rows| {
+            for (row, place) in rows.chunks_exact_mut(d).zip(&pass.places[first..]) {
+                for (head, to) in row.chunks_exact_mut(head_dim).enumerate() {
+                    let from = place.start * d + (head * place.len + place.position) * head_dim;
+                    to.copy_from_slice(&by_head[from..from + head_dim]);
+                }
             }
-        }
+        });
     }
 }
 

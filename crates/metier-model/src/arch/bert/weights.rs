@@ -1,9 +1,6 @@
 //! Which tensors of the file are this network's, under whose names? Checked against the configuration and packed.
 
-use metier_kernels::{
-    Pool, dense,
-    quant::{self, Input, QuantRows},
-};
+use metier_kernels::{Pool, dense, quant::QuantRows};
 
 use super::{
     super::{
@@ -20,28 +17,24 @@ pub(super) struct Norm {
     pub(super) bias: Vec<f32>,
 }
 
-/// Rows that one part writes before they are multiplied.
-const FILL_GRAIN: usize = 4;
-
 pub(super) struct Linear {
     pub(super) weight: Matrix,
     pub(super) bias: Option<Vec<f32>>,
 }
 
 impl Linear {
-    /// `out[m][n] = Σ_k x[m][k] · w[n][k]` of an input that is written on the way, with the bias from the start where weights are f32. What
-    /// is returned is still to be added to every row, by whoever reads the rows next: nothing, or the bias of 8-bit weights.
+    /// `out[m][n] = Σ_k x[m][k] · w[n][k]`, with the bias from the start where weights are f32. What is returned is still to be added
+    /// to every row, by whoever reads the rows next: nothing, or the bias of 8-bit weights.
     #[must_use]
-    pub(super) fn multiply(&self, pool: &Pool, input: Input<'_>, quants: &mut QuantRows, out: &mut [f32]) -> &[f32] {
+    pub(super) fn apply(&self, pool: &Pool, x: &[f32], quants: &mut QuantRows, out: &mut [f32]) -> &[f32] {
         let bias = self.bias.as_deref();
         match &self.weight {
             Matrix::Dense(weight) => {
-                pool.run_rows(input.x, input.k, FILL_GRAIN, input.fill);
-                dense::matmul(pool, input.x, weight, bias, out);
+                dense::matmul(pool, x, weight, bias, out);
                 &[]
             }
-            Matrix::Quant(parts) => {
-                quant::multiply(pool, input, quants, parts, out, false);
+            Matrix::Quant(_) => {
+                self.weight.apply_into(pool, x, quants, out);
                 bias.unwrap_or_default()
             }
         }
