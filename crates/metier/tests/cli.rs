@@ -3,6 +3,9 @@
 
 #![allow(clippy::unwrap_used, reason = "tests")]
 
+#[path = "cli/registry.rs"]
+mod registry;
+
 use std::{
     fmt::Write as _,
     fs,
@@ -53,6 +56,7 @@ impl Desk {
             .env("PATH", "/usr/bin:/bin")
             .env("METIER_CACHE", self.path("cache"))
             .env("METIER_STATE", self.path("state"))
+            .env("METIER_USER", "ada")
             .env("METIER_PYTHON", "/nonexistent/python3")
             .env("HF_ENDPOINT", &self.hub);
         command
@@ -372,7 +376,7 @@ fn a_specialist_is_built_listed_scored_and_a_changed_byte_is_found() {
     desk.run("build task.toml --no-encoder")
         .check(0, &["leak check", "* linear", "certificate", "held", "bundle", "report"]);
 
-    desk.run("specialists list").check(0, &["desk", "answers", "linear", "3 labels"]);
+    desk.run("specialists list").check(0, &["desk", "live", "linear", "3 labels"]);
     desk.run("specialists show desk").check(0, &["refund", built["bundle"].as_str().unwrap()]);
     desk.run("specialists show dsk").check(2, &["no specialist `dsk`", "`desk`"]);
     let ran = desk.run("eval desk rows.csv --json").check(0, &[]);

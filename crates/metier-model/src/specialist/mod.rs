@@ -3,6 +3,7 @@
 //! - [`manifest`]: what a bundle says about itself.
 //! - [`bundle`]: the folder on disk: written, hashed, and verified at every opening.
 //! - [`store`]: many bundles in one folder, added by rename.
+//! - [`registry`]: which of them answers, who made it and who approved it, in signed records.
 //! - [`inputs`]: several named inputs → the one text a specialist reads, in training and in serving alike.
 //!
 //! Deliberately absent: the encoder. A specialist that reads embeddings is handed them, so that hundreds share one base.
@@ -14,12 +15,14 @@ use crate::{Digest, features::Features, head::LinearHead};
 pub mod bundle;
 pub mod inputs;
 pub mod manifest;
+pub mod registry;
 pub mod store;
 pub(crate) mod tensors;
 
 pub use bundle::{BundleError, Contents, Neighbours, ProbeRow};
 pub use inputs::{InputError, render_inputs, render_request};
 pub use manifest::Manifest;
+pub use registry::{Registry, RegistryError, RegistryKey};
 pub use store::{SpecialistStore, StoreError, is_name};
 pub use tensors::TensorError;
 

@@ -1,8 +1,8 @@
-//! Which specialists are there, and which version of each answers?
+//! Which specialists are there? Which version of each answers is the [`registry`](super::registry)'s to say.
 //!
 //! ```text
 //! <root>/<name>/<id>/…       a bundle
-//! <root>/<name>/current      text file with the id that answers; replaced by rename
+//! <root>/<name>/current      text file with the id that answers where no records are kept; replaced by rename
 //! <root>/.staging-<n>/       a bundle being written, with a locked file <root>/.staging-<n>.lock beside it
 //! ```
 //!
@@ -118,15 +118,20 @@ impl SpecialistStore {
         Ok(bundles)
     }
 
-    /// Names that have a current bundle, sorted.
-    pub fn names(&self) -> Result<Vec<String>, StoreError> {
+    /// Names that have a folder, sorted.
+    pub(super) fn all_names(&self) -> Result<Vec<String>, StoreError> {
         let mut names: Vec<String> = subfolders(&self.root)?.into_iter().map(|(name, _)| name).collect();
-        names.retain(|name| self.current(name).is_some());
+        names.retain(|name| is_name(name));
         names.sort();
         Ok(names)
     }
 
-    /// The folder of the bundle that answers under `name`.
+    /// Where a bundle lies, if it is there.
+    pub fn place(&self, name: &str, id: Digest) -> PathBuf {
+        self.root.join(name).join(id.to_string())
+    }
+
+    /// The folder of the bundle that answers under `name` in a store without records.
     pub fn current(&self, name: &str) -> Option<PathBuf> {
         if !is_name(name) {
             return None;
@@ -153,8 +158,8 @@ impl SpecialistStore {
         Err(at(&self.root)(io::Error::other("too many staging folders")))
     }
 
-    /// Verifies a staged bundle, renames it into place and makes it current. A bundle that is already there is kept as it
-    /// is (files beside it, such as `run.json`, are renewed) and made current.
+    /// Verifies a staged bundle and renames it into place; it answers nothing yet. A bundle that is already there is kept as
+    /// it is; files beside it, such as `run.json`, are renewed.
     pub fn add(&self, staged: Staging, name: &str) -> Result<Digest, StoreError> {
         if !is_name(name) {
             return Err(StoreError::Name(name.to_owned()));
@@ -182,18 +187,43 @@ impl SpecialistStore {
             fs::rename(&staged.dir, &place).map_err(at(&place))?;
         }
         sync_folder(&dir)?;
-        self.make_current(name, id)?;
         Ok(id)
     }
 
-    /// Writes contents straight into the store.
+    /// Writes contents straight into the store; they answer nothing yet.
     pub fn add_contents(&self, contents: &Contents) -> Result<Digest, StoreError> {
         let staged = self.stage()?;
         bundle::write(contents, staged.dir())?;
         self.add(staged, &contents.manifest.name)
     }
 
-    fn make_current(&self, name: &str, id: Digest) -> Result<(), StoreError> {
+    /// Replaces one of the files that lie beside a bundle, such as its card.
+    ///
+    /// # Panics
+    /// If the file is one of those that the bundle's hash covers.
+    pub fn put_beside(&self, name: &str, id: Digest, file: &str, bytes: &[u8]) -> Result<(), StoreError> {
+        assert!(bundle::BESIDE.contains(&file), "only files beside a bundle may change");
+        let staged = self.root.join(name).join(format!(".{file}.new"));
+        bundle::write_durably(&staged, bytes)?;
+        let place = self.place(name, id).join(file);
+        fs::rename(&staged, &place).map_err(at(&place))
+    }
+
+    /// Takes a bundle out: it is renamed away at once, and what a dead process leaves of it is swept at the next opening.
+    pub(super) fn remove(&self, name: &str, id: Digest) -> Result<(), StoreError> {
+        let staged = self.stage()?;
+        let (from, to) = (self.place(name, id), staged.dir.join("removed"));
+        fs::rename(&from, &to).map_err(at(&from))?;
+        self.sync(name)
+    }
+
+    /// Makes what was renamed in the folder of a name durable.
+    pub(super) fn sync(&self, name: &str) -> Result<(), StoreError> {
+        sync_folder(&self.root.join(name))
+    }
+
+    /// Makes a bundle the one that answers in a store without records; where there are records they alone say so.
+    pub fn make_current(&self, name: &str, id: Digest) -> Result<(), StoreError> {
         let dir = self.root.join(name);
         let staged = dir.join(format!("{CURRENT}.{}", std::process::id()));
         bundle::write_durably(&staged, format!("{id}\n").as_bytes())?;

@@ -8,7 +8,7 @@
 use std::collections::BTreeMap;
 
 use metier_model::{features::fold, specialist::mix};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::split::{Example, Part};
 
@@ -21,7 +21,7 @@ const BANDS: usize = 16;
 const ROWS_A_BAND: usize = 4;
 
 /// What is suspicious about the rows.
-#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct LeakReport {
     /// Training rows equal to a calibration or test row, up to case, punctuation and white space.
     pub exact: u64,
@@ -40,7 +40,7 @@ pub struct LeakReport {
 }
 
 /// A training row that was left out.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Leak {
     /// `file:line` of the training row.
     pub train: String,
@@ -53,7 +53,7 @@ pub struct Leak {
 }
 
 /// Two rows with one text and two labels.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Contradiction {
     /// `file:line` and label of the first.
     pub first: (String, String),

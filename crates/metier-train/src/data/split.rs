@@ -13,7 +13,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use metier_model::{Digest, features::fold, specialist::manifest::DataFile};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::{
     Place, TaskFile,
@@ -30,7 +30,7 @@ pub const MAX_LABELS: usize = 2_000;
 const SHARE_PER_MILLE: u64 = 100;
 
 /// One of the four uses of a row.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Part {
     /// Features and weights.

@@ -2,14 +2,23 @@
 
 use metier_model::{
     Specialist,
-    specialist::{bundle::MAX_PROBE_ROWS, manifest::Manifest},
+    specialist::{
+        bundle::{BESIDE, MAX_PROBE_ROWS},
+        manifest::Manifest,
+        registry::{Standing, State, UNKNOWN, utc},
+    },
 };
 
 use super::metrics::Measured;
 use crate::build::{BuildOutcome, RungOutcome};
 
-/// Renders the card.
-pub fn render(specialist: &Specialist, outcome: &BuildOutcome) -> String {
+/// The file that the card is rendered from, beside the bundle and its records.
+pub const RUN: &str = BESIDE[0];
+/// The card's own file.
+pub const CARD: &str = BESIDE[2];
+
+/// Renders the card from the bundle, its run, and where the registry says that it stands.
+pub fn render(specialist: &Specialist, outcome: &BuildOutcome, standing: Option<&Standing>) -> String {
     let manifest = specialist.manifest();
     let evaluation = &outcome.evaluation;
     let mut card = format!("# {}\n\n{}\n\n", manifest.name, manifest.instruction);
@@ -22,7 +31,9 @@ pub fn render(specialist: &Specialist, outcome: &BuildOutcome) -> String {
         manifest.base.as_ref().map_or_else(|| "none".to_owned(), |b| format!("{} (`{}`)", b.name, b.digest.short())),
         if manifest.may_leave { "yes, when it defers" } else { "no" },
     );
-    card += "## When does it answer alone?\n\n";
+    card += "## May it be used?\n\n";
+    card += &approval(standing);
+    card += "\n\n## When does it answer alone?\n\n";
     card += &certificate(manifest, outcome);
     card += &format!("\n\n## How good is it?\n\nOn {} {} rows", outcome.n, outcome.measured_on);
     card += &format!(
@@ -61,6 +72,41 @@ pub fn render(specialist: &Specialist, outcome: &BuildOutcome) -> String {
          changed weights, base or labels.\n"
     );
     card
+}
+
+/// Who made it, who approved it, and whether it answers now.
+fn approval(standing: Option<&Standing>) -> String {
+    let Some(standing) = standing else {
+        return "It is not on record in a registry: it answers nothing.".to_owned();
+    };
+    let mut text = match standing.state {
+        State::Draft => "**Draft**: it answers nothing.".to_owned(),
+        State::Shadow => "**Shadow**: it is to be given a copy of the traffic; it answers nothing.".to_owned(),
+        State::Live => match standing.live_since_ms {
+            Some(at_ms) => format!("**Live** since {} UTC.", utc(at_ms)),
+            None => "**Live**.".to_owned(),
+        },
+        State::Retired => "**Retired**: it was live and answers no longer.".to_owned(),
+        State::Removed => "**Removed** from the registry.".to_owned(),
+    };
+    let builder = standing.built_by.as_deref().filter(|builder| *builder != UNKNOWN);
+    text += &match (builder, standing.imported_from) {
+        (Some(builder), None) => format!(" Built by {builder}, on record since {} UTC.", utc(standing.since_ms)),
+        (Some(builder), Some(key)) => {
+            format!(
+                " Built by {builder}; imported from the registry with key {} on {} UTC.",
+                key.short(),
+                utc(standing.since_ms)
+            )
+        }
+        (None, _) => " No record says who built it.".to_owned(),
+    };
+    text += &match &standing.approved_by {
+        Some(approver) => format!(" Approved by {approver}."),
+        None if standing.live_since_ms.is_some() => " Nobody approved it: it went live by being built.".to_owned(),
+        None => " Nobody has approved it.".to_owned(),
+    };
+    text
 }
 
 fn describe(manifest: &Manifest) -> String {

@@ -9,10 +9,12 @@ use clap::Args;
 use metier_model::{
     SpecialistStore,
     proof::{Certificate, Verdict},
+    specialist::registry::State,
 };
 use metier_train::{BuildError, BuildOutcome, Embed, Plan, TaskFile, Workbench, build::RungOutcome, data::LeakReport};
+use serde::Serialize;
 
-use super::{CommonArgs, Failure, Outcome, bases, line, progress::Bars, specialists};
+use super::{CommonArgs, Failure, Outcome, bases, desk::Desk, line, progress::Bars, specialists};
 use crate::config::variable;
 
 /// Makes a specialist from a task file: trains the rungs, takes the smallest that is good enough, certifies it.
@@ -76,12 +78,36 @@ pub fn run(args: &BuildArgs) -> Outcome {
     let mut bars = Bars::new();
     let outcome = metier_train::build(&task, &bench, &mut |progress| bars.show(progress), &clock).map_err(failure)?;
     bars.finish();
+    let state_dir = settings.state_dir(&environment).map_err(Failure::usage)?;
+    let desk = Desk::open(&store, &state_dir, &environment)?;
+    let state = desk.built(&outcome.name, outcome.bundle, settings.registry.require_approval)?;
     if args.common.json {
-        line(&outcome)
+        line(&Built { outcome: &outcome, state });
     } else {
-        tell(&outcome)
+        tell(&outcome);
+        tell_state(&outcome, state);
     }
     if outcome.held == Some(false) { Err(Failure::Found) } else { Ok(()) }
+}
+
+/// The result line: the outcome, and where the bundle stands.
+#[derive(Serialize)]
+struct Built<'a> {
+    #[serde(flatten)]
+    outcome: &'a BuildOutcome,
+    state: State,
+}
+
+fn tell_state(outcome: &BuildOutcome, state: State) {
+    match state {
+        State::Live => println!("  state        live: `metier serve` answers with it from now on"),
+        state => println!(
+            "  state        {}: `metier specialists promote {}@{} --approver NAME` makes it answer",
+            state.name(),
+            outcome.name,
+            outcome.bundle.short()
+        ),
+    }
 }
 
 /// Whose fault it is that a build or an evaluation failed.

@@ -32,7 +32,7 @@ use self::{
     report::{Built, Figures},
     tally::Asked,
 };
-use super::{Failure, Outcome, ask::Client, bases, child::ServerProcess, line, progress::Bars};
+use super::{Failure, Outcome, ask::Client, bases, child::ServerProcess, desk::Desk, line, progress::Bars};
 use crate::{
     config::{Environment, Settings},
     server::now_ms,
@@ -87,9 +87,10 @@ pub fn run(args: &DemoArgs) -> Outcome {
     say.stage("Four specialists, built from the rows that ship with metier");
     let pool = bases::pool(&settings, &environment)?;
     let store = SpecialistStore::open(&place.specialists()).map_err(Failure::environment)?;
+    let desk = Desk::open(&store, &place.state(), &environment)?;
     let mut tasks = Vec::new();
     for example in EXAMPLES {
-        let task = build_example(&example, &store, &place.dir.join("examples"), &encoder, &pool)?;
+        let task = build_example(&example, &desk, &place.dir.join("examples"), &encoder, &pool)?;
         say.built(&task.outcome, task.task.may_leave);
         tasks.push(task);
     }
@@ -167,30 +168,33 @@ fn end(servers: [ServerProcess; 2]) -> Result<(), Failure> {
 /// # Errors
 /// A base model is not at hand, or a build fails.
 pub(super) fn build_examples(
-    store: &SpecialistStore,
+    desk: &Desk,
     rows_dir: &Path,
     settings: &Settings,
     environment: &Environment,
 ) -> Result<Vec<String>, Failure> {
     let (pool, encoder) = (bases::pool(settings, environment)?, bases::encoder(settings, environment)?);
-    let build = |example| Ok(build_example(example, store, rows_dir, &encoder, &pool)?.name.to_owned());
+    let build = |example| Ok(build_example(example, desk, rows_dir, &encoder, &pool)?.name.to_owned());
     EXAMPLES.iter().map(build).collect()
 }
 
 fn build_example(
     example: &Example,
-    store: &SpecialistStore,
+    desk: &Desk,
     rows_dir: &Path,
     encoder: &Encoder,
     pool: &Pool,
 ) -> Result<Task, Failure> {
-    let bench = Workbench { encoder: Some(encoder as &dyn Embed), pool, store, seed: metier_train::DEFAULT_SEED };
+    let (store, seed) = (desk.registry.store(), metier_train::DEFAULT_SEED);
+    let bench = Workbench { encoder: Some(encoder as &dyn Embed), pool, store, seed };
     let task_path = example.write(rows_dir).context("cannot write the example rows").map_err(Failure::Environment)?;
     let task = TaskFile::read(&task_path, &crate::config::variable).map_err(Failure::usage)?;
     let begun = Instant::now();
     let mut bars = Bars::new();
     let outcome = build(&task, &bench, &mut |progress| bars.show(progress), &|| begun.elapsed());
-    Ok(Task { name: example.name, rows: example.test_rows(), outcome: outcome.map_err(Failure::environment)?, task })
+    let outcome = outcome.map_err(Failure::environment)?;
+    desk.built(example.name, outcome.bundle, false)?;
+    Ok(Task { name: example.name, rows: example.test_rows(), outcome, task })
 }
 
 /// One example, built.

@@ -13,6 +13,7 @@ pub mod bench;
 pub mod build;
 pub mod child;
 pub mod demo;
+pub mod desk;
 pub mod doctor;
 pub mod eval;
 pub mod init;
@@ -104,6 +105,19 @@ pub fn found(error: impl Into<anyhow::Error>) -> Failure {
 /// Prints one line of `--json`.
 pub fn line(value: &impl serde::Serialize) {
     println!("{}", serde_json::to_string(value).expect("what verbs print has string keys and finite numbers"));
+}
+
+/// A file of the user's to be, beside its place: it is there whole or not at all once it is persisted.
+///
+/// # Errors
+/// The folder cannot be written.
+pub fn staged_beside(output: &std::path::Path) -> std::io::Result<tempfile::NamedTempFile> {
+    let folder = output.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(std::path::Path::new("."));
+    let mut builder = tempfile::Builder::new();
+    // As any file that a program writes; what is temporary is otherwise its owner's alone.
+    #[cfg(unix)]
+    builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
+    builder.tempfile_in(folder)
 }
 
 /// What every verb returns.

@@ -16,9 +16,9 @@ use std::{
 use anyhow::Context as _;
 use clap::Args;
 use metier_gateway::{BackendConfig, Gateway, GatewayConfig, Limits, LocalModels, Meter, OpenError, Secret};
-use metier_model::{Decoder, SpecialistStore, adapter::LoraFormat};
+use metier_model::{Decoder, SpecialistStore, adapter::LoraFormat, specialist::Registry};
 
-use super::{Failure, Outcome, bases, child::READY};
+use super::{Failure, Outcome, bases, child::READY, desk};
 use crate::{
     config::{AdapterFormat, BackendSettings, Boundary, Environment, PrefixCache, Settings, variable},
     server,
@@ -166,10 +166,11 @@ fn open_gateway(
     })
 }
 
-/// The specialists that are current now, in service.
+/// The specialists that are live now, in service.
 fn open_shelf(gateway: &Gateway, settings: &Settings, environment: &Environment) -> Result<server::Shelf, Failure> {
     let dir = settings.specialists_dir(environment).map_err(Failure::usage)?;
-    let mut shelf = server::Shelf::new(SpecialistStore::open(&dir).map_err(Failure::environment)?);
+    let registry = Registry::new(SpecialistStore::open(&dir).map_err(Failure::environment)?);
+    let mut shelf = server::Shelf::new(registry, desk::trust(settings, environment)?);
     shelf.look();
     gateway.reload_specialists(shelf.specialists());
     Ok(shelf)

@@ -12,6 +12,7 @@ use super::{
         bases,
         child::ServerProcess,
         demo,
+        desk::Desk,
     },
     Row, SENTENCE,
 };
@@ -32,7 +33,8 @@ const STARTS: usize = 5;
 pub(super) fn run(settings: &Settings, environment: &Environment, tell: &mut dyn FnMut(Row)) -> Outcome {
     let dir = tempfile::tempdir().context("cannot make a temporary folder").map_err(Failure::Environment)?;
     let store = SpecialistStore::open(&dir.path().join("specialists")).map_err(Failure::environment)?;
-    let names = fill(&store, dir.path(), settings, environment)?;
+    let desk = Desk::open(&store, &dir.path().join("state"), environment)?;
+    let names = fill(&desk, dir.path(), settings, environment)?;
 
     let mut ready = Vec::new();
     for start in 1..STARTS {
@@ -63,23 +65,18 @@ pub(super) fn run(settings: &Settings, environment: &Environment, tell: &mut dyn
 }
 
 /// The shipped examples, built, and copies of them under other names.
-fn fill(
-    store: &SpecialistStore,
-    dir: &Path,
-    settings: &Settings,
-    environment: &Environment,
-) -> Result<Vec<String>, Failure> {
-    let mut names = demo::build_examples(store, &dir.join("examples"), settings, environment)?;
+fn fill(desk: &Desk, dir: &Path, settings: &Settings, environment: &Environment) -> Result<Vec<String>, Failure> {
+    let mut names = demo::build_examples(desk, &dir.join("examples"), settings, environment)?;
     let originals = names.clone();
     for copy in 0..SPECIALISTS.saturating_sub(originals.len()) {
         let original = &originals[copy % originals.len()];
-        let dir = store
-            .current(original)
+        let dir = (desk.registry.live(original).map_err(Failure::environment)?)
             .context("a specialist that was just built is gone")
             .map_err(Failure::Environment)?;
         let mut contents = Specialist::open(&dir).map_err(Failure::environment)?.into_contents();
         contents.manifest.name = format!("{original}-{copy}");
-        store.add_contents(&contents).map_err(Failure::environment)?;
+        let id = desk.registry.store().add_contents(&contents).map_err(Failure::environment)?;
+        desk.built(&contents.manifest.name, id, false)?;
         names.push(contents.manifest.name);
     }
     Ok(names)
