@@ -61,7 +61,7 @@ fn main() {
             }
             println!("{line} GFLOP/s");
         }
-        let shape = PageShape { head_dim: 64, page_len: 64 };
+        let shape = PageShape::f32(64, 64);
         for (positions, queries) in [(512, 8), (2048, 8), (512, 3), (512, 1)] {
             let page: Vec<f32> = (0..shape.floats()).map(|i| (i * 31 % 257) as f32 / 256.0 - 0.5).collect();
             let pages = vec![page; positions / 64];

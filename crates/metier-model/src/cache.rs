@@ -4,7 +4,7 @@
 //! and positions to reserve. **Out:** pages that a forward pass reads and writes, the first of them already filled where the same
 //! specialist read the same tokens before. **Absent:** running out midway: a sequence gets all its room before it starts.
 //!
-//! A page holds [`PAGE_POSITIONS`] positions of all layers that the sequence keeps, and of all heads, in f32:
+//! A page holds [`PAGE_POSITIONS`] positions of all layers that the sequence keeps, and of all heads, as [`KvFormat`] says:
 //!
 //! ```text
 //! layer 0: head 0: keys (head_dim, 32), values (32, head_dim) · head 1: … | layer 1: …
@@ -18,6 +18,7 @@ pub mod prefix;
 
 use std::{ops::Range, sync::Arc};
 
+pub use metier_kernels::attention::KvFormat;
 use metier_kernels::attention::PageShape;
 
 use self::prefix::{PrefixKey, PrefixTree};
@@ -37,12 +38,14 @@ pub struct CacheShape {
     pub kv_heads: usize,
     /// Elements of a head.
     pub head_dim: usize,
+    /// How they are kept.
+    pub format: KvFormat,
 }
 
 impl CacheShape {
     /// One head's part of a page.
     pub fn head(self) -> PageShape {
-        PageShape { head_dim: self.head_dim, page_len: PAGE_POSITIONS }
+        PageShape { head_dim: self.head_dim, page_len: PAGE_POSITIONS, format: self.format }
     }
 
     fn layer_floats(self) -> usize {
@@ -382,7 +385,7 @@ mod tests {
     #![allow(clippy::unwrap_used, reason = "tests")]
     use super::{prefix::Sharers, *};
 
-    const SHAPE: CacheShape = CacheShape { layers: 2, kv_heads: 1, head_dim: 16 };
+    const SHAPE: CacheShape = CacheShape { layers: 2, kv_heads: 1, head_dim: 16, format: KvFormat::F32 };
 
     fn ids(from: u32, n: u32) -> Vec<TokenId> {
         (from..from + n).map(TokenId).collect()

@@ -19,7 +19,7 @@ use crate::{
         transformer::{Blueprint, Span, Transformer, WeightFormat, Workspace},
     },
     base::BaseId,
-    cache::KvSequence,
+    cache::{KvFormat, KvSequence},
     chat::{ChatError, ChatMessage, ChatTemplate, Prompt},
     files::TensorFiles,
     format::FormatError,
@@ -146,12 +146,14 @@ pub struct DecoderOptions {
     /// which costs quality on short texts. (Transformers chooses anew at each call, and a text that grows over the border is then
     /// read with both.)
     pub context: Option<usize>,
+    /// How keys and values are kept: what a running or remembered sequence needs of memory, and reads for each token.
+    pub kv: KvFormat,
 }
 
 impl DecoderOptions {
-    /// Weights kept so, the context that the network is made for.
+    /// Weights kept so, the context that the network is made for, keys and values as they were computed.
     pub fn new(weights: WeightFormat) -> Self {
-        Self { weights, context: None }
+        Self { weights, context: None, kv: KvFormat::F32 }
     }
 }
 
@@ -199,7 +201,7 @@ impl Decoder {
         }
         let template = template.map(|template| template.with_controls(tokenizer.specials())).transpose();
         let template = template.map_err(|source| DecoderError::Template { path: path.to_owned(), source })?;
-        let network = Transformer::load(files, blueprint, options.weights).map_err(weights_error)?;
+        let network = Transformer::load(files, blueprint, options.weights).map_err(weights_error)?.with_kv(options.kv);
         // Files of Gemma 3, Llama 3 and Phi name the end of a text, not always the end of a turn.
         let turns = TURN_ENDS.iter().filter_map(|text| tokenizer.id_of(text)).filter(|id| tokenizer.is_special(*id));
         ends.extend(turns);

@@ -366,7 +366,7 @@ fn another_setting_is_another_base() {
 }
 
 fn with_context(path: &Path, context: usize) -> Result<Decoder, metier_model::DecoderError> {
-    Decoder::open_with(path, DecoderOptions { weights: WeightFormat::F32, context: Some(context) })
+    Decoder::open_with(path, DecoderOptions { context: Some(context), ..DecoderOptions::new(WeightFormat::F32) })
 }
 
 /// Phi-4's long factors are read from both containers, and give what Transformers gives for a text beyond the short ones' length.

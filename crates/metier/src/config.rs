@@ -10,7 +10,7 @@ use std::{
 };
 
 use etcetera::BaseStrategy as _;
-use metier_model::EncoderWeights;
+use metier_model::{EncoderWeights, cache::KvFormat};
 use serde::{Deserialize, Serialize};
 
 /// Typing errors up to which a known word is suggested for an unknown one.
@@ -223,6 +223,8 @@ documented! {
         pub decoder_weights: DecoderWeights,
         /// Tokens that one sequence of the decoder may have; default: what it is made for. A Phi-3 or Phi-4 reads with its long rotary factors where this is more than its original context.
         pub decoder_context: Option<usize>,
+        /// The decoder's keys and values in memory: `f32` (as they were computed), `f16` (half of that) or `int8` (a quarter, and answers may differ).
+        pub decoder_kv: DecoderKv,
         /// Weights of the adapters in `[state] adapters`, in memory: `f16` (what the files hold) or `int8` (half of that, rounded).
         pub adapter_format: AdapterFormat,
         /// A catalogue that adds to the embedded one.
@@ -259,6 +261,7 @@ impl Default for ModelSettings {
             decoder: "smollm2-135m-instruct".to_owned(),
             decoder_weights: DecoderWeights::AsFile,
             decoder_context: None,
+            decoder_kv: DecoderKv::F32,
             adapter_format: AdapterFormat::F16,
             catalogue: None,
             threads: None,
@@ -363,6 +366,28 @@ pub enum DecoderWeights {
     Int8,
     /// Four bytes a weight.
     F32,
+}
+
+/// How a decoder's keys and values lie in memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum DecoderKv {
+    /// As they were computed.
+    F32,
+    /// Two bytes an element.
+    F16,
+    /// A byte an element, and a scale for each key and value of a head.
+    Int8,
+}
+
+impl From<DecoderKv> for KvFormat {
+    fn from(kv: DecoderKv) -> Self {
+        match kv {
+            DecoderKv::F32 => Self::F32,
+            DecoderKv::F16 => Self::F16,
+            DecoderKv::Int8 => Self::Int8,
+        }
+    }
 }
 
 /// On which side of the boundary a backend lies.

@@ -72,6 +72,8 @@ pub(crate) trait Lanes: Copy {
     unsafe fn store(p: *mut f32, x: Self::F);
     /// 16 IEEE halves, widened.
     unsafe fn load_f16(p: *const u16) -> Self::F;
+    /// 16 × i8, widened.
+    unsafe fn load_i8(p: *const i8) -> Self::F;
     unsafe fn add(a: Self::F, b: Self::F) -> Self::F;
     unsafe fn sub(a: Self::F, b: Self::F) -> Self::F;
     unsafe fn mul(a: Self::F, b: Self::F) -> Self::F;

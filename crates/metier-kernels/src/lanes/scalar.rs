@@ -31,6 +31,11 @@ impl Lanes for Scalar {
         unsafe { p.cast::<Self::F>().write_unaligned(x) }
     }
     #[inline(always)]
+    unsafe fn load_i8(p: *const i8) -> Self::F {
+        // SAFETY: the caller gives 16 elements.
+        unsafe { p.cast::<[i8; LANES]>().read_unaligned().map(f32::from) }
+    }
+    #[inline(always)]
     unsafe fn load_f16(p: *const u16) -> Self::F {
         // SAFETY: the caller gives 16 readable elements.
         let bits = unsafe { p.cast::<[u16; LANES]>().read_unaligned() };

@@ -66,7 +66,8 @@ pub fn decoder(settings: &Settings, environment: &Environment) -> Result<Option<
         DecoderWeights::Int8 => WeightFormat::Int8,
         DecoderWeights::F32 => WeightFormat::F32,
     };
-    let options = DecoderOptions { weights, context: settings.models.decoder_context };
+    let models = &settings.models;
+    let options = DecoderOptions { weights, context: models.decoder_context, kv: models.decoder_kv.into() };
     let open = |path: &Path| {
         let decoder = Decoder::open_with(path, options);
         let decoder = decoder.with_context(|| format!("cannot open the decoder `{}`", settings.models.decoder));

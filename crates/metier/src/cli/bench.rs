@@ -18,6 +18,7 @@ use serde::Serialize;
 
 pub(super) use self::machine::{bandwidth, peak};
 use super::{CommonArgs, Outcome, line};
+use crate::config::DecoderKv;
 
 /// About 21 tokens of MiniLM: a support message.
 const SENTENCE: &str = "My order arrived with a cracked screen and I would like to send it back for a refund, please.";
@@ -56,6 +57,9 @@ struct EngineArgs {
     /// Only the rows whose case contains this text; may stand several times
     #[arg(long, value_name = "TEXT")]
     only: Vec<String>,
+    /// How our decoders keep keys and values
+    #[arg(long, value_name = "FORMAT", default_value = "f32")]
+    kv: DecoderKv,
     /// A text file (UTF-8): perplexity of each of the peers' files on its beginning
     #[arg(long, value_name = "FILE")]
     text: Option<PathBuf>,

@@ -241,7 +241,7 @@ impl Bert {
         pass.pool.run_pieces(by_head, &pieces, &|part, out| {
             let (window, head) = (&pass.windows[part / heads], part % heads);
             let len = window.len();
-            let shape = PageShape { head_dim, page_len: len.next_multiple_of(16) };
+            let shape = PageShape::f32(head_dim, len.next_multiple_of(16));
             let mut page = vec![0.0; shape.floats()];
             let mut queries = vec![0.0; len * head_dim];
             let mut with_bias = vec![0.0; 3 * head_dim];

@@ -5,7 +5,7 @@
 use super::settings::Settings;
 use crate::{
     arch::{WeightsError, config_error},
-    cache::CacheShape,
+    cache::{CacheShape, KvFormat},
     format::gguf::Value,
 };
 
@@ -94,6 +94,8 @@ pub struct TransformerConfig {
     pub post_norms: bool,
     /// Of LongRoPE's two lists of factors, the long one: `context` is longer than what the short one was made for.
     pub rope_long: bool,
+    /// How keys and values are kept; no business of the file's.
+    pub kv_format: KvFormat,
 }
 
 /// What stands beside a network's settings.
@@ -269,12 +271,14 @@ impl TransformerConfig {
             head_norms: family.head_norms,
             post_norms: family.post_norms,
             rope_long: context > short,
+            kv_format: KvFormat::F32,
         })
     }
 
     /// Shape of its cache.
     pub fn cache(&self) -> CacheShape {
-        CacheShape { layers: self.layers, kv_heads: self.kv_heads, head_dim: self.head_dim }
+        let Self { layers, kv_heads, head_dim, kv_format, .. } = *self;
+        CacheShape { layers, kv_heads, head_dim, format: kv_format }
     }
 
     /// Elements of all query heads of a row.

@@ -42,7 +42,7 @@ use super::linear::Linear;
 pub use super::linear::WeightFormat;
 use crate::{
     adapter::Adapter,
-    cache::KvSequence,
+    cache::{KvFormat, KvSequence},
     files::{Place, TensorFiles},
     format::Tensor,
     tokenizer::TokenId,
@@ -75,6 +75,12 @@ impl Transformer {
     /// Shape of the network.
     pub fn config(&self) -> &TransformerConfig {
         &self.config
+    }
+
+    /// Keys and values kept so.
+    pub(crate) fn with_kv(mut self, format: KvFormat) -> Self {
+        self.config.kv_format = format;
+        self
     }
 
     fn table(&self) -> Tensor<'_> {

@@ -8,7 +8,7 @@ use std::{
 use anyhow::{Context as _, anyhow};
 
 use metier_kernels::{Pool, ceilings::Arithmetic};
-use metier_model::{Adapter, Decoder, EncoderWeights};
+use metier_model::{Adapter, Decoder, EncoderWeights, cache::KvFormat};
 
 use super::{
     super::{Failure, Outcome, bases},
@@ -73,6 +73,7 @@ struct Bench<'a> {
     peers: Option<Peers>,
     plan: Plan,
     quick: bool,
+    kv: KvFormat,
     only: &'a [String],
     tell: &'a mut dyn FnMut(Row),
 }
@@ -87,7 +88,7 @@ pub(super) fn run(
     let pool = bases::pool(settings, environment)?;
     let peers = args.peers.as_deref().map(|dir| Peers::open(dir, pool.threads())).transpose()?;
     let plan = Plan { threads: pool.threads(), repeats: if args.quick { 2 } else { 5 } };
-    let mut bench = Bench { pool, peers, plan, quick: args.quick, only: &args.only, tell };
+    let mut bench = Bench { pool, peers, plan, quick: args.quick, kv: args.kv.into(), only: &args.only, tell };
     bench.machine();
     bench.encoder(settings, environment)?;
     for model in models(&bench, settings, environment)? {
@@ -192,7 +193,7 @@ impl Bench<'_> {
             let Some(path) = peers.file(&format!("models/smollm2-{kind}.gguf")).filter(|_| self.wants(&case)) else {
                 continue;
             };
-            let decoder = ours::open(&path)?;
+            let decoder = ours::open(&path, self.kv)?;
             let ours = ours::perplexity(&decoder, &self.pool, &words, CHUNKS)?;
             let theirs = peers.perplexity(&path, text, CHUNKS)?;
             let mut row = Row::new("engine", case, ours.value, "perplexity");
@@ -211,7 +212,7 @@ impl Bench<'_> {
         if !cases.iter().any(|case| self.asks_for(model, case)) {
             return Ok(());
         }
-        let decoder = ours::open(&model.path)?;
+        let decoder = ours::open(&model.path, self.kv)?;
         self.prefill(model, &decoder)?;
         self.decode(model, &decoder)?;
         if model.whole {

@@ -12,7 +12,9 @@ use anyhow::{Context as _, anyhow};
 use metier_kernels::Pool;
 use metier_model::{
     Adapter, Decoder, Encoder, Engine, EngineLimits, LoraFormat, TokenId,
+    cache::KvFormat,
     chat::Prompt,
+    decoder::DecoderOptions,
     engine::{AdapterId, CacheScope, Event, GenerationRequest, SequenceId, WeightFormat},
     tiny,
 };
@@ -26,8 +28,8 @@ const LIMITS: EngineLimits =
 const STRENGTH: f32 = 0.01;
 
 /// Opens a decoder with the bits of its file.
-pub(super) fn open(gguf: &Path) -> Result<Arc<Decoder>, Failure> {
-    let decoder = Decoder::open(gguf, WeightFormat::AsFile);
+pub(super) fn open(gguf: &Path, kv: KvFormat) -> Result<Arc<Decoder>, Failure> {
+    let decoder = Decoder::open_with(gguf, DecoderOptions { kv, ..DecoderOptions::new(WeightFormat::AsFile) });
     let decoder = decoder.with_context(|| format!("cannot open `{}`", gguf.display()));
     Ok(Arc::new(decoder.map_err(Failure::Environment)?))
 }
