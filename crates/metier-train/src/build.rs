@@ -36,15 +36,19 @@ use crate::{
     },
     embed::Embed,
     eval::{
-        EvalReport, ScoredRow, calibrate, card,
+        EvalReport, Finding, LearningCurve, ScoredRow, calibrate, card,
         evaluation::{self, ClassMix, Yardstick},
-        html, metrics,
+        finding, html, learning, metrics,
     },
 };
 
 /// Share of validation rows that lie below the match threshold of `auto`: so many of a task's own texts are missed.
 const MATCH_MISSES: f64 = 0.05;
 const BYTES_A_MIB: f64 = 1024.0 * 1024.0;
+/// Failures that a report lists.
+const MAX_FAILURES: usize = 20;
+/// Characters of a text that are shown.
+const EXCERPT_CHARACTERS: usize = 240;
 
 /// What a build works with.
 pub struct Workbench<'a> {
@@ -109,8 +113,34 @@ pub struct BuildOutcome {
     pub evaluation: EvalReport,
     /// Class mix of calibration against test rows.
     pub class_mix: Option<ClassMix>,
+    /// The chosen rung made again from parts of the training rows; `null` where the budget or the rows did not reach.
+    #[serde(default)]
+    pub learning_curve: Option<LearningCurve>,
+    /// Rows that it gets wrong, worst first: those that it would answer alone, surest first, then those that it defers.
+    #[serde(default)]
+    pub failures: Vec<FailedRow>,
+    /// What all of this allows to say.
+    #[serde(default)]
+    pub findings: Vec<Finding>,
     /// What a person should know, in sentences.
     pub notes: Vec<String>,
+}
+
+/// A row that the specialist gets wrong.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct FailedRow {
+    /// `file:line`.
+    pub place: String,
+    /// The beginning of its text.
+    pub text: String,
+    /// What it is.
+    pub gold: String,
+    /// What it was called.
+    pub called: String,
+    /// How sure the specialist was.
+    pub score: f32,
+    /// Would it have answered alone?
+    pub accepted: bool,
 }
 
 /// One rung, measured on the same rows as the outcome.
@@ -214,7 +244,11 @@ pub fn build(
     let (specialist, measured) = prove(task, &splits, embeddings.as_ref(), &ladder, bench)?;
     let manifest = specialist.manifest();
     let contents = specialist.contents();
-    let Measured { evidence, rungs } = measured;
+    let Measured { evidence, rungs, failures } = measured;
+    progress(Progress { stage: "learning curve", done: 0, total: None, unit: Unit::Steps });
+    let shop = learning::Workshop { pool: bench.pool, seed: bench.seed, clock: &elapsed, deadline };
+    let rung = &ladder.rungs[ladder.chosen];
+    let curve = learning::measure(&splits, embeddings.as_ref(), rung, task.target.metric, &shop);
 
     let bundle_error = |source| BuildError::Bundle { name: task.name.clone(), source: Box::new(source) };
     let store_error = |source| BuildError::Store { name: task.name.clone(), source: Box::new(source) };
@@ -222,7 +256,7 @@ pub fn build(
     let id = bundle::write(contents, staged.dir()).map_err(bundle_error)?;
     let evaluation = evidence.evaluation;
     let loss = evaluation.test_loss;
-    let outcome = BuildOutcome {
+    let mut outcome = BuildOutcome {
         name: task.name.clone(),
         rung: manifest.stage,
         metric: task.target.metric.name().to_owned(),
@@ -248,7 +282,16 @@ pub fn build(
         leak: splits.leak.clone(),
         evaluation,
         class_mix: evidence.class_mix,
+        failures,
+        findings: Vec::new(),
+        learning_curve: None,
     };
+    match curve {
+        Ok(curve) => outcome.learning_curve = Some(curve),
+        Err(why) => outcome.notes.push(why),
+    }
+    outcome.notes.extend(finding::groups_note(&outcome));
+    outcome.findings = finding::findings(&outcome);
     let run = serde_json::to_string_pretty(&outcome).expect("an outcome is JSON");
     let report = html::render(&specialist, &outcome);
     let card = card::render(&specialist, &outcome, None);
@@ -299,7 +342,7 @@ pub fn evaluate(
     let metric = [Metric::MacroF1, Metric::MicroF1].into_iter().find(|metric| metric.name() == manifest.recipe.metric);
     let yardstick = Yardstick {
         metric: metric.unwrap_or(Metric::Accuracy),
-        ..yardstick(manifest, Metric::Accuracy, columns.reference.is_some(), seed)
+        ..yardstick(manifest, Metric::Accuracy, columns.reference.is_some(), &[], seed)
     };
     Ok(evaluation::evaluate(&scored, &yardstick))
 }
@@ -321,6 +364,7 @@ fn embed(
 struct Measured {
     evidence: Evidence,
     rungs: Vec<RungOutcome>,
+    failures: Vec<FailedRow>,
 }
 
 /// Calibrates and certifies the chosen rung, and measures all of them.
@@ -383,8 +427,10 @@ fn prove(
 
     let part = if splits.part(Part::Test).is_empty() { Part::Validation } else { Part::Test };
     let manifest = specialist.manifest();
-    let yardstick = yardstick(manifest, task.target.metric, task.reference.is_some(), bench.seed);
-    let evaluation = evaluation::evaluate(&score(&specialist, splits, part, ladder, embeddings), &yardstick);
+    let yardstick = yardstick(manifest, task.target.metric, task.reference.is_some(), &task.data.slice, bench.seed);
+    let scored = score(&specialist, splits, part, ladder, embeddings);
+    let evaluation = evaluation::evaluate(&scored, &yardstick);
+    let failures = failures(splits.part(part), &scored, &splits.labels);
     let classes = |part| splits.part(part).iter().map(|example| example.class).collect::<Vec<_>>();
     let class_mix = evaluation::class_mix(&classes(Part::Calibration), &classes(part), &splits.labels);
     let evidence = Evidence { rows: part.name().to_owned(), evaluation, class_mix };
@@ -409,7 +455,7 @@ fn prove(
     let mut contents = specialist.into_contents();
     contents.probe = probe;
     contents.evidence = serde_json::to_string_pretty(&evidence).expect("evidence is JSON");
-    Ok((Specialist::from_contents(contents), Measured { evidence, rungs }))
+    Ok((Specialist::from_contents(contents), Measured { evidence, rungs, failures }))
 }
 
 /// The rows of a part as the specialist answers them.
@@ -425,13 +471,46 @@ fn score(
     rows.map(|(example, margins)| ScoredRow::new(example, &specialist.answer_from(margins))).collect()
 }
 
-fn yardstick(manifest: &Manifest, metric: Metric, has_reference: bool, seed: u64) -> Yardstick<'_> {
+/// The rows that were called wrong, worst first.
+fn failures(examples: &[Example], scored: &[ScoredRow], labels: &[String]) -> Vec<FailedRow> {
+    let mut wrong: Vec<usize> = (0..scored.len()).filter(|&at| scored[at].predicted != scored[at].gold).collect();
+    wrong.sort_by(|&a, &b| {
+        let (first, second) = (&scored[a], &scored[b]);
+        second.accepted.cmp(&first.accepted).then(second.score.total_cmp(&first.score)).then(a.cmp(&b))
+    });
+    let failed = wrong.into_iter().take(MAX_FAILURES).map(|at| {
+        let (example, row) = (&examples[at], &scored[at]);
+        let mut text: String = example.row.text.chars().take(EXCERPT_CHARACTERS).collect();
+        if text.len() < example.row.text.len() {
+            text.push('…');
+        }
+        FailedRow {
+            place: example.row.place.to_string(),
+            text,
+            gold: labels[row.gold].clone(),
+            called: labels[row.predicted].clone(),
+            score: row.score,
+            accepted: row.accepted,
+        }
+    });
+    failed.collect()
+}
+
+fn yardstick<'a>(
+    manifest: &'a Manifest,
+    metric: Metric,
+    has_reference: bool,
+    slices: &'a [String],
+    seed: u64,
+) -> Yardstick<'a> {
     Yardstick {
         labels: &manifest.labels,
         metric,
         out_of_scope: manifest.out_of_scope.as_deref(),
         certificate: manifest.certificate,
         has_reference,
+        margin: manifest.recipe.margin,
+        slices,
         seed,
     }
 }

@@ -119,6 +119,7 @@ text = {text}                     # columns there are: {columns}; several inputs
 label = {label}                   # {distinct} different values
 {out_of_scope}
 # group = "customer"              # rows with one value of this column never part
+# slice = "channel"               # figures by the values of this column; a list for several
 
 # [reference]                     # what the specialist is compared with; default: the label itself
 # column = "llm_answer"

@@ -4,6 +4,7 @@
 //! - [`data`]: rows, split by hash and group, checked for leaks.
 //! - [`craft`]: the rungs of the ladder and the choice between them.
 //! - [`eval`]: metrics with intervals, calibrator, certificate, report and model card.
+//! - [`curate`](mod@curate): what is wrong with the rows, before anything is made from them.
 //! - [`build`](mod@build): the one function that calls the rooms in order; [`plan`](mod@plan) is its dry run.
 //! - [`init`]: a first task file for a data file.
 //!
@@ -12,6 +13,7 @@
 
 pub mod build;
 pub mod craft;
+pub mod curate;
 pub mod data;
 pub mod embed;
 pub mod eval;
@@ -19,6 +21,7 @@ pub mod init;
 pub mod plan;
 
 pub use build::{BuildError, BuildOutcome, Workbench, build, evaluate};
+pub use curate::{Curation, curate};
 pub use data::{TaskError, TaskFile};
 pub use embed::Embed;
 pub use init::init_task_file;

@@ -9,7 +9,7 @@ use metier_model::{
     progress::silent,
     specialist::{bundle, manifest::Stage, mix},
 };
-use metier_train::{BuildOutcome, Embed, TaskFile, Workbench, build, data::table::Columns, evaluate, plan};
+use metier_train::{BuildOutcome, Embed, TaskFile, Workbench, build, data::table::Columns, eval::card, evaluate, plan};
 
 const DIM: usize = 24;
 
@@ -140,11 +140,8 @@ fn builds_stores_opens_and_answers() {
     assert_eq!(bench.store.current("topics"), None, "what answers is the registry's to say");
     let run = fs::read_to_string(outcome.path.join("run.json")).unwrap();
     let read: BuildOutcome = serde_json::from_str(&run).unwrap();
-    assert_eq!(
-        serde_json::to_value(&read).unwrap(),
-        serde_json::to_value(&outcome).unwrap(),
-        "the card is made from it"
-    );
+    let again = card::render(&Specialist::open(&outcome.path).unwrap(), &read, None);
+    assert_eq!(fs::read_to_string(outcome.path.join(card::CARD)).unwrap(), again, "the card can be made from it again");
 
     let specialist = Specialist::open(&outcome.path).unwrap();
     assert_eq!((specialist.id(), specialist.manifest().stage), (outcome.bundle, outcome.rung));
@@ -284,4 +281,90 @@ fn dead_writers_are_swept_and_living_ones_are_not() {
     assert!(bench.store.list().unwrap().is_empty() && bench.store.current("topics").is_none());
     assert!(bench.store.current("../topics").is_none());
     assert!(Path::new(bench.store.root()).exists());
+}
+
+/// The rows of [`rows`] with two columns more: a customer of about five rows, and what an LLM would have said, right in 19 of 20.
+fn with_columns(csv: &str) -> String {
+    let mut lines = csv.lines();
+    let mut out = format!("{},customer,llm\n", lines.next().unwrap());
+    for (at, line) in lines.enumerate() {
+        let label = line.split(',').nth(1).unwrap();
+        let answer = if mix(at as u64) % 20 == 0 { "login" } else { label };
+        out += &format!("{line},c{},{answer}\n", mix(at as u64 ^ 77) % 180);
+    }
+    out
+}
+
+#[test]
+fn the_report_answers_with_yes_no_or_cannot_tell() {
+    let bench = Bench::new(&format!("slice = \"channel\"\n[reference]\ncolumn = \"llm\"\n{EASY}"));
+    for (name, from, n) in [("train.csv", 0, 900), ("test.csv", 1 << 20, 300)] {
+        fs::write(bench.dir.path().join(name), with_columns(&rows(n, from))).unwrap();
+    }
+    let outcome = bench.build(None, 1);
+    let curve = outcome.learning_curve.as_ref().expect("the clock stands still");
+    assert_eq!(curve.points.len(), 4);
+    let chosen = outcome.rungs.iter().find(|rung| rung.rung == outcome.rung).unwrap();
+    assert_eq!(curve.points[3].value, chosen.validation, "the last point is the rung that ships");
+    let ns: Vec<u64> = curve.points.iter().map(|point| point.n).collect();
+    assert!(ns.windows(2).all(|pair| pair[1] == pair[0] * 2 || pair[1].abs_diff(pair[0] * 2) <= 2), "{ns:?}");
+    assert!(curve.points[0].value < curve.points[3].value, "{curve:?}");
+    assert!(curve.forecasts.iter().all(|forecast| forecast.n <= 4 * ns[3]));
+
+    let slices: Vec<_> = outcome.evaluation.slices.iter().map(|s| (s.column.as_str(), s.value.as_str())).collect();
+    assert_eq!(slices, [("channel", "chat"), ("channel", "mail")], "`customer` was not named");
+    assert_eq!(outcome.evaluation.slices.iter().map(|slice| slice.n).sum::<u64>(), 300);
+    let test = outcome.evaluation.against_reference.expect("there is a reference");
+    let reference = outcome.evaluation.reference_accuracy.unwrap();
+    assert!((test.difference - (outcome.evaluation.accuracy.value - reference.value)).abs() < 1e-9);
+    let questions: Vec<&str> = outcome.findings.iter().map(|finding| finding.question.as_str()).collect();
+    for word in
+        ["certificate hold", "as good as the reference", "every slice", "like the calibration rows", "more rows"]
+    {
+        assert!(questions.iter().any(|question| question.contains(word)), "{word}: {questions:?}");
+    }
+    assert!(!outcome.failures.is_empty() && outcome.failures.iter().is_sorted_by_key(|row| !row.accepted));
+    assert!(outcome.failures[0].place.contains("test.csv:"), "{:?}", outcome.failures[0]);
+    let report = fs::read_to_string(outcome.path.join("report.html")).unwrap();
+    for part in ["What these rows allow to say", "Would more rows help?", "Known failures", "@media print", "<svg"] {
+        assert!(report.contains(part), "{part}");
+    }
+    assert!(!report.contains("<script") && !report.contains("http"), "nothing is fetched");
+    let card = fs::read_to_string(outcome.path.join("CARD.md")).unwrap();
+    for part in ["What is it for?", "May it be used?", "What are its limits?", "Weakest labels"] {
+        assert!(card.contains(part), "{part}");
+    }
+
+    // Rows of one customer count together.
+    let task = fs::read_to_string(bench.dir.path().join("task.toml")).unwrap();
+    let grouped = task.replace("slice = \"channel\"", "slice = \"channel\"\ngroup = \"customer\"");
+    fs::write(bench.dir.path().join("task.toml"), grouped).unwrap();
+    let outcome = bench.build(None, 1);
+    let groups = outcome.evaluation.groups.expect("customers have several rows");
+    assert!(groups.n > 100 && groups.design_effect >= 1.0, "{groups:?}");
+    assert!(
+        outcome.notes.iter().any(|note| note.contains("come in") && note.contains("groups")),
+        "{:?}",
+        outcome.notes
+    );
+    assert_eq!(outcome.learning_curve.map(|curve| curve.points.len()), Some(4));
+}
+
+/// A budget that is over leaves the curve out and says so; no bundle holds one.
+#[test]
+fn without_time_there_is_no_learning_curve_and_the_bundle_holds_none() {
+    let bench = Bench::new(&format!("{EASY}[budget]\nminutes = 1e-9\n"));
+    let with = bench.build(None, 1);
+    let workbench = Workbench { encoder: None, pool: &bench.pool, store: &bench.store, seed: 1 };
+    let ticks = std::cell::Cell::new(0u64);
+    let clock = || {
+        ticks.set(ticks.get() + 1);
+        Duration::from_millis(ticks.get())
+    };
+    let without = build(&bench.task(), &workbench, &mut silent, &clock).unwrap();
+    assert!(without.learning_curve.is_none() && without.notes.iter().any(|note| note.contains("no learning curve")));
+    // The grid ended early too, so the bundles may differ there; the curve itself lies beside the bundle.
+    assert!(with.learning_curve.is_some());
+    let evidence = fs::read_to_string(with.path.join("evidence.json")).unwrap();
+    assert!(!evidence.contains("learning"), "what took time is no property of the specialist");
 }

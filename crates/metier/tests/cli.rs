@@ -3,6 +3,8 @@
 
 #![allow(clippy::unwrap_used, reason = "tests")]
 
+#[path = "cli/rows.rs"]
+mod bad_rows;
 #[path = "cli/registry.rs"]
 mod registry;
 

@@ -22,7 +22,7 @@ use crate::{
 };
 
 /// Training rows that an n-gram must stand in to be kept.
-const MIN_FEATURE_ROWS: u32 = 2;
+pub(crate) const MIN_FEATURE_ROWS: u32 = 2;
 const LINEAR_GRID: [Path; 1] = [Path { embedding_scale: 0.0, c: &[0.3, 1.0, 3.0] }];
 const HEAD_GRID: [Path; 1] = [Path { embedding_scale: 1.0, c: &[0.1, 0.3, 1.0, 3.0] }];
 const BOTH_GRID: [Path; 2] =

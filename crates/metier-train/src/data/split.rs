@@ -109,6 +109,7 @@ pub fn load(task: &TaskFile, seed: u64) -> Result<Splits, DataError> {
         for path in paths {
             let read = table::read(path, &columns)?;
             let sha256 = Digest::of_file(path).map_err(|source| DataError::Io { path: path.clone(), source })?;
+            check_slices(&read, &data.slice)?;
             files.push(DataFile { role: part.name().to_owned(), sha256, rows: read.len() as u64 });
             rows[part as usize].extend(read);
         }
@@ -136,6 +137,15 @@ pub fn load(task: &TaskFile, seed: u64) -> Result<Splits, DataError> {
         }
     }
     let leak = leak::check(&mut parts);
+    if parts[Part::Train as usize].is_empty()
+        && let Some(first) = leak.listed.first()
+    {
+        let message = format!(
+            "no training row is left: all {} are like rows that are measured on, such as {}",
+            leak.removed, first.measured
+        );
+        return Err(DataError::Task(format!("{}: {message}", first.train)));
+    }
     for (class, label) in labels.iter().enumerate() {
         if data.out_of_scope.as_ref() != Some(label) && !parts[0].iter().any(|example| example.class == class) {
             let message = "every training row is a near-duplicate of a row that is measured on";
@@ -143,12 +153,33 @@ pub fn load(task: &TaskFile, seed: u64) -> Result<Splits, DataError> {
         }
     }
     if parts[Part::Validation as usize].is_empty() {
+        let rows = || parts.iter().flatten();
+        let different: BTreeSet<String> = rows().map(|example| fold(&example.row.text)).collect();
+        if let (1, Some(first)) = (different.len(), rows().next()) {
+            let message = format!("all {} rows hold one text: there is nothing to tell apart", rows().count());
+            return Err(DataError::row(&first.row.place, message));
+        }
         return Err(DataError::Task(format!(
             "no row fell into validation: {} rows are too few to split; give a `data.validation` file",
             parts.iter().map(Vec::len).sum::<usize>()
         )));
     }
     Ok(Splits { labels, parts, files, leak, moved_to_train })
+}
+
+/// The columns that figures are told apart by must be there in every file.
+fn check_slices(rows: &[Row], slices: &[String]) -> Result<(), DataError> {
+    let Some(first) = rows.first() else { return Ok(()) };
+    let columns = || rows.iter().flat_map(|row| row.extra.iter().map(|(column, _)| &**column));
+    for slice in slices {
+        if !columns().any(|column| column == slice) {
+            let near = nearest(slice, columns());
+            let near = near.map(|near| format!("; did you mean `{near}`?")).unwrap_or_default();
+            let message = format!("there is no further column `{slice}` to tell figures apart by (`data.slice`){near}");
+            return Err(DataError::row(&first.place, message));
+        }
+    }
+    Ok(())
 }
 
 /// Gives rows their classes; a label that is not among the sorted `labels` is an error.
@@ -173,10 +204,9 @@ fn labels(rows: &[Vec<Row>; 4], out_of_scope: Option<&str>) -> Result<Vec<String
     for row in &rows[0] {
         count.entry(&row.label).or_insert((0, &row.place)).0 += 1;
     }
-    if let [(label, _)] = count.iter().map(|(label, n)| (*label, n)).collect::<Vec<_>>()[..] {
-        return Err(DataError::Task(format!(
-            "all training rows have the label `{label}`: there is nothing to tell apart"
-        )));
+    if let [(label, (_, place))] = count.iter().collect::<Vec<_>>()[..] {
+        let message = format!("all training rows have the label `{label}`: there is nothing to tell apart");
+        return Err(DataError::row(place, message));
     }
     if count.len() > MAX_LABELS {
         return Err(DataError::Task(format!(
@@ -297,6 +327,8 @@ mod tests {
             "",
             "test.csv:3: label `ll1` is not in the training rows; did you mean `l1`?",
         );
+        check(&[("train.csv", &good)], "slice = \"custmer\"", "no further column `custmer`");
+        check(&[("train.csv", &good)], "slice = \"custmer\"", "did you mean `customer`?");
         check(
             &[("train.csv", &good)],
             "out_of_scope = \"l3\"",

@@ -253,7 +253,7 @@ fn csv_records(
             std::str::from_utf8(cell).map(str::to_owned).map_err(|_| {
                 let column = header.as_ref().and_then(|header| header.get(at));
                 let column = column.map_or_else(|| format!("column {}", at + 1), |name| format!("`{name}`"));
-                DataError::row(&place, format!("{column} is not valid UTF-8"))
+                DataError::row(&place, format!("{column} is not valid UTF-8{}", encoding(cell)))
             })
         });
         let values = values.collect::<Result<Vec<String>, _>>()?;
@@ -271,6 +271,15 @@ fn csv_records(
                 }
             }
         }
+    }
+}
+
+/// What bytes that are no UTF-8 probably are, and what to do.
+fn encoding(bytes: &[u8]) -> &'static str {
+    match bytes {
+        [0xFF, 0xFE, ..] | [0xFE, 0xFF, ..] => ": the file is UTF-16; convert it with `iconv -f UTF-16 -t UTF-8`",
+        _ if bytes.contains(&0) => ": it holds zero bytes; is this a text file?",
+        _ => "; if it comes from an older Windows program, `iconv -f WINDOWS-1252 -t UTF-8` converts it",
     }
 }
 
@@ -306,7 +315,10 @@ fn json_records(
         if n > MAX_LINE_BYTES {
             return Err(DataError::row(&place, format!("a line of more than {MAX_LINE_BYTES} bytes")));
         }
-        let text = std::str::from_utf8(&line_bytes).map_err(|_| DataError::row(&place, "not valid UTF-8"))?;
+        let text = std::str::from_utf8(&line_bytes).map_err(|_| {
+            let message = format!("not valid UTF-8{}", encoding(&line_bytes));
+            DataError::row(&place, message)
+        })?;
         let text = if line == 1 { text.trim_start_matches('\u{feff}') } else { text };
         if text.trim().is_empty() {
             continue;

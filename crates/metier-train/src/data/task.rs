@@ -15,7 +15,19 @@ const KEYS: [(&str, &[&str]); 6] = [
     ("", &["name", "kind", "instruction", "data", "reference", "target", "policy", "budget"]),
     (
         "data",
-        &["train", "validation", "calibration", "test", "text", "label", "output", "schema", "out_of_scope", "group"],
+        &[
+            "train",
+            "validation",
+            "calibration",
+            "test",
+            "text",
+            "label",
+            "output",
+            "schema",
+            "out_of_scope",
+            "group",
+            "slice",
+        ],
     ),
     ("reference", &["column"]),
     ("target", &["metric", "margin", "epsilon", "delta"]),
@@ -61,6 +73,8 @@ pub struct Data {
     pub out_of_scope: Option<String>,
     /// Column whose equal values never part.
     pub group: Option<String>,
+    /// Columns by whose values the figures are told apart; none: every other column of few values.
+    pub slice: Vec<String>,
 }
 
 /// What is to be reached.
@@ -165,6 +179,7 @@ struct RawData {
     label: Option<String>,
     out_of_scope: Option<String>,
     group: Option<String>,
+    slice: Option<OneOrMany>,
 }
 
 #[derive(Deserialize)]
@@ -250,6 +265,7 @@ impl TaskFile {
             label: raw.data.label.unwrap_or_else(|| "label".to_owned()),
             out_of_scope: raw.data.out_of_scope,
             group: raw.data.group,
+            slice: raw.data.slice.map_or_else(Vec::new, OneOrMany::list),
         };
         if data.train.is_empty() || data.text.is_empty() {
             return Err(wrong("`data.train` and `data.text` must not be empty".to_owned()));

@@ -31,6 +31,12 @@ pub fn render(specialist: &Specialist, outcome: &BuildOutcome, standing: Option<
         manifest.base.as_ref().map_or_else(|| "none".to_owned(), |b| format!("{} (`{}`)", b.name, b.digest.short())),
         if manifest.may_leave { "yes, when it defers" } else { "no" },
     );
+    card += &format!(
+        "## What is it for?\n\nIt answers the question above with one of {} labels{}, for texts like those that it was made and measured on. It is not for other \
+         texts, other languages than in those rows, or decisions that need a reason beyond the label. What it is not sure of it defers.\n\n",
+        manifest.labels.len(),
+        manifest.out_of_scope.as_ref().map_or_else(String::new, |none| format!(", `{none}` meaning none of them")),
+    );
     card += "## May it be used?\n\n";
     card += &approval(standing);
     card += "\n\n## When does it answer alone?\n\n";
@@ -55,13 +61,18 @@ pub fn render(specialist: &Specialist, outcome: &BuildOutcome, standing: Option<
             percent(&none.in_scope_accuracy),
         );
     }
+    card += "\n## What do these rows allow to say?\n\n| question | answer | because |\n|---|---|---|\n";
+    for finding in &outcome.findings {
+        card += &format!("| {} | **{}** | {} |\n", finding.question, finding.says.words(), finding.because);
+    }
     card += "\n## What is it made from?\n\n";
     let rows: Vec<String> = outcome.rows.iter().map(|(part, n)| format!("{n} {part}")).collect();
     card += &format!("Rows: {}. Seed {}. Data files by content:\n\n", rows.join(", "), manifest.recipe.seed);
     for file in &manifest.recipe.data {
         card += &format!("- {}: `{}`, {} rows\n", file.role, file.sha256, file.rows);
     }
-    card += "\n## What to know\n\n";
+    card += "\n## What are its limits?\n\n";
+    card += &limits(outcome);
     for note in &outcome.notes {
         card += &format!("- {note}\n");
     }
@@ -72,6 +83,38 @@ pub fn render(specialist: &Specialist, outcome: &BuildOutcome, standing: Option<
          changed weights, base or labels.\n"
     );
     card
+}
+
+/// Where it is weakest.
+fn limits(outcome: &BuildOutcome) -> String {
+    const WEAKEST: usize = 5;
+    let evaluation = &outcome.evaluation;
+    let mut text = String::new();
+    let mut classes: Vec<_> = evaluation.per_class.iter().filter(|class| class.n > 0).collect();
+    classes.sort_by(|a, b| a.f1.total_cmp(&b.f1).then_with(|| a.label.cmp(&b.label)));
+    let weakest = classes.iter().take(WEAKEST).map(|c| format!("`{}` (F1 {:.2}, n = {})", c.label, c.f1, c.n));
+    text += &format!("- Weakest labels: {}.\n", weakest.collect::<Vec<_>>().join(", "));
+    if let Some(pair) = evaluation.confusions.first() {
+        text += &format!("- Most often `{}` is called `{}` ({} rows).\n", pair.gold, pair.predicted, pair.n);
+    }
+    let mut slices: Vec<_> = evaluation.slices.iter().collect();
+    slices.sort_by(|a, b| a.accuracy.value.total_cmp(&b.accuracy.value));
+    if let Some(slice) = slices.first() {
+        let (column, value) = (&slice.column, &slice.value);
+        text += &format!(
+            "- Weakest slice: {column} = {value}, accuracy {} of {} rows.\n",
+            percent(&slice.accuracy),
+            slice.n
+        );
+    }
+    let alone = outcome.failures.iter().filter(|row| row.accepted).count();
+    if !outcome.failures.is_empty() {
+        text += &format!(
+            "- Known failures are listed with file and line in `report.html`; the first {alone} of its {} would have been answered without deferring.\n",
+            outcome.failures.len()
+        );
+    }
+    text
 }
 
 /// Who made it, who approved it, and whether it answers now.

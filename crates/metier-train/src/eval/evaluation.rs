@@ -2,17 +2,24 @@
 
 use std::collections::BTreeMap;
 
-use metier_model::proof::{Certificate, binomial_tail, clopper_pearson, thresholds};
+use metier_model::proof::{Certificate, NonInferiority, binomial_tail, thresholds};
 use metier_model::specialist::Answer;
 use serde::{Deserialize, Serialize};
 
-use super::metrics::{self, ClassMetrics, Measured, ReliabilityBin, share};
+use super::{
+    cluster::{self, GroupReport, Groups},
+    metrics::{self, ClassMetrics, Measured, ReliabilityBin},
+};
 use crate::data::{split::Example, task::Metric};
 
 /// Pairs of labels listed as confused.
 const MAX_CONFUSIONS: usize = 20;
-/// A column is sliced by if it has at most this many values.
+/// A column that nobody named is sliced by if it has at most this many values.
 const MAX_SLICES: usize = 20;
+/// Most values of a named column that are told apart; the rarer ones are counted together.
+const MAX_NAMED_SLICES: usize = 50;
+/// Under which name.
+const OTHER_VALUES: &str = "(all rarer values)";
 /// Points of the risk–coverage curve.
 const CURVE_POINTS: usize = 101;
 
@@ -29,6 +36,8 @@ pub struct ScoredRow {
     pub accepted: bool,
     /// Was the reference right? True where the gold label is the reference.
     pub reference_right: bool,
+    /// Value of the group column.
+    pub group: Option<String>,
     /// Values of other columns.
     pub extra: Vec<(std::sync::Arc<str>, String)>,
 }
@@ -42,6 +51,7 @@ impl ScoredRow {
             score: answer.score,
             accepted: answer.accepted,
             reference_right: example.row.reference.as_ref().is_none_or(|reference| *reference == example.row.label),
+            group: example.row.group.clone(),
             extra: example.row.extra.clone(),
         }
     }
@@ -57,6 +67,9 @@ impl ScoredRow {
 pub struct EvalReport {
     /// Rows.
     pub n: u64,
+    /// The groups that the rows come in; every interval takes them into account.
+    #[serde(default)]
+    pub groups: Option<GroupReport>,
     /// The task's metric by name.
     pub metric: String,
     /// Its value.
@@ -81,6 +94,9 @@ pub struct EvalReport {
     pub out_of_scope: Option<OutOfScope>,
     /// Share of rows that the reference got right, where there is one beside the gold label.
     pub reference_accuracy: Option<Measured>,
+    /// Paired comparison with it, all rows answered.
+    #[serde(default)]
+    pub against_reference: Option<NonInferiority>,
     /// Figures by class.
     pub per_class: Vec<ClassMetrics>,
     /// The most frequent confusions.
@@ -106,6 +122,9 @@ pub struct TestLoss {
     pub epsilon: f64,
     /// False only if the interval's lower end exceeds ε.
     pub held: bool,
+    /// True if the whole interval lies at or below ε: these rows alone show it.
+    #[serde(default)]
+    pub shown: bool,
 }
 
 /// How rows that are none of these fared.
@@ -156,6 +175,10 @@ pub struct Slice {
     pub accuracy: Measured,
     /// Share accepted.
     pub coverage: Measured,
+    /// Share accepted and wrong while the reference was right; its exact interval is wide enough for all slices together
+    /// (Bonferroni). Without a certificate there is none.
+    #[serde(default)]
+    pub risk: Option<TestLoss>,
 }
 
 /// What the rows are measured against.
@@ -171,66 +194,88 @@ pub struct Yardstick<'a> {
     pub certificate: Option<Certificate>,
     /// Was there a reference beside the gold label?
     pub has_reference: bool,
+    /// How far the accuracy may lie below the reference's.
+    pub margin: f64,
+    /// Columns by whose values figures are told apart; none: every column of few values.
+    pub slices: &'a [String],
     /// Seed of resamples.
     pub seed: u64,
 }
 
 /// Measures everything.
 pub fn evaluate(rows: &[ScoredRow], yardstick: &Yardstick<'_>) -> EvalReport {
-    let Yardstick { labels, metric, out_of_scope, certificate, has_reference, seed } = *yardstick;
+    let Yardstick { labels, metric, out_of_scope, certificate, has_reference, margin, slices, seed } = *yardstick;
     let n = rows.len() as u64;
+    let groups = Groups::of(rows.iter().map(|row| row.group.as_deref()));
+    let groups = groups.as_ref();
     let predicted: Vec<usize> = rows.iter().map(|row| row.predicted).collect();
     let gold: Vec<usize> = rows.iter().map(|row| row.gold).collect();
     let right: Vec<bool> = rows.iter().map(|row| row.predicted == row.gold).collect();
     let scores: Vec<f32> = rows.iter().map(|row| row.score).collect();
-    let measured = metrics::measure(metric, &predicted, &gold, labels.len(), seed);
-    let (ece, reliability) = metrics::calibration_error(&scores, &right, seed);
-    let accuracy = metrics::accuracy(&predicted, &gold);
-    let count = |keep: &dyn Fn(&ScoredRow) -> bool| rows.iter().filter(|row| keep(row)).count() as u64;
-    let n_accepted = count(&|row| row.accepted);
+    let measure = |metric| metrics::measure_grouped(metric, &predicted, &gold, labels.len(), seed, groups);
+    let measured = measure(metric);
+    let (ece, reliability) = metrics::calibration_error(&scores, &right, seed, groups);
+    let accuracy = measure(Metric::Accuracy);
+    let share = |of: &dyn Fn(&ScoredRow) -> bool, hit: &dyn Fn(&ScoredRow) -> bool| {
+        cluster::share(groups, &|row| of(&rows[row]), &|row| hit(&rows[row]), rows.len())
+    };
+    let all = |_: &ScoredRow| true;
     let out_of_scope = out_of_scope.and_then(|label| labels.binary_search_by(|l| l.as_str().cmp(label)).ok());
     EvalReport {
         n,
+        groups: groups.map(|groups| groups.report(&right)),
         metric: metric.name().to_owned(),
         value: measured.value,
         interval: measured.interval,
         accuracy,
-        macro_f1: metrics::measure(Metric::MacroF1, &predicted, &gold, labels.len(), seed),
+        macro_f1: measure(Metric::MacroF1),
         micro_f1: accuracy,
         ece,
-        coverage: share(n_accepted, n),
-        accepted_accuracy: share(count(&|row| row.accepted && row.predicted == row.gold), n_accepted),
-        test_loss: certificate.map(|certificate| {
-            let losses = count(&|row| row.accepted && row.loss_if_accepted());
-            test_loss(losses, n, certificate.epsilon)
-        }),
+        coverage: share(&all, &|row| row.accepted),
+        accepted_accuracy: share(&|row| row.accepted, &|row| row.predicted == row.gold),
+        test_loss: certificate
+            .map(|certificate| test_loss(rows, groups, &all, certificate.epsilon, metrics::CONFIDENCE)),
         out_of_scope: out_of_scope.map(|none| {
-            let (n_none, n_in) = (count(&|row| row.gold == none), count(&|row| row.gold != none));
+            let (is_none, is_in) = (|row: &ScoredRow| row.gold == none, |row: &ScoredRow| row.gold != none);
             OutOfScope {
-                recall_as_label: share(count(&|row| row.gold == none && row.predicted == none), n_none),
-                recall_at_threshold: share(
-                    count(&|row| row.gold == none && (row.predicted == none || !row.accepted)),
-                    n_none,
-                ),
-                in_scope_accuracy: share(count(&|row| row.gold != none && row.predicted == row.gold), n_in),
-                in_scope_accepted_right: share(
-                    count(&|row| row.gold != none && row.accepted && row.predicted == row.gold),
-                    n_in,
-                ),
+                recall_as_label: share(&is_none, &|row| row.predicted == none),
+                recall_at_threshold: share(&is_none, &|row| row.predicted == none || !row.accepted),
+                in_scope_accuracy: share(&is_in, &|row| row.predicted == row.gold),
+                in_scope_accepted_right: share(&is_in, &|row| row.accepted && row.predicted == row.gold),
             }
         }),
-        reference_accuracy: has_reference.then(|| share(count(&|row| row.reference_right), n)),
+        reference_accuracy: has_reference.then(|| share(&all, &|row| row.reference_right)),
+        against_reference: has_reference.then(|| {
+            let reference: Vec<bool> = rows.iter().map(|row| row.reference_right).collect();
+            cluster::non_inferiority(groups, &right, &reference, margin)
+        }),
         per_class: metrics::per_class(&predicted, &gold, labels),
         confusions: confusions(rows, labels),
         reliability,
         risk_coverage: risk_coverage(rows),
-        slices: slices(rows),
+        slices: self::slices(rows, groups, slices, certificate),
     }
 }
 
-fn test_loss(losses: u64, n: u64, epsilon: f64) -> TestLoss {
-    let interval = if n == 0 { [0.0, 1.0] } else { clopper_pearson(losses, n, metrics::CONFIDENCE) };
-    TestLoss { loss: losses as f64 / n.max(1) as f64, losses, interval, epsilon, held: interval[0] <= epsilon }
+fn test_loss(
+    rows: &[ScoredRow],
+    groups: Option<&Groups>,
+    of: &dyn Fn(&ScoredRow) -> bool,
+    epsilon: f64,
+    confidence: f64,
+) -> TestLoss {
+    let hit = |row: &ScoredRow| row.accepted && row.loss_if_accepted();
+    let n = rows.iter().filter(|row| of(row)).count();
+    let losses = rows.iter().filter(|row| of(row) && hit(row)).count() as u64;
+    let interval = cluster::exact_share(groups, &|at| of(&rows[at]), &|at| hit(&rows[at]), rows.len(), confidence);
+    TestLoss {
+        loss: losses as f64 / n.max(1) as f64,
+        losses,
+        interval,
+        epsilon,
+        held: interval[0] <= epsilon,
+        shown: interval[1] <= epsilon,
+    }
 }
 
 fn confusions(rows: &[ScoredRow], labels: &[String]) -> Vec<Confusion> {
@@ -258,32 +303,59 @@ fn risk_coverage(rows: &[ScoredRow]) -> Vec<RiskCoverage> {
     points.collect()
 }
 
-fn slices(rows: &[ScoredRow]) -> Vec<Slice> {
-    let mut columns: BTreeMap<&str, BTreeMap<&str, Vec<&ScoredRow>>> = BTreeMap::new();
+/// Figures by the values of the named columns, or, where none is named, of every column of few values.
+fn slices(
+    rows: &[ScoredRow],
+    groups: Option<&Groups>,
+    named: &[String],
+    certificate: Option<Certificate>,
+) -> Vec<Slice> {
+    let mut columns: BTreeMap<&str, BTreeMap<&str, u64>> = BTreeMap::new();
     for row in rows {
         for (column, value) in &row.extra {
             let values = columns.entry(column).or_default();
-            // One value more than is shown is enough to know that the column is no category.
-            if values.len() <= MAX_SLICES {
-                values.entry(value).or_default().push(row);
+            // One value more than is shown is enough to know that a column is no category.
+            if !named.is_empty() || values.len() <= MAX_SLICES {
+                *values.entry(value).or_default() += 1;
             }
         }
     }
-    let mut slices = Vec::new();
-    for (column, values) in columns.into_iter().filter(|(_, values)| (2..=MAX_SLICES).contains(&values.len())) {
-        for (value, rows) in values {
-            let n = rows.len() as u64;
-            let count = |keep: &dyn Fn(&ScoredRow) -> bool| rows.iter().filter(|row| keep(row)).count() as u64;
-            slices.push(Slice {
-                column: column.to_owned(),
-                value: value.to_owned(),
-                n,
-                accuracy: share(count(&|row| row.predicted == row.gold), n),
-                coverage: share(count(&|row| row.accepted), n),
-            });
+    if named.is_empty() {
+        columns.retain(|_, values| (2..=MAX_SLICES).contains(&values.len()));
+    } else {
+        columns.retain(|column, _| named.iter().any(|name| name == column));
+    }
+    let mut wanted: Vec<(&str, &str, BTreeMap<&str, u64>)> = Vec::new();
+    for (column, values) in columns {
+        let mut frequent: Vec<(&str, u64)> = values.iter().map(|(value, n)| (*value, *n)).collect();
+        frequent.sort_by_key(|&(value, n)| (std::cmp::Reverse(n), value));
+        let rare: BTreeMap<&str, u64> = frequent.split_off(frequent.len().min(MAX_NAMED_SLICES)).into_iter().collect();
+        frequent.sort_unstable();
+        wanted.extend(frequent.into_iter().map(|(value, _)| (column, value, BTreeMap::new())));
+        if !rare.is_empty() {
+            wanted.push((column, OTHER_VALUES, rare));
         }
     }
-    slices
+    // All slices are looked at at once: each interval is that much wider.
+    let confidence = 1.0 - (1.0 - metrics::CONFIDENCE) / wanted.len().max(1) as f64;
+    let slice = |(column, value, rare): &(&str, &str, BTreeMap<&str, u64>)| {
+        let of = |row: &ScoredRow| {
+            let own = row.extra.iter().find(|(name, _)| **name == **column).map(|(_, own)| own.as_str());
+            own.is_some_and(|own| if rare.is_empty() { own == *value } else { rare.contains_key(own) })
+        };
+        let share = |hit: &dyn Fn(&ScoredRow) -> bool| {
+            cluster::share(groups, &|row| of(&rows[row]), &|row| hit(&rows[row]), rows.len())
+        };
+        Slice {
+            column: (*column).to_owned(),
+            value: (*value).to_owned(),
+            n: rows.iter().filter(|row| of(row)).count() as u64,
+            accuracy: share(&|row| row.predicted == row.gold),
+            coverage: share(&|row| row.accepted),
+            risk: certificate.map(|certificate| test_loss(rows, groups, &of, certificate.epsilon, confidence)),
+        }
+    };
+    wanted.iter().map(slice).collect()
 }
 
 /// Do two sets of rows have different class mixes? Half the sum of absolute differences of shares, 0..1, and how often
@@ -340,6 +412,7 @@ mod tests {
             score,
             accepted,
             reference_right: true,
+            group: None,
             extra: vec![("kind".into(), format!("k{gold}"))],
         }
     }
@@ -354,6 +427,8 @@ mod tests {
             out_of_scope: Some("none"),
             certificate: Some(certificate),
             has_reference: true,
+            margin: 0.01,
+            slices: &[],
             seed: 1,
         };
         let mut rows = vec![
@@ -375,15 +450,31 @@ mod tests {
         assert_eq!(report.reference_accuracy.map(|m| (m.value * 6.0).round()), Some(5.0));
         assert_eq!(report.confusions.len(), 3);
         assert_eq!(report.slices.len(), 3);
+        let test = report.against_reference.expect("there is a reference");
+        assert!((test.difference - (3.0 - 5.0) / 6.0).abs() < 1e-9, "{test:?}");
+        // The same rows in groups of three say less.
+        let mut grouped = rows.clone();
+        grouped.iter_mut().enumerate().for_each(|(at, row)| row.group = Some(format!("g{}", at / 3)));
+        let wider = evaluate(&grouped, &yardstick);
+        let width = |m: Measured| m.interval[1] - m.interval[0];
+        assert_eq!(wider.groups.map(|groups| (groups.n, groups.largest)), Some((2, 3)));
+        assert!(width(wider.accuracy) > width(report.accuracy) && wider.accuracy.value == report.accuracy.value);
+        let named = ["other".to_owned()];
+        assert!(evaluate(&rows, &Yardstick { slices: &named, ..yardstick }).slices.is_empty());
         let last = report.risk_coverage.last().expect("points");
         assert!((last.coverage - 1.0).abs() < 1e-9 && (last.risk - 2.0 / 6.0).abs() < 1e-9);
     }
 
     #[test]
     fn a_certificate_fails_only_by_an_exact_bound() {
-        assert!(test_loss(9, 100, 0.05).held, "9 of 100 may be chance at 5 %");
-        assert!(!test_loss(13, 100, 0.05).held);
-        assert!(test_loss(0, 0, 0.05).held);
+        let loss = |losses: usize, n: usize| {
+            let rows: Vec<ScoredRow> = (0..n).map(|at| row(0, usize::from(at < losses), 1.0, true)).collect();
+            test_loss(&rows, None, &|_| true, 0.05, metrics::CONFIDENCE)
+        };
+        assert!(loss(9, 100).held, "9 of 100 may be chance at 5 %");
+        assert!(!loss(13, 100).held);
+        assert!(loss(0, 0).held && !loss(0, 0).shown, "no rows show nothing");
+        assert!(loss(0, 100).shown && !loss(4, 100).shown && loss(4, 100).held);
     }
 
     #[test]

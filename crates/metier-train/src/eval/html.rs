@@ -6,7 +6,7 @@ use std::fmt::Write as _;
 
 use metier_model::Specialist;
 
-use super::{card::percent, metrics::Measured};
+use super::{card::percent, finding::Says, metrics::Measured};
 use crate::build::BuildOutcome;
 
 /// Inside size of a plot, in SVG units.
@@ -33,6 +33,9 @@ svg{width:100%;height:auto;display:block}svg text{fill:var(--mute);font-size:12p
 table{border-collapse:collapse;width:100%;font-variant-numeric:tabular-nums;font-size:14.5px}th{text-align:left;font-weight:600;color:var(--mute);font-size:13px}
 td,th{padding:5px 12px 5px 0;border-bottom:1px solid var(--line);vertical-align:top}td.n,th.n{text-align:right}tr.chosen td{font-weight:650}
 .bar{height:10px;border-radius:5px;background:var(--soft);min-width:120px}.bar i{display:block;height:100%;border-radius:5px;background:var(--main)}
+.says{white-space:nowrap;font-weight:650}.yes{color:var(--good)}.no{color:var(--bad)}.cannot{color:var(--mute)}.ahead{stroke-dasharray:5 5}
+@media print{:root{--bg:#fff;--fg:#000;--mute:#444;--line:#bbb;--card:#fff;--main:#123c66;--good:#14532d;--bad:#8a1c0f;--soft:#ddd}
+main{max-width:none;padding:0}h2{break-after:avoid}figure,tr,.tile{break-inside:avoid}.scroll{overflow:visible}}
 code{font-size:13px;word-break:break-all}.scroll{overflow-x:auto}ul{padding-left:1.2em}.verdict{border-left:4px solid var(--good);padding:2px 0 2px 14px}.verdict.no{border-color:var(--bad)}";
 
 /// Renders the report.
@@ -46,15 +49,20 @@ pub fn render(specialist: &Specialist, outcome: &BuildOutcome) -> String {
     );
     page += &verdict(outcome);
     page += &tiles(outcome);
+    page += &findings(outcome);
     page += "<h2>Rungs of the ladder</h2>";
     page += &rungs(outcome);
     page += "<h2>When does it answer alone?</h2><div class=\"plots\">";
     page += &risk_coverage(outcome);
     page += &reliability(outcome);
-    page += "</div><h2>Labels, weakest first</h2>";
+    page += "</div>";
+    page += &learning_curve(outcome);
+    page += "<h2>Labels, weakest first</h2>";
     page += &classes(outcome);
     page += &confusions(outcome);
     page += &slices(outcome);
+    page += &failures(outcome);
+    page += &lineage(specialist);
     page += "<h2>What to know</h2><ul>";
     for note in &outcome.notes {
         let _ = write!(page, "<li>{}</li>", escape(note));
@@ -332,17 +340,156 @@ fn slices(outcome: &BuildOutcome) -> String {
         return String::new();
     }
     let mut html = "<h2>By other columns</h2><div class=\"scroll\"><table><tr><th>column</th><th>value</th><th class=\"n\">rows</th>\
-                    <th class=\"n\">accuracy</th><th class=\"n\">answered alone</th></tr>"
+                    <th class=\"n\">accuracy</th><th class=\"n\">answered alone</th><th class=\"n\">answered wrong alone</th><th>within ε?</th></tr>"
         .to_owned();
     for slice in &outcome.evaluation.slices {
+        let (risk, says) = slice.risk.as_ref().map_or_else(Default::default, |risk| {
+            let measured = Measured { value: risk.loss, interval: risk.interval };
+            let says = match (risk.held, risk.shown) {
+                (false, _) => Says::No,
+                (true, true) => Says::Yes,
+                (true, false) => Says::CannotTell,
+            };
+            (percent(&measured), badge(says))
+        });
         let _ = write!(
             html,
-            "<tr><td>{}</td><td>{}</td><td class=\"n\">{}</td><td class=\"n\">{}</td><td class=\"n\">{}</td></tr>",
+            "<tr><td>{}</td><td>{}</td><td class=\"n\">{}</td><td class=\"n\">{}</td><td class=\"n\">{}</td><td class=\"n\">{risk}</td><td>{says}</td></tr>",
             escape(&slice.column),
             escape(&slice.value),
             slice.n,
             percent(&slice.accuracy),
             percent(&slice.coverage)
+        );
+    }
+    html + "</table></div><p>Intervals of the last figure are wide enough for all slices together.</p>"
+}
+
+fn badge(says: Says) -> String {
+    let class = match says {
+        Says::Yes => "yes",
+        Says::No => "no",
+        Says::CannotTell => "cannot",
+    };
+    format!("<span class=\"says {class}\">{}</span>", says.words())
+}
+
+fn findings(outcome: &BuildOutcome) -> String {
+    let mut html = "<h2>What these rows allow to say</h2><div class=\"scroll\"><table>".to_owned();
+    for finding in &outcome.findings {
+        let _ = write!(
+            html,
+            "<tr><td>{}</td><td>{}</td><td>{}</td></tr>",
+            escape(&finding.question),
+            badge(finding.says),
+            escape(&finding.because)
+        );
+    }
+    html + "</table></div>"
+}
+
+/// Error by training rows, both on logarithmic axes: a power law is a straight line.
+fn learning_curve(outcome: &BuildOutcome) -> String {
+    let Some(curve) = &outcome.learning_curve else { return String::new() };
+    let error = |value: f64| (1.0 - value).max(1e-4);
+    let all = || curve.points.iter().chain(&curve.forecasts);
+    let n = |n: u64| (n.max(1) as f64).ln();
+    let (first, last) = (n(curve.points[0].n), all().map(|point| n(point.n)).fold(0.0, f64::max));
+    let low = all().map(|point| error(point.interval[1])).fold(1.0, f64::min).ln();
+    let high = all().map(|point| error(point.interval[0])).fold(0.0, f64::max).ln();
+    let x = |rows: u64| LEFT + WIDTH * (0.04 + 0.92 * (n(rows) - first) / (last - first).max(1e-9));
+    let y = |value: f64| 10.0 + HEIGHT * (0.04 + 0.92 * (high - error(value).ln()) / (high - low).max(1e-9));
+    let mut inside = format!(
+        "<line class=\"axis\" x1=\"{LEFT}\" x2=\"{LEFT}\" y1=\"10\" y2=\"{0}\"/><line class=\"axis\" x1=\"{LEFT}\" x2=\"{1}\" y1=\"{0}\" y2=\"{0}\"/>",
+        HEIGHT + 10.0,
+        LEFT + WIDTH
+    );
+    for (points, class) in [(&curve.points, "curve"), (&curve.forecasts, "curve ahead")] {
+        let from = if class == "curve" { None } else { curve.points.last() };
+        let line = from.into_iter().chain(points).map(|p| format!("{:.1},{:.1}", x(p.n), y(p.value)));
+        let _ = write!(inside, "<polyline class=\"{class}\" points=\"{}\"/>", line.collect::<Vec<_>>().join(" "));
+        for point in points {
+            let at = x(point.n);
+            let _ = write!(
+                inside,
+                "<line class=\"whisker\" x1=\"{at:.1}\" x2=\"{at:.1}\" y1=\"{:.1}\" y2=\"{:.1}\"/><circle class=\"dot\" cx=\"{at:.1}\" cy=\"{:.1}\" r=\"3.5\"/>\
+                 <text x=\"{at:.1}\" y=\"{}\" text-anchor=\"middle\">{}</text><text x=\"{:.1}\" y=\"{:.1}\">{:.1} %</text>",
+                y(point.interval[0]),
+                y(point.interval[1]),
+                y(point.value),
+                HEIGHT + 26.0,
+                point.n,
+                at + 6.0,
+                y(point.value) - 6.0,
+                100.0 * (1.0 - point.value)
+            );
+        }
+    }
+    let told = match (&curve.aim.rows, &curve.aim.cannot_tell) {
+        (Some(rows), _) => format!("About {rows} training rows in all would make it {}.", curve.aim.what),
+        (None, why) => format!(
+            "How many rows would make it {}: cannot tell, {}.",
+            curve.aim.what,
+            why.as_deref().unwrap_or_default()
+        ),
+    };
+    format!(
+        "<h2>Would more rows help?</h2><div class=\"plots\"><figure><svg viewBox=\"0 0 {} {}\" role=\"img\" aria-label=\"error by training rows\">{inside}\
+         <text x=\"{}\" y=\"{}\" text-anchor=\"middle\">training rows</text><text x=\"{LEFT}\" y=\"8\">1 − {} on validation rows</text></svg>\
+         <figcaption>The rung <code>{}</code>, made again from parts of the training rows; whiskers are 95 % intervals, dashed is what a power law \
+         expects, at most four times the rows there are. {}</figcaption></figure></div>",
+        LEFT + WIDTH + 24.0,
+        HEIGHT + BOTTOM + 8.0,
+        LEFT + WIDTH / 2.0,
+        HEIGHT + BOTTOM + 4.0,
+        escape(&outcome.metric),
+        curve.rung.name(),
+        escape(&told)
+    )
+}
+
+fn failures(outcome: &BuildOutcome) -> String {
+    if outcome.failures.is_empty() {
+        return String::new();
+    }
+    let mut html = format!(
+        "<h2>Known failures</h2><p>The worst of the {} rows that it gets wrong: those that it would have answered alone come first, the surest at the top.</p>\
+         <div class=\"scroll\"><table><tr><th>row</th><th>text</th><th>is</th><th>was called</th><th class=\"n\">score</th><th></th></tr>",
+        outcome.measured_on
+    );
+    for row in &outcome.failures {
+        let _ = write!(
+            html,
+            "<tr><td><code>{}</code></td><td>{}</td><td>{}</td><td>{}</td><td class=\"n\">{:.3}</td><td>{}</td></tr>",
+            escape(&row.place),
+            escape(&row.text),
+            escape(&row.gold),
+            escape(&row.called),
+            row.score,
+            if row.accepted { "answered alone" } else { "deferred" }
+        );
+    }
+    html + "</table></div>"
+}
+
+fn lineage(specialist: &Specialist) -> String {
+    let manifest = specialist.manifest();
+    let mut html = "<h2>What it was made from</h2><div class=\"scroll\"><table><tr><th>role</th><th class=\"n\">rows</th><th>SHA-256 of the file</th></tr>".to_owned();
+    for file in &manifest.recipe.data {
+        let _ = write!(
+            html,
+            "<tr><td>{}</td><td class=\"n\">{}</td><td><code>{}</code></td></tr>",
+            escape(&file.role),
+            file.rows,
+            file.sha256
+        );
+    }
+    if let Some(base) = &manifest.base {
+        let _ = write!(
+            html,
+            "<tr><td>base model {}</td><td></td><td><code>{}</code></td></tr>",
+            escape(&base.name),
+            base.digest
         );
     }
     html + "</table></div>"

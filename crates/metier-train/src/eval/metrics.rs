@@ -6,6 +6,7 @@
 use metier_model::{proof::wilson, specialist::mix};
 use serde::{Deserialize, Serialize};
 
+use super::cluster::{self, Groups};
 use crate::data::task::Metric;
 
 /// Confidence of every interval here.
@@ -55,14 +56,36 @@ pub struct ReliabilityBin {
 
 /// The metric a task asks for. `predicted` and `gold` are classes below `n_classes`.
 pub fn measure(metric: Metric, predicted: &[usize], gold: &[usize], n_classes: usize, seed: u64) -> Measured {
+    measure_grouped(metric, predicted, gold, n_classes, seed, None)
+}
+
+/// The same where rows come in groups.
+pub fn measure_grouped(
+    metric: Metric,
+    predicted: &[usize],
+    gold: &[usize],
+    n_classes: usize,
+    seed: u64,
+    groups: Option<&Groups>,
+) -> Measured {
     match metric {
-        Metric::Accuracy | Metric::MicroF1 => accuracy(predicted, gold),
+        Metric::Accuracy | Metric::MicroF1 => {
+            cluster::share(groups, &|_| true, &|row| predicted[row] == gold[row], gold.len())
+        }
         Metric::MacroF1 => {
-            let value = |rows: &mut dyn Iterator<Item = usize>| {
-                let counts = Counts::of(rows.map(|at| (predicted[at], gold[at])), n_classes);
-                counts.macro_f1()
-            };
-            Measured { value: value(&mut (0..gold.len())), interval: bootstrap(gold.len(), seed, value) }
+            let value = |rows: &[usize]| value(metric, predicted, gold, rows, n_classes);
+            let all: Vec<usize> = (0..gold.len()).collect();
+            Measured { value: value(&all), interval: bootstrap(gold.len(), seed, groups, value) }
+        }
+    }
+}
+
+/// The metric on some of the rows, which may be named more than once.
+pub fn value(metric: Metric, predicted: &[usize], gold: &[usize], rows: &[usize], n_classes: usize) -> f64 {
+    match metric {
+        Metric::MacroF1 => Counts::of(rows.iter().map(|&at| (predicted[at], gold[at])), n_classes).macro_f1(),
+        Metric::Accuracy | Metric::MicroF1 => {
+            rows.iter().filter(|&&at| predicted[at] == gold[at]).count() as f64 / rows.len().max(1) as f64
         }
     }
 }
@@ -109,51 +132,59 @@ pub fn non_inferior_by_bootstrap(
     margin: f64,
     seed: u64,
 ) -> bool {
-    let value = |predicted: &[usize], rows: &[usize]| match metric {
-        Metric::MacroF1 => Counts::of(rows.iter().map(|&at| (predicted[at], gold[at])), n_classes).macro_f1(),
-        _ => rows.iter().filter(|&&at| predicted[at] == gold[at]).count() as f64 / rows.len().max(1) as f64,
-    };
+    let value = |predicted: &[usize], rows: &[usize]| value(metric, predicted, gold, rows, n_classes);
     // The lower end of a two-sided 90 % interval is a one-sided bound at 5 %.
-    let differences = resample(gold.len(), seed, |rows| {
-        let rows: Vec<usize> = rows.collect();
-        value(candidate, &rows) - value(reference, &rows)
-    });
+    let differences = resample(gold.len(), seed, None, |rows| value(candidate, rows) - value(reference, rows));
     quantile(&differences, 0.05) > -margin
 }
 
 /// Expected calibration error, mean |score − share right| over bins weighted by rows, and the bins.
-pub fn calibration_error(scores: &[f32], right: &[bool], seed: u64) -> (Measured, Vec<ReliabilityBin>) {
-    let error = |rows: &mut dyn Iterator<Item = usize>| {
-        let bins = Bins::of(rows.map(|at| (scores[at], right[at])));
-        bins.error()
-    };
+pub fn calibration_error(
+    scores: &[f32],
+    right: &[bool],
+    seed: u64,
+    groups: Option<&Groups>,
+) -> (Measured, Vec<ReliabilityBin>) {
+    let error = |rows: &[usize]| Bins::of(rows.iter().map(|&at| (scores[at], right[at]))).error();
     let bins = Bins::of(scores.iter().copied().zip(right.iter().copied()));
-    let measured = Measured { value: bins.error(), interval: bootstrap(scores.len(), seed, error) };
+    let measured = Measured { value: bins.error(), interval: bootstrap(scores.len(), seed, groups, error) };
     (measured, bins.curve())
 }
 
-/// Percentile interval of a statistic over resampled rows.
-fn bootstrap(n: usize, seed: u64, statistic: impl Fn(&mut dyn Iterator<Item = usize>) -> f64) -> [f64; 2] {
+/// Percentile interval of a statistic over resampled rows, or groups of rows.
+fn bootstrap(n: usize, seed: u64, groups: Option<&Groups>, statistic: impl Fn(&[usize]) -> f64) -> [f64; 2] {
     if n == 0 {
         return [0.0, 1.0];
     }
-    let values = resample(n, seed, statistic);
+    let values = resample(n, seed, groups, statistic);
     [quantile(&values, (1.0 - CONFIDENCE) / 2.0), quantile(&values, (1.0 + CONFIDENCE) / 2.0)]
 }
 
 /// The statistic of each resample, sorted.
-fn resample(n: usize, seed: u64, statistic: impl Fn(&mut dyn Iterator<Item = usize>) -> f64) -> Vec<f64> {
-    let mut state = mix(seed ^ 0xb007_5742);
-    let mut values: Vec<f64> = (0..RESAMPLES)
-        .map(|_| {
-            statistic(&mut (0..n).map(|_| {
-                state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
-                ((u128::from(mix(state)) * n as u128) >> 64) as usize
-            }))
-        })
-        .collect();
+fn resample(n: usize, seed: u64, groups: Option<&Groups>, statistic: impl Fn(&[usize]) -> f64) -> Vec<f64> {
+    let mut values = match groups {
+        None => resample_with(n, seed, RESAMPLES, statistic),
+        Some(groups) => resample_with(groups.rows().len(), seed, RESAMPLES, |drawn| {
+            statistic(&drawn.iter().flat_map(|&group| groups.rows()[group].iter().copied()).collect::<Vec<_>>())
+        }),
+    };
     values.sort_by(f64::total_cmp);
     values
+}
+
+/// What a statistic says of `times` draws of `n` out of `n` with replacement.
+pub fn resample_with<T>(n: usize, seed: u64, times: usize, statistic: impl Fn(&[usize]) -> T) -> Vec<T> {
+    let mut state = mix(seed ^ 0xb007_5742);
+    let mut rows = vec![0; n];
+    (0..times)
+        .map(|_| {
+            for row in &mut rows {
+                state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+                *row = ((u128::from(mix(state)) * n as u128) >> 64) as usize;
+            }
+            statistic(&rows)
+        })
+        .collect()
 }
 
 /// The value that a share of `sorted` lies below.
@@ -239,20 +270,18 @@ mod tests {
     #[test]
     fn the_bootstrap_of_a_share_is_near_wilson() {
         let right: Vec<usize> = (0..400).map(|i| usize::from(i % 10 == 0)).collect();
-        let interval = bootstrap(400, 3, |rows| {
-            let (k, n) = rows.fold((0, 0), |(k, n), at| (k + right[at], n + 1));
-            k as f64 / f64::from(n)
-        });
+        let interval =
+            bootstrap(400, 3, None, |rows| rows.iter().map(|&at| right[at]).sum::<usize>() as f64 / rows.len() as f64);
         let expected = wilson(40, 400, CONFIDENCE);
         assert!(interval.iter().zip(expected).all(|(a, b)| (a - b).abs() < 0.01), "{interval:?} {expected:?}");
     }
 
     #[test]
     fn calibration_error_by_hand() {
-        let (error, curve) = calibration_error(&[0.95, 0.95, 0.25, 0.25], &[true, true, true, false], 1);
+        let (error, curve) = calibration_error(&[0.95, 0.95, 0.25, 0.25], &[true, true, true, false], 1, None);
         assert!((error.value - (0.1 + 0.5) / 4.0).abs() < 1e-6, "{error:?}");
         assert_eq!(curve.iter().map(|bin| bin.n).collect::<Vec<_>>(), [2, 2]);
-        assert_eq!(calibration_error(&[1.0], &[true], 1).0.value, 0.0);
+        assert_eq!(calibration_error(&[1.0], &[true], 1, None).0.value, 0.0);
     }
 
     #[test]

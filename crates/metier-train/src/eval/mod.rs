@@ -2,14 +2,22 @@
 //!
 //! - [`metrics`]: accuracy, F1, calibration error, each with a 95 % interval.
 //! - [`calibrate`]: fits the calibrator on validation rows.
+//! - [`cluster`]: the same intervals where rows come in groups.
 //! - [`evaluation`]: everything that is said about one set of rows.
+//! - [`learning`]: would more rows help, and how many?
+//! - [`finding`]: what all of it allows to say, "cannot tell" included.
 //! - [`html`], [`card`]: the same for people.
 
 pub mod calibrate;
 pub mod card;
+pub mod cluster;
 pub mod evaluation;
+pub mod finding;
 pub mod html;
+pub mod learning;
 pub mod metrics;
 
 pub use evaluation::{EvalReport, ScoredRow};
+pub use finding::{Finding, Says};
+pub use learning::LearningCurve;
 pub use metrics::Measured;

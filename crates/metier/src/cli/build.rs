@@ -187,6 +187,9 @@ fn tell(outcome: &BuildOutcome) {
             scope.recall_as_label.value, scope.recall_at_threshold.value, scope.in_scope_accuracy.value
         );
     }
+    for finding in &outcome.findings {
+        println!("  {:12} {} {}", finding.says.words(), finding.question, finding.because);
+    }
     for note in &outcome.notes {
         println!("  note         {note}");
     }
@@ -239,13 +242,15 @@ pub fn certificate(certificate: Option<&Certificate>, rows_needed: Option<u64>) 
     }
 }
 
-fn rows(parts: &std::collections::BTreeMap<String, u64>) -> String {
+/// Rows by part, in words.
+pub fn rows(parts: &std::collections::BTreeMap<String, u64>) -> String {
     let order = ["train", "validation", "calibration", "test"];
     let told: Vec<String> = order.iter().filter_map(|part| Some(format!("{} {part}", parts.get(*part)?))).collect();
     format!("{} rows", told.join(", "))
 }
 
-fn tell_leak(leak: &LeakReport) {
+/// What training would see of measured rows.
+pub fn tell_leak(leak: &LeakReport) {
     if leak.removed == 0 && leak.contradictions == 0 {
         println!("  leak check   clean: no training row is near a calibration or test row");
         return;

@@ -12,6 +12,7 @@ pub mod bases;
 pub mod bench;
 pub mod build;
 pub mod child;
+pub mod dataset;
 pub mod demo;
 pub mod desk;
 pub mod doctor;
@@ -41,6 +42,7 @@ struct Cli {
 enum Verb {
     Demo(demo::DemoArgs),
     Init(init::InitArgs),
+    Dataset(dataset::DatasetArgs),
     Build(build::BuildArgs),
     Eval(eval::EvalArgs),
     Specialists(specialists::SpecialistsArgs),
@@ -171,6 +173,7 @@ fn start() -> ExitCode {
 fn run(verb: Verb) -> Outcome {
     match verb {
         Verb::Init(args) => init::run(&args),
+        Verb::Dataset(args) => dataset::run(&args),
         Verb::Build(args) => build::run(&args),
         Verb::Eval(args) => eval::run(&args),
         Verb::Specialists(args) => specialists::run(&args),

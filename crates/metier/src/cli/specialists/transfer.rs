@@ -32,8 +32,8 @@ use super::{
 const STATEMENT: &str = "statement.json";
 /// Most members of a file.
 const MAX_MEMBERS: usize = 32;
-/// Most bytes of a member; as of a file of a bundle.
-const MAX_MEMBER_BYTES: u64 = 64 << 20;
+/// Most bytes of a member; the bundle has narrower limits of its own for each kind of file.
+const MAX_MEMBER_BYTES: u64 = 512 << 20;
 
 pub(super) fn export(desk: &Desk, specialist: &str, output: Option<&Path>, as_json: bool) -> Outcome {
     let (name, id) = find(&desk.registry, specialist, Wanted::Live)?;
