@@ -289,7 +289,7 @@ fn with_columns(csv: &str) -> String {
     let mut out = format!("{},customer,llm\n", lines.next().unwrap());
     for (at, line) in lines.enumerate() {
         let label = line.split(',').nth(1).unwrap();
-        let answer = if mix(at as u64) % 20 == 0 { "login" } else { label };
+        let answer = if mix(at as u64).is_multiple_of(20) { "login" } else { label };
         out += &format!("{line},c{},{answer}\n", mix(at as u64 ^ 77) % 180);
     }
     out
