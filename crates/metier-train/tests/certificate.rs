@@ -1,7 +1,7 @@
 //! Does the certificate keep its word? Rows that a real specialist has scored and never seen are the world: calibration sets are drawn
 //! from them with replacement, so that the true risk of a threshold is its mean over all of them, exactly.
 //!
-//! `METIER_SLOW_TESTS=1 METIER_DATA=… cargo nextest run --release -p metier-train --test certificate --no-capture` prints the table of
+//! `METIER_SLOW_TESTS=1 METIER_DATA=… cargo nextest run -p metier-train --test certificate --no-capture` prints the table of
 //! docs/certificate.md.
 
 #![allow(
