@@ -239,8 +239,6 @@ pub enum Event {
     },
     /// It answers again, in the place of the one after it.
     RolledBack,
-    /// It answers no longer, and nothing does in its place.
-    Retired,
     /// It was taken out of the store.
     Removed,
     /// A statement for another registry; stands in exported bundles alone.
@@ -383,9 +381,12 @@ impl History {
             let standing = &mut all[at];
             standing.state = match &record.event {
                 Event::Adopted | Event::Promoted { .. } | Event::RolledBack => State::Live,
-                Event::Built | Event::Imported { .. } | Event::Exported { .. } => State::Draft,
+                // Built once more, it stays where it is.
+                Event::Built | Event::Imported { .. } | Event::Exported { .. } => match standing.state {
+                    State::Removed => State::Draft,
+                    state => state,
+                },
                 Event::Shadowed => State::Shadow,
-                Event::Retired => State::Retired,
                 Event::Removed => State::Removed,
             };
             if goes_live {
@@ -564,7 +565,8 @@ impl Registry {
         Ok(Some(Serving { id, dir, remark, version }))
     }
 
-    /// Notes that a bundle which lies in the store was built by whoever holds the pen. One that is on record already stays as it is.
+    /// Notes that a bundle which lies in the store was built by whoever holds the pen. One that is on record with its builder
+    /// stays as it is.
     pub fn built(&self, name: &str, id: Digest, pen: &Pen<'_>) -> Result<(), RegistryError> {
         self.enter(name, id, Event::Built, pen)
     }
@@ -580,7 +582,10 @@ impl Registry {
 
     fn enter(&self, name: &str, id: Digest, event: Event, pen: &Pen<'_>) -> Result<(), RegistryError> {
         self.write(name, id, pen, |history| {
-            let known = history.standing(id).is_some_and(|standing| standing.state != State::Removed);
+            let known = history.standing(id).is_some_and(|standing| {
+                let nobody = standing.built_by.as_deref().is_none_or(|builder| builder == UNKNOWN);
+                standing.state != State::Removed && (!nobody || pen.by == UNKNOWN)
+            });
             Ok((!known).then_some(event))
         })
     }

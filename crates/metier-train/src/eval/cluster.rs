@@ -8,7 +8,7 @@
 
 use std::collections::BTreeMap;
 
-use metier_model::proof::{NonInferiority, Paired, Verdict, clopper_pearson, normal_quantile, wilson};
+use metier_model::proof::{NonInferiority, Paired, clopper_pearson, normal_quantile, wilson};
 use serde::{Deserialize, Serialize};
 use statrs::{
     distribution::{ContinuousCDF as _, StudentsT},
@@ -17,9 +17,6 @@ use statrs::{
 
 use super::metrics::{CONFIDENCE, Measured};
 
-/// One-sided error of a verdict, and the power at which rows needed are counted; as in `proof::paired`.
-const ALPHA: f64 = 0.05;
-const POWER: f64 = 0.80;
 const BISECTIONS: u32 = 60;
 
 /// Which rows belong together.
@@ -159,42 +156,41 @@ pub fn exact_share(
     [low, high]
 }
 
-/// Is the candidate's accuracy at most `margin` below the reference's, on the same rows? Without groups Tango's score test
-/// (`proof::paired`); with them a t test on the group totals of the difference, which needs some 20 groups to keep its level.
+/// Is the candidate's accuracy at most `margin` below the reference's, on the same rows? Tango's score test (`proof::paired`);
+/// with groups at the number of independent rows whose differences would vary as much. A t test on group totals was
+/// tried: where losses are rare and whole groups fail together it let 14 % pass at the margin instead of 5 %, this one 10 %.
 pub fn non_inferiority(groups: Option<&Groups>, candidate: &[bool], reference: &[bool], margin: f64) -> NonInferiority {
     let paired = Paired::count(candidate, reference);
-    let Some(groups) = groups else { return paired.non_inferiority(margin) };
+    let all = paired.non_inferiority(margin);
+    let Some(groups) = groups else { return all };
     let (n, g) = (candidate.len() as f64, groups.rows.len() as f64);
     let difference = |row: usize| f64::from(u8::from(candidate[row])) - f64::from(u8::from(reference[row]));
-    let mean = (0..candidate.len()).map(difference).sum::<f64>() / n.max(1.0);
+    let mean = all.difference;
     let between: f64 = (groups.rows.iter())
         .map(|rows| (rows.iter().map(|row| difference(*row)).sum::<f64>() - mean * rows.len() as f64).powi(2))
         .sum();
     if g < 2.0 || between <= 0.0 {
         // Nothing varies between groups: each counts as one row on which both did alike.
         let alike = Paired { n: groups.rows.len() as u64, candidate_only: 0, reference_only: 0 };
-        return NonInferiority { difference: mean, mcnemar_p: paired.mcnemar(), ..alike.non_inferiority(margin) };
+        return NonInferiority { difference: mean, mcnemar_p: all.mcnemar_p, ..alike.non_inferiority(margin) };
     }
-    let error = (g / (g - 1.0) * between).sqrt() / n;
-    let half = student(g - 1.0, 0.5 + CONFIDENCE / 2.0) * error;
-    let statistic = (mean + margin) / error;
-    let limit = student(g - 1.0, 1.0 - ALPHA);
-    let verdict = if statistic >= limit {
-        Verdict::NonInferior
-    } else if statistic <= -limit {
-        Verdict::Inferior
-    } else {
-        Verdict::CannotTell
+    let within: f64 = (0..candidate.len()).map(|row| (difference(row) - mean).powi(2)).sum();
+    let design_effect = (g / (g - 1.0) * between / within).max(1.0);
+    let (z, t) = (normal_quantile(0.5 + CONFIDENCE / 2.0), student(g - 1.0, 0.5 + CONFIDENCE / 2.0));
+    let share = (1.0 / design_effect * (z / t).powi(2)).min(1.0);
+    // Whole rows, rounded against the candidate.
+    let scaled = Paired {
+        n: (n * share).floor() as u64,
+        candidate_only: (paired.candidate_only as f64 * share).floor() as u64,
+        reference_only: (paired.reference_only as f64 * share).ceil() as u64,
     };
-    let z = normal_quantile(1.0 - ALPHA) + normal_quantile(POWER);
-    let t = StudentsT::new(0.0, 1.0, g - 1.0).expect("degrees of freedom are positive");
+    let test = scaled.non_inferiority(margin);
     NonInferiority {
         difference: mean,
-        interval: [(mean - half).max(-1.0), (mean + half).min(1.0)],
-        p_value: 1.0 - t.cdf(statistic),
-        mcnemar_p: paired.mcnemar(),
-        verdict,
-        rows_needed: (margin > 0.0).then(|| (z * z * error * error * n / (margin * margin)).ceil() as u64),
+        interval: [test.interval[0].min(mean), test.interval[1].max(mean)],
+        mcnemar_p: all.mcnemar_p,
+        rows_needed: all.rows_needed.map(|rows| (rows as f64 * design_effect).ceil() as u64),
+        ..test
     }
 }
 
@@ -224,7 +220,7 @@ fn beta_quantile(a: f64, b: f64, p: f64) -> f64 {
 
 #[cfg(test)]
 mod tests {
-    use metier_model::specialist::mix;
+    use metier_model::{proof::Verdict, specialist::mix};
 
     use super::*;
 
@@ -284,13 +280,13 @@ mod tests {
     }
 
     #[test]
-    fn the_grouped_test_keeps_its_level_and_has_power() {
+    fn the_grouped_test_keeps_near_its_level_and_has_power() {
         const DRAWS: u32 = 2000;
         let mut state = 5;
-        let mut passed = |loss: f64| {
+        let mut passed = |loss: f64, together: f64| {
             let mut n = 0;
             for _ in 0..DRAWS {
-                let (names, worse) = draw(40, 10, loss, 0.5, &mut state);
+                let (names, worse) = draw(40, 10, loss, together, &mut state);
                 let reference = vec![true; worse.len()];
                 let candidate: Vec<bool> = worse.iter().map(|worse| !worse).collect();
                 let test = non_inferiority(Some(&groups(&names)), &candidate, &reference, 0.10);
@@ -298,11 +294,12 @@ mod tests {
             }
             f64::from(n) / f64::from(DRAWS)
         };
-        // Exactly at the margin one in twenty may pass; skewed rare losses make a t test somewhat liberal.
-        let at_margin = passed(0.10);
-        assert!((0.02..=0.11).contains(&at_margin), "{at_margin}");
-        let better = passed(0.02);
-        assert!(better > 0.9, "{better}");
+        // Exactly at the margin one in twenty may pass. Where half of the groups fail as a whole and losses are rare, groups
+        // that happen to hold few losses also look independent: one in ten does.
+        let (independent, half, whole) = (passed(0.10, 0.0), passed(0.10, 0.5), passed(0.10, 1.0));
+        assert!((0.005..=0.06).contains(&independent) && half <= 0.12 && whole <= 0.06, "{independent} {half} {whole}");
+        let better = passed(0.02, 0.5);
+        assert!(better > 0.6, "{better}");
     }
 
     #[test]

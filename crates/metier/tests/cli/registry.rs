@@ -103,6 +103,22 @@ fn where_approval_is_required_nothing_answers_without_a_proof_and_a_second_perso
     desk.run("specialists promote dsk --approver grace").check(2, &["no specialist `dsk`"]);
 }
 
+/// Where no user is known the record says so, and nobody can be told apart from nobody: the same bundle, built by somebody, has a builder.
+#[test]
+fn a_bundle_of_nobody_is_approved_once_somebody_has_built_it() {
+    let desk = Desk::new();
+    desk.write("rows.csv", rows(900));
+    desk.write("task.toml", TASK);
+    desk.run_with("build task.toml --no-encoder", &[("METIER_USER", "")]).check(0, &["live"]);
+    desk.run("specialists promote desk --approver grace").check(1, &["no record says who built it"]);
+    desk.run_with("build task.toml --no-encoder", &[("METIER_USER", "")]).check(0, &["live"]);
+    desk.run("build task.toml --no-encoder").check(0, &["live"]);
+    desk.run("specialists promote desk --approver unknown").check(1, &["is nobody"]);
+    desk.run("specialists promote desk --approver grace").check(0, &["built by ada, approved by grace"]);
+    let records = fs::read_to_string(desk.path("state/specialists/desk/records.jsonl")).unwrap();
+    assert_eq!(records.lines().count(), 4, "built, promoted, built by ada, approved: {records}");
+}
+
 #[test]
 fn live_bundles_are_removed_only_with_consent_and_records_stay() {
     let (desk, [first, second]) = Desk::with_two("");
