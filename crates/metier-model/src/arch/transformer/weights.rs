@@ -185,6 +185,10 @@ impl Transformer {
         let table = loader.tensor(EMBEDDING, &[config.vocabulary, width])?;
         check_table(table)?;
         let head = loader.head(table)?;
+        let is_tied = match blueprint.tied {
+            Some(tied) => tied,
+            None => !loader.has(&format!("{HEAD}.weight")),
+        };
         let layers = (0..config.layers).map(|i| loader.layer(&config, i)).collect::<Result<Vec<_>, _>>()?;
         let biased = blueprint.family.qkv_bias;
         if let Some(i) = layers.iter().position(|layer| biased && layer.qkv.bias.is_none()) {
@@ -196,6 +200,7 @@ impl Transformer {
         let rope = Rope::new(&config, divisors.as_deref());
         let embedding = files.place(table.name).expect("it was just read").clone();
         files.release();
-        Ok(Self { config, files, embedding, layers, output_norm, head, rope })
+        let names = blueprint.names;
+        Ok(Self { config, files, embedding, layers, output_norm, head, is_tied, rope, names })
     }
 }
