@@ -1,9 +1,13 @@
 //! A specialist as the gateway sees it: the few things it asks of [`Specialist`], so that a simulation can script them.
 
+use std::sync::Arc;
+
 use metier_model::{
     BaseId, Digest,
     specialist::{Specialist, render_request},
 };
+
+use crate::backend::embedder::Embedder;
 
 /// What a specialist says of a text.
 #[derive(Clone, Debug, PartialEq)]
@@ -13,7 +17,7 @@ pub(crate) struct Judged {
     pub(crate) score: f32,
     pub(crate) threshold: Option<f32>,
     pub(crate) accepted: bool,
-    /// `linear`, `head`, `both`.
+    /// `linear`, `head`, `both`, `tuned`.
     pub(crate) stage: String,
 }
 
@@ -27,6 +31,10 @@ pub(crate) trait Expert: Send + Sync {
     fn labels(&self) -> &[String];
     fn may_leave(&self) -> bool;
     fn needs_embedding(&self) -> bool;
+    /// The encoder that was tuned for it, where it reads that one's embeddings and not the server's.
+    fn own_encoder(&self) -> Option<&Embedder> {
+        None
+    }
     fn centroids(&self) -> &[Vec<f32>];
     fn match_threshold(&self) -> Option<f32>;
     /// The text that it reads out of the last user message; else why not.
@@ -76,13 +84,80 @@ impl Expert for Specialist {
     }
 
     fn judge(&self, text: &str, embedding: Option<&[f32]>) -> Result<Judged, String> {
-        let answer = self.answer(text, embedding).map_err(|error| error.to_string())?;
-        Ok(Judged {
-            label: answer.label,
-            score: answer.score,
-            threshold: answer.threshold,
-            accepted: answer.accepted,
-            stage: answer.stage,
-        })
+        // The server's embeddings are not those that it was made with: see `WithEncoder`.
+        if self.encoder_file().is_some() {
+            return Err(format!(
+                "specialist `{}` has an encoder of its own, which could not be loaded",
+                self.manifest().name
+            ));
+        }
+        judged(self, text, embedding)
     }
+}
+
+/// A specialist whose stage reads an encoder of its own, which runs on a thread of its own.
+pub(crate) struct WithEncoder {
+    pub(crate) specialist: Arc<Specialist>,
+    pub(crate) embedder: Embedder,
+}
+
+impl Expert for WithEncoder {
+    fn name(&self) -> &str {
+        Expert::name(&*self.specialist)
+    }
+
+    fn id(&self) -> Digest {
+        self.specialist.id()
+    }
+
+    fn base(&self) -> Option<&BaseId> {
+        Expert::base(&*self.specialist)
+    }
+
+    fn instruction(&self) -> &str {
+        Expert::instruction(&*self.specialist)
+    }
+
+    fn labels(&self) -> &[String] {
+        Expert::labels(&*self.specialist)
+    }
+
+    fn may_leave(&self) -> bool {
+        Expert::may_leave(&*self.specialist)
+    }
+
+    fn needs_embedding(&self) -> bool {
+        self.specialist.needs_embedding()
+    }
+
+    fn own_encoder(&self) -> Option<&Embedder> {
+        Some(&self.embedder)
+    }
+
+    fn centroids(&self) -> &[Vec<f32>] {
+        self.specialist.centroids()
+    }
+
+    fn match_threshold(&self) -> Option<f32> {
+        self.specialist.match_threshold()
+    }
+
+    fn read(&self, message: &str) -> Result<String, String> {
+        Expert::read(&*self.specialist, message)
+    }
+
+    fn judge(&self, text: &str, embedding: Option<&[f32]>) -> Result<Judged, String> {
+        judged(&self.specialist, text, embedding)
+    }
+}
+
+fn judged(specialist: &Specialist, text: &str, embedding: Option<&[f32]>) -> Result<Judged, String> {
+    let answer = specialist.answer(text, embedding).map_err(|error| error.to_string())?;
+    Ok(Judged {
+        label: answer.label,
+        score: answer.score,
+        threshold: answer.threshold,
+        accepted: answer.accepted,
+        stage: answer.stage,
+    })
 }

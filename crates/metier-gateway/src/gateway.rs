@@ -20,7 +20,8 @@ use std::{
     time::Duration,
 };
 
-use metier_model::{BaseId, Digest};
+use metier_kernels::Pool;
+use metier_model::{BaseId, Digest, Encoder};
 use metier_traffic::wire::{ChatRequest, EmbeddingRequest, EmbeddingResponse, ModelEntry, Usage};
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore},
@@ -114,6 +115,8 @@ pub(crate) struct EncoderSlot {
     pub(crate) embedder: Embedder,
     pub(crate) base: BaseId,
     pub(crate) dim: usize,
+    /// Whose tables and tokenizer tuned encoders share, and the threads that they run on.
+    pub(crate) source: Option<(Arc<Encoder>, Arc<Pool>)>,
 }
 
 /// What a gateway is made of; `setup.rs` makes them from a configuration, tests from scripts.
@@ -134,7 +137,7 @@ pub struct Gateway {
     meter: Meter,
     base: Option<BaseSlot>,
     adapters: Adapters,
-    encoder: Option<EncoderSlot>,
+    pub(crate) encoder: Option<EncoderSlot>,
     remotes: Vec<RemoteSlot>,
     remote_facts: Vec<BackendFacts>,
     local_facts: [BackendFacts; 1],
@@ -317,7 +320,7 @@ impl Gateway {
         ended
     }
 
-    fn experts(&self) -> Arc<Vec<Arc<dyn Expert>>> {
+    pub(crate) fn experts(&self) -> Arc<Vec<Arc<dyn Expert>>> {
         Arc::clone(&self.experts.read().unwrap_or_else(|poisoned| poisoned.into_inner()))
     }
 

@@ -19,7 +19,7 @@ use crate::{
         local::{LOCAL, LocalBase},
         remote::{BackendConfig, RETRY_BACKOFF, Remote, SetupError},
     },
-    expert::Expert,
+    expert::{Expert, WithEncoder},
     gateway::{BaseSlot, EncoderSlot, Gateway, Limits, Parts, RemoteSlot},
     meter::Meter,
 };
@@ -120,17 +120,50 @@ impl Gateway {
     }
 
     /// Puts these specialists in the place of all there are. Requests under way end with those they began with.
+    /// One that has an encoder of its own gets a thread for it; threads of those that stay go on. Where its encoder cannot be loaded it
+    /// stays known, and says so when it is asked.
     pub fn reload_specialists(&self, specialists: Vec<Arc<Specialist>>) {
-        self.replace_experts(specialists.into_iter().map(|specialist| specialist as Arc<dyn Expert>).collect());
+        let running = self.experts();
+        let known = |specialist: &Specialist| running.iter().find(|expert| expert.id() == specialist.id()).cloned();
+        let experts = specialists.into_iter().map(|specialist| match known(&specialist) {
+            Some(expert) if expert.own_encoder().is_some() => expert,
+            _ => self.with_own_encoder(specialist),
+        });
+        self.replace_experts(experts.collect());
+    }
+
+    fn with_own_encoder(&self, specialist: Arc<Specialist>) -> Arc<dyn Expert> {
+        let slot = self.encoder.as_ref();
+        let (Some(file), Some((base, pool))) =
+            (specialist.encoder_file(), slot.and_then(|encoder| encoder.source.as_ref()))
+        else {
+            return specialist;
+        };
+        // Layers over other tables would answer nonsense; `replace_experts` warns of it.
+        if specialist.manifest().base.as_ref().is_none_or(|made_with| made_with.mismatch(base.base()).is_some()) {
+            return specialist;
+        }
+        let started = base.tuned(&file.0).map_err(|error| error.to_string()).and_then(|encoder| {
+            let queue = EncoderQueue::new(Arc::new(encoder), QueueLimits::default());
+            Embedder::start(PooledEncoder { queue, pool: Arc::clone(pool) }).map_err(|error| error.to_string())
+        });
+        match started {
+            Ok(embedder) => Arc::new(WithEncoder { specialist, embedder }),
+            Err(error) => {
+                tracing::warn!("specialist `{}` cannot answer: {error}", specialist.manifest().name);
+                specialist
+            }
+        }
     }
 }
 
 fn start_encoder(encoder: Arc<Encoder>, pool: Arc<Pool>) -> Result<EncoderSlot, OpenError> {
     let (base, dim) = (encoder.base().clone(), encoder.dim());
+    let source = Some((Arc::clone(&encoder), Arc::clone(&pool)));
     let queue = EncoderQueue::new(encoder, QueueLimits::default());
     let embedder =
         Embedder::start(PooledEncoder { queue, pool }).map_err(|error| OpenError::Thread("encoder", error))?;
-    Ok(EncoderSlot { embedder, base, dim })
+    Ok(EncoderSlot { embedder, base, dim, source })
 }
 
 fn start_base(

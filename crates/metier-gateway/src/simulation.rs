@@ -56,6 +56,7 @@ struct Scripted {
     centroids: Vec<Vec<f32>>,
     needs_embedding: bool,
     base: Option<BaseId>,
+    own: Option<Embedder>,
 }
 
 /// The encoder of every world.
@@ -74,6 +75,7 @@ fn expert(score: f32) -> Scripted {
         centroids: vec![vec![1.0, 0.0]],
         needs_embedding: true,
         base: Some(encoder()),
+        own: None,
     }
 }
 
@@ -104,6 +106,9 @@ impl Expert for Scripted {
     fn needs_embedding(&self) -> bool {
         self.needs_embedding
     }
+    fn own_encoder(&self) -> Option<&Embedder> {
+        self.own.as_ref()
+    }
     fn centroids(&self) -> &[Vec<f32>] {
         &self.centroids
     }
@@ -116,6 +121,7 @@ impl Expert for Scripted {
     fn judge(&self, text: &str, embedding: Option<&[f32]>) -> Result<Judged, String> {
         assert_ne!(text, "panic", "as asked");
         assert_eq!(embedding.is_some(), self.needs_embedding);
+        assert_eq!(embedding == Some(&ELSEWHERE[..]), self.own.is_some(), "vectors of its own encoder and of no other");
         Ok(Judged {
             label: self.label.into(),
             score: self.score,
@@ -124,6 +130,26 @@ impl Expert for Scripted {
             stage: "both".into(),
         })
     }
+}
+
+/// Where all texts lie for [`Elsewhere`].
+const ELSEWHERE: [f32; 2] = [0.0, 7.0];
+
+/// An encoder that was tuned: another than the server's.
+struct Elsewhere(Vec<u64>);
+
+impl Embed for Elsewhere {
+    fn submit(&mut self, texts: &[&str]) -> Result<u64, BackendError> {
+        assert_eq!(texts.len(), 1);
+        let id = self.0.len() as u64;
+        self.0.push(id);
+        Ok(id)
+    }
+    fn step(&mut self) -> Vec<(u64, Embedded)> {
+        let done = std::mem::take(&mut self.0).into_iter();
+        done.map(|id| (id, Embedded { vectors: vec![ELSEWHERE.to_vec()], n_tokens: 5 })).collect()
+    }
+    fn cancel(&mut self, _: u64) {}
 }
 
 /// Texts about cards lie to the right, all others upwards.
@@ -305,6 +331,7 @@ impl Setup {
                 embedder: Embedder::start(Compass::default()).unwrap(),
                 base: encoder(),
                 dim: 2,
+                source: None,
             }),
             remotes,
             experts: self.experts.into_iter().map(|expert| Arc::new(expert) as Arc<dyn Expert>).collect(),
@@ -416,6 +443,18 @@ async fn formats_choices_and_streams_of_a_specialist() {
     assert_eq!((last.choices.len(), last.usage), (0, Some(Usage::of(1, 0))));
     assert_eq!(last.metier.as_ref().unwrap()["cost_usd"], "0.0000003");
     assert!(chunks[..3].iter().all(|chunk| chunk.metier.is_none()));
+}
+
+/// Named or found by `auto`, whose nearest task is told by the server's vectors: what is judged is the vector of its own encoder.
+#[tokio::test]
+async fn a_specialist_with_an_encoder_of_its_own_reads_that_one() {
+    let own = Some(Embedder::start(Elsewhere(Vec::new())).unwrap());
+    let world = one(Scripted { own, ..expert(0.93) }, Vec::new());
+    for name in ["tickets", "auto"] {
+        let (response, decision) = world.whole(ask(name, "my card is gone")).await.unwrap();
+        assert_eq!(content(&response), Some("card_lost"), "{name}");
+        assert_eq!((decision.outcome, response.usage), (Outcome::Accepted, Some(Usage::of(5, 0))));
+    }
 }
 
 /// An unsure specialist, who may answer in its place, and what becomes of it.

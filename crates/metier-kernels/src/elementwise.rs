@@ -25,7 +25,7 @@ unsafe fn map_in_place<L: Lanes>(x: &mut [f32], body: impl Fn(L::F) -> L::F) {
 
 /// Folds `x` into 16 strided partial results (element i goes to lane i mod 16); absent elements are `pad`.
 #[inline(always)]
-unsafe fn fold<L: Lanes>(x: &[f32], start: f32, pad: f32, body: impl Fn(L::F, L::F) -> L::F) -> L::F {
+pub(crate) unsafe fn fold<L: Lanes>(x: &[f32], start: f32, pad: f32, body: impl Fn(L::F, L::F) -> L::F) -> L::F {
     // SAFETY: 16 elements each; features as the trait demands.
     unsafe {
         let mut acc = L::splat(start);

@@ -27,6 +27,16 @@ impl<'a> MatRef<'a> {
         Self { data, rows, cols, row_stride: cols, col_stride: 1 }
     }
 
+    /// As [`new`](Self::new), each row `row_stride` elements behind the one before: some columns of a wider matrix.
+    ///
+    /// # Panics
+    ///
+    /// Where rows overlap or the last ends behind `data`.
+    pub fn strided(data: &'a [f32], rows: usize, cols: usize, row_stride: usize) -> Self {
+        assert!(lie_inside(data.len(), rows, cols, row_stride), "{rows} × {cols} elements");
+        Self { data, rows, cols, row_stride, col_stride: 1 }
+    }
+
     /// The transposed matrix, without moving an element.
     pub fn t(self) -> Self {
         Self {
@@ -37,6 +47,32 @@ impl<'a> MatRef<'a> {
             col_stride: self.row_stride,
         }
     }
+}
+
+/// Some columns of a row-major matrix, to be written.
+#[derive(Debug)]
+pub struct MatMut<'a> {
+    data: &'a mut [f32],
+    rows: usize,
+    cols: usize,
+    row_stride: usize,
+}
+
+impl<'a> MatMut<'a> {
+    /// Rows of `cols` elements, each `row_stride` elements behind the one before.
+    ///
+    /// # Panics
+    ///
+    /// As [`MatRef::strided`].
+    pub fn strided(data: &'a mut [f32], rows: usize, cols: usize, row_stride: usize) -> Self {
+        assert!(lie_inside(data.len(), rows, cols, row_stride), "{rows} × {cols} elements");
+        Self { data, rows, cols, row_stride }
+    }
+}
+
+fn lie_inside(len: usize, rows: usize, cols: usize, row_stride: usize) -> bool {
+    let end = |rows: usize| (rows - 1).checked_mul(row_stride)?.checked_add(cols);
+    rows == 0 || (row_stride >= cols && end(rows).is_some_and(|end| end <= len))
 }
 
 /// What happens to what stood in the output.
@@ -74,32 +110,59 @@ pub fn matmul_f32(pool: &Pool, a: MatRef<'_>, b: MatRef<'_>, out: &mut [f32], ta
     pool.run_ranges(m, rows_per_part, &|rows| {
         // SAFETY: ranges of rows do not overlap.
         let out = unsafe { out.part(rows.start * n, rows.len() * n) };
-        // SAFETY: `MatRef::new` checked that all rows × cols elements lie inside `data`, `t` keeps that; this part's rows of
-        // `a` start at `rows.start`, and `out` holds rows.len() × n elements with row stride n.
-        unsafe {
-            gemm::gemm(
-                rows.len(),
-                n,
-                k,
-                out.as_mut_ptr(),
-                1,
-                n as isize,
-                target == Target::Accumulate,
-                a.data.as_ptr().add(rows.start * a.row_stride),
-                a.col_stride as isize,
-                a.row_stride as isize,
-                b.data.as_ptr(),
-                b.col_stride as isize,
-                b.row_stride as isize,
-                1.0,
-                1.0,
-                false,
-                false,
-                false,
-                gemm::Parallelism::None,
-            );
-        }
+        let part = MatRef { data: &a.data[rows.start * a.row_stride..], rows: rows.len(), ..a };
+        multiply(part, b, MatMut { data: out, rows: rows.len(), cols: n, row_stride: n }, 1.0, target);
     });
+}
+
+/// [`matmul_f32`] on the calling thread, each product multiplied with `scale`: for small matrices, many at a time.
+///
+/// # Panics
+///
+/// Where sizes differ.
+pub fn matmul_alone_f32(a: MatRef<'_>, b: MatRef<'_>, out: MatMut<'_>, scale: f32, target: Target) {
+    assert_eq!(a.cols, b.rows, "inner sizes agree");
+    assert_eq!((out.rows, out.cols), (a.rows, b.cols), "output is (a.rows, b.cols)");
+    if a.rows == 0 || b.cols == 0 {
+        return;
+    }
+    if a.cols == 0 {
+        if target == Target::Overwrite {
+            (0..out.rows).for_each(|row| out.data[row * out.row_stride..][..out.cols].fill(0.0));
+        }
+        return;
+    }
+    multiply(a, b, out, scale, target);
+}
+
+/// One product on this thread; no size is 0.
+fn multiply(a: MatRef<'_>, b: MatRef<'_>, out: MatMut<'_>, scale: f32, target: Target) {
+    assert!(a.cols == b.rows && out.rows == a.rows && out.cols == b.cols, "checked by the callers");
+    // SAFETY: whoever made a `MatRef` or `MatMut` checked that its last element lies inside `data`; `t` and cutting off rows keep
+    // that; sizes agree by the assertion.
+    unsafe {
+        gemm::gemm(
+            a.rows,
+            b.cols,
+            a.cols,
+            out.data.as_mut_ptr(),
+            1,
+            out.row_stride as isize,
+            target == Target::Accumulate,
+            a.data.as_ptr(),
+            a.col_stride as isize,
+            a.row_stride as isize,
+            b.data.as_ptr(),
+            b.col_stride as isize,
+            b.row_stride as isize,
+            1.0,
+            scale,
+            false,
+            false,
+            false,
+            gemm::Parallelism::None,
+        );
+    }
 }
 
 #[cfg(test)]
@@ -129,6 +192,24 @@ mod tests {
                     });
                     // Small integers: every order of summing is exact.
                     prop_assert_eq!(out[i * n + j], expected);
+                }
+            }
+        }
+
+        #[test]
+        fn columns_of_wider_matrices(m in 0usize..20, n in 0usize..20, k in 0usize..20, more in 0usize..9, accumulate: bool) {
+            let a: Vec<f32> = (0..m * (k + more)).map(|i| ((i * 7) % 13) as f32 - 6.0).collect();
+            let b: Vec<f32> = (0..n * (k + more)).map(|i| ((i * 5) % 11) as f32 - 5.0).collect();
+            let target = if accumulate { Target::Accumulate } else { Target::Overwrite };
+            let mut out = vec![3.0; m * (n + more)];
+            let (left, right) = (MatRef::strided(&a, m, k, k + more), MatRef::strided(&b, n, k, k + more).t());
+            matmul_alone_f32(left, right, MatMut::strided(&mut out, m, n, n + more), 0.5, target);
+            for (i, row) in out.chunks_exact((n + more).max(1)).enumerate() {
+                for (j, found) in row.iter().enumerate() {
+                    let dot = |l| a[i * (k + more) + l] * b[j * (k + more) + l];
+                    let start = if accumulate { 3.0 } else { 0.0 };
+                    let expected = if j < n { start + 0.5 * (0..k).map(dot).sum::<f32>() } else { 3.0 };
+                    prop_assert_eq!(*found, expected);
                 }
             }
         }

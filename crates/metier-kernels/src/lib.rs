@@ -23,6 +23,7 @@
 #[macro_use]
 mod dispatch;
 pub mod attention;
+pub mod backward;
 pub mod ceilings;
 pub mod dense;
 pub mod elementwise;
@@ -36,7 +37,7 @@ mod pool;
 pub mod quant;
 mod tier;
 
-pub use gemm_f32::{MatRef, Target, matmul_f32};
+pub use gemm_f32::{MatMut, MatRef, Target, matmul_alone_f32, matmul_f32};
 pub use mapped::Mapped;
 pub use pool::Pool;
 pub use tier::{Isa, Tier, UnknownTier};

@@ -14,10 +14,12 @@
 
 mod folder;
 mod queue;
+mod tuned;
 
 use std::{
     io,
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 use folder::{Dense, Steps};
@@ -164,15 +166,17 @@ impl std::fmt::Display for EncoderWeights {
 
 /// What becomes of a window's hidden rows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Pooling {
+pub enum Pooling {
+    /// Their mean.
     Mean,
+    /// The first one.
     FirstToken,
 }
 
 /// A BERT-type encoder with its tokenizer. `Send + Sync`; calls share a [`Pool`] by turns.
 pub struct Encoder {
     bert: Bert,
-    tokenizer: Tokenizer,
+    tokenizer: Arc<Tokenizer>,
     base: BaseId,
     pooling: Pooling,
     dense: Vec<Dense>,
@@ -231,7 +235,7 @@ impl Encoder {
         let name = dir.file_name().map_or_else(String::new, |name| name.to_string_lossy().into_owned());
         let Steps { pooling, dense, .. } = steps;
         let base = BaseId { name, digest, weights: (weights != EncoderWeights::F32).then_some(weights) };
-        Ok(Self { bert, tokenizer, base, pooling, dense, window_tokens, frame })
+        Ok(Self { bert, tokenizer: Arc::new(tokenizer), base, pooling, dense, window_tokens, frame })
     }
 
     /// Gives the base another name than its folder's, e.g. the catalogue's.

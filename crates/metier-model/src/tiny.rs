@@ -3,6 +3,7 @@
 //! They answer nonsense, but every path of the engine can be tried on them in milliseconds: batches, stops, limits, tiers.
 
 use half::f16;
+use serde_json::json;
 
 use safetensors::{Dtype, tensor::TensorView};
 
@@ -141,6 +142,89 @@ pub fn adapter(base: &TransformerConfig, seed: u64, rank: usize, targets: &[&str
         "peft_type": "LORA", "r": rank, "lora_alpha": 2 * rank, "bias": "none", "target_modules": targets,
     });
     AdapterFiles { config: config.to_string(), weights }
+}
+
+/// Writes a folder that [`Encoder::open`](crate::Encoder::open) reads: a BERT of random weights, 32 wide with two heads, windows of
+/// 32 tokens, whose vocabulary is `words` behind the four special tokens.
+///
+/// # Errors
+///
+/// Where a file cannot be written.
+pub fn bert_folder(dir: &std::path::Path, words: &[&str], layers: usize, seed: u64) -> std::io::Result<()> {
+    const WIDTH: usize = 32;
+    const INNER: usize = 48;
+    const POSITIONS: usize = 32;
+    let words: Vec<&str> = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"].into_iter().chain(words.iter().copied()).collect();
+    let config = json!({
+        "model_type": "bert", "hidden_size": WIDTH, "num_hidden_layers": layers, "num_attention_heads": 2,
+        "intermediate_size": INNER, "vocab_size": words.len(), "max_position_embeddings": POSITIONS, "type_vocab_size": 2,
+        "layer_norm_eps": 1e-12, "hidden_act": "gelu",
+    });
+    let special = |id: usize| {
+        json!({"id": id, "content": words[id], "single_word": false, "lstrip": false, "rstrip": false, "normalized": false,
+            "special": true})
+    };
+    let piece = |id: &str| json!({"SpecialToken": {"id": id, "type_id": 0}});
+    let vocabulary: serde_json::Map<String, serde_json::Value> =
+        words.iter().enumerate().map(|(i, word)| ((*word).to_owned(), i.into())).collect();
+    let tokenizer = json!({
+        "version": "1.0", "padding": null, "added_tokens": [special(0), special(1), special(2), special(3)],
+        "truncation": null,
+        "normalizer": {"type": "BertNormalizer", "clean_text": true, "handle_chinese_chars": true, "strip_accents": null,
+            "lowercase": true},
+        "pre_tokenizer": {"type": "BertPreTokenizer"},
+        "post_processor": {"type": "TemplateProcessing",
+            "single": [piece("[CLS]"), {"Sequence": {"id": "A", "type_id": 0}}, piece("[SEP]")],
+            "pair": [piece("[CLS]"), {"Sequence": {"id": "A", "type_id": 0}}, piece("[SEP]"),
+                {"Sequence": {"id": "B", "type_id": 1}}, {"SpecialToken": {"id": "[SEP]", "type_id": 1}}],
+            "special_tokens": {"[CLS]": {"id": "[CLS]", "ids": [2], "tokens": ["[CLS]"]},
+                "[SEP]": {"id": "[SEP]", "ids": [3], "tokens": ["[SEP]"]}}},
+        "decoder": {"type": "WordPiece", "prefix": "##", "cleanup": true},
+        "model": {"type": "WordPiece", "unk_token": "[UNK]", "continuing_subword_prefix": "##",
+            "max_input_chars_per_word": 100, "vocab": vocabulary},
+    });
+    let mut shapes: Vec<(String, Vec<usize>)> = vec![
+        ("embeddings.word_embeddings.weight".into(), vec![words.len(), WIDTH]),
+        ("embeddings.position_embeddings.weight".into(), vec![POSITIONS, WIDTH]),
+        ("embeddings.token_type_embeddings.weight".into(), vec![2, WIDTH]),
+        ("embeddings.LayerNorm.weight".into(), vec![WIDTH]),
+        ("embeddings.LayerNorm.bias".into(), vec![WIDTH]),
+    ];
+    for layer in 0..layers {
+        for (name, n, k) in [
+            ("attention.self.query", WIDTH, WIDTH),
+            ("attention.self.key", WIDTH, WIDTH),
+            ("attention.self.value", WIDTH, WIDTH),
+            ("attention.output.dense", WIDTH, WIDTH),
+            ("intermediate.dense", INNER, WIDTH),
+            ("output.dense", WIDTH, INNER),
+        ] {
+            shapes.push((format!("encoder.layer.{layer}.{name}.weight"), vec![n, k]));
+            shapes.push((format!("encoder.layer.{layer}.{name}.bias"), vec![n]));
+        }
+        for name in ["attention.output.LayerNorm", "output.LayerNorm"] {
+            shapes.push((format!("encoder.layer.{layer}.{name}.weight"), vec![WIDTH]));
+            shapes.push((format!("encoder.layer.{layer}.{name}.bias"), vec![WIDTH]));
+        }
+    }
+    let mut random = Random(seed);
+    let data: Vec<(String, Vec<usize>, Vec<u8>)> = shapes
+        .into_iter()
+        .map(|(name, shape)| {
+            let is_norm = name.ends_with("LayerNorm.weight");
+            // Weights of a size that trained networks have: rows keep their length from map to map.
+            let (middle, spread) = if is_norm { (1.0, 0.2) } else { (0.0, 1.5 / (WIDTH as f32).sqrt()) };
+            let values = (0..shape.iter().product()).map(|_| middle + spread * random.unit());
+            (name, shape, values.flat_map(f32::to_le_bytes).collect())
+        })
+        .collect();
+    let views = data.iter().map(|(name, shape, bytes)| {
+        (name, TensorView::new(Dtype::F32, shape.clone(), bytes).expect("shapes fit their bytes"))
+    });
+    let weights = safetensors::serialize(views, None).expect("shapes fit their bytes");
+    std::fs::write(dir.join("config.json"), config.to_string())?;
+    std::fs::write(dir.join("tokenizer.json"), tokenizer.to_string())?;
+    std::fs::write(dir.join("model.safetensors"), weights)
 }
 
 /// SplitMix64.

@@ -21,6 +21,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         pool: &Pool::new(std::thread::available_parallelism()?.get(), Tier::detect()),
         store: &SpecialistStore::open(Path::new(store))?,
         seed: 0,
+        tuning: metier_train::craft::encoder::Recipe::default(),
     };
     let start = Instant::now();
     let mut stage = String::new();

@@ -16,7 +16,7 @@ use std::{
 
 use metier_kernels::Pool;
 use metier_model::{
-    Digest, Progress, Specialist, SpecialistStore, Unit,
+    Digest, Encoder, Progress, Specialist, SpecialistStore, Unit,
     features::FORMAT as FEATURE_FORMAT,
     proof::{Certificate, NonInferiority, learn_then_test},
     specialist::{
@@ -27,7 +27,10 @@ use metier_model::{
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    craft::ladder::{self, Embeddings, Held, Ladder, Run},
+    craft::{
+        encoder::{self as tuning, TuneError},
+        ladder::{self, Embeddings, Ground, Held, Ladder, Run},
+    },
     data::{
         DataError, LeakReport, Part, Splits, TaskError, TaskFile,
         split::{self, Example},
@@ -60,6 +63,8 @@ pub struct Workbench<'a> {
     pub store: &'a SpecialistStore,
     /// Seed of split, permutations and resamples.
     pub seed: u64,
+    /// How an encoder is tuned, where the task and its budget let that rung run.
+    pub tuning: tuning::Recipe,
 }
 
 /// What a build made and measured; the result line of `metier build --json`, and `run.json` beside the bundle.
@@ -193,6 +198,15 @@ pub enum BuildError {
         #[source]
         source: Box<dyn Error + Send + Sync>,
     },
+    /// The encoder cannot be tuned.
+    #[error("cannot tune the encoder for `{name}`")]
+    Tune {
+        /// The task.
+        name: String,
+        /// Why.
+        #[source]
+        source: TuneError,
+    },
     /// The bundle cannot be written.
     #[error("cannot write the bundle of `{name}`")]
     Bundle {
@@ -239,7 +253,15 @@ pub fn build(
     let embed_seconds = elapsed().as_secs_f64();
     let deadline = Duration::from_secs_f64(task.budget_minutes * 60.0);
     let run = Run { pool: bench.pool, seed: bench.seed, clock: &elapsed, deadline };
-    let ladder = ladder::climb(&splits, embeddings.as_ref(), &task.target, &run, progress);
+    let ground = Ground {
+        splits: &splits,
+        embeddings: embeddings.as_ref(),
+        encoder: bench.encoder.and_then(Embed::as_encoder),
+        up_to: task.up_to,
+        tuning: &bench.tuning,
+    };
+    let ladder = ladder::climb(ground, &task.target, &run, progress)
+        .map_err(|source| BuildError::Tune { name: task.name.clone(), source })?;
     progress(Progress { stage: "proving", done: 0, total: None, unit: Unit::Steps });
     let (specialist, measured) = prove(task, &splits, embeddings.as_ref(), &ladder, bench)?;
     let manifest = specialist.manifest();
@@ -323,6 +345,11 @@ pub fn evaluate(
                 return Err(BuildError::Encoder { name: manifest.name.clone(), why });
             }
             let error = |source| BuildError::Embed { name: manifest.name.clone(), source };
+            let own = match specialist.encoder_file() {
+                None => None,
+                Some(file) => Some(own_encoder(&manifest.name, encoder, &file.0)?),
+            };
+            let encoder = own.as_ref().map_or(encoder, |own| own as &dyn Embed);
             Some(encoder.embed_all(pool, &texts, progress).map_err(error)?)
         }
         (true, None) => {
@@ -345,6 +372,13 @@ pub fn evaluate(
         ..yardstick(manifest, Metric::Accuracy, columns.reference.is_some(), &[], seed)
     };
     Ok(evaluation::evaluate(&scored, &yardstick))
+}
+
+/// The encoder of a specialist that has its own.
+fn own_encoder(name: &str, base: &dyn Embed, file: &[u8]) -> Result<Encoder, BuildError> {
+    let error = |why: String| BuildError::Encoder { name: name.to_owned(), why };
+    let base = base.as_encoder().ok_or_else(|| error("it has layers of its own, which need an encoder".to_owned()))?;
+    base.tuned(file).map_err(|source| BuildError::Embed { name: name.to_owned(), source: source.into() })
 }
 
 fn embed(
@@ -410,12 +444,14 @@ fn prove(
         manifest: manifest.clone(),
         features: rung.stage.reads_ngrams().then(|| ladder.features.clone()),
         head: rung.head.clone(),
+        encoder: rung.own.as_ref().map(|own| own.file.clone()),
         neighbours: embeddings.and_then(|all| neighbours(splits, all, task.data.out_of_scope.as_deref())),
         probe: Vec::new(),
         evidence: String::new(),
     });
 
-    let calibration = score(&specialist, splits, Part::Calibration, ladder, embeddings);
+    let read = rung.embeddings(embeddings);
+    let calibration = score(&specialist, splits, Part::Calibration, ladder, read);
     let losses: Vec<(f32, bool)> = calibration.iter().map(|row| (row.score, row.loss_if_accepted())).collect();
     match learn_then_test(&losses, task.target.epsilon, task.target.delta) {
         Ok(certificate) => manifest.certificate = Some(certificate),
@@ -428,15 +464,15 @@ fn prove(
     let part = if splits.part(Part::Test).is_empty() { Part::Validation } else { Part::Test };
     let manifest = specialist.manifest();
     let yardstick = yardstick(manifest, task.target.metric, task.reference.is_some(), &task.data.slice, bench.seed);
-    let scored = score(&specialist, splits, part, ladder, embeddings);
+    let scored = score(&specialist, splits, part, ladder, read);
     let evaluation = evaluation::evaluate(&scored, &yardstick);
     let failures = failures(splits.part(part), &scored, &splits.labels);
     let classes = |part| splits.part(part).iter().map(|example| example.class).collect::<Vec<_>>();
     let class_mix = evaluation::class_mix(&classes(Part::Calibration), &classes(part), &splits.labels);
     let evidence = Evidence { rows: part.name().to_owned(), evaluation, class_mix };
 
-    let held = Held::of(splits, part, &ladder.features, embeddings);
     let rungs = ladder.rungs.iter().map(|rung| {
+        let held = Held::of(splits, part, &ladder.features, rung.embeddings(embeddings));
         let calls = ladder::calls(&held.margins(&rung.head));
         let measured = metrics::measure(task.target.metric, &calls, &held.classes, splits.labels.len(), bench.seed);
         RungOutcome {
@@ -606,7 +642,16 @@ fn notes(
     if ladder.out_of_time {
         notes.push(format!("the budget of {} minutes ended before every setting was tried", task.budget_minutes));
     }
-    if ladder.rungs.len() == 1 {
+    for skipped in &ladder.skipped {
+        notes.push(format!(
+            "rung `{}` was not tried: it needs about {:.1} minutes, and {:.1} of the budget of {} are left",
+            skipped.stage.name(),
+            skipped.needed_seconds / 60.0,
+            skipped.left_seconds / 60.0,
+            task.budget_minutes
+        ));
+    }
+    if ladder.rungs.len() == 1 && task.up_to > Stage::Linear {
         notes.push(
             "no encoder was at hand: only the n-gram rung ran, and `auto` cannot find this specialist".to_owned(),
         );
@@ -615,7 +660,7 @@ fn notes(
 }
 
 /// Peak resident memory of this process; Linux only.
-fn peak_rss_bytes() -> Option<u64> {
+pub fn peak_rss_bytes() -> Option<u64> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
     Some(line.trim().strip_suffix(" kB")?.trim().parse::<u64>().ok()? * 1024)

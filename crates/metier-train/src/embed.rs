@@ -5,7 +5,7 @@ use std::error::Error;
 use metier_kernels::Pool;
 use metier_model::{BaseId, Encoder, Progress};
 
-/// A frozen encoder.
+/// An encoder: frozen, or the start of a tuned one.
 pub trait Embed {
     /// Length of an embedding.
     fn dim(&self) -> usize;
@@ -18,6 +18,10 @@ pub trait Embed {
         texts: &[&str],
         progress: &mut dyn FnMut(Progress<'_>),
     ) -> Result<Vec<Vec<f32>>, Box<dyn Error + Send + Sync>>;
+    /// The encoder itself, where there is one whose layers can be tuned.
+    fn as_encoder(&self) -> Option<&Encoder> {
+        None
+    }
 }
 
 impl Embed for Encoder {
@@ -36,5 +40,9 @@ impl Embed for Encoder {
         progress: &mut dyn FnMut(Progress<'_>),
     ) -> Result<Vec<Vec<f32>>, Box<dyn Error + Send + Sync>> {
         Ok(Self::embed_all(self, pool, texts, progress)?)
+    }
+
+    fn as_encoder(&self) -> Option<&Encoder> {
+        Some(self)
     }
 }

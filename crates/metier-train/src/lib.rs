@@ -2,7 +2,8 @@
 //! a store and everything that was measured on the way out.
 //!
 //! - [`data`]: rows, split by hash and group, checked for leaks.
-//! - [`craft`]: the rungs of the ladder and the choice between them.
+//! - [`grad`], [`objective`], [`optim`]: which way is down, by how much, and how far along it: networks that are tuned.
+//! - [`craft`]: the rungs of the ladder and the choice between them; the trade of tuned encoders.
 //! - [`eval`]: metrics with intervals, calibrator, certificate, report and model card.
 //! - [`curate`](mod@curate): what is wrong with the rows, before anything is made from them.
 //! - [`build`](mod@build): the one function that calls the rooms in order; [`plan`](mod@plan) is its dry run.
@@ -17,7 +18,10 @@ pub mod curate;
 pub mod data;
 pub mod embed;
 pub mod eval;
+pub mod grad;
 pub mod init;
+pub mod objective;
+pub mod optim;
 pub mod plan;
 
 pub use build::{BuildError, BuildOutcome, Workbench, build, evaluate};

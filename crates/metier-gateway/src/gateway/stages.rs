@@ -160,20 +160,21 @@ impl Gateway {
         if !permit.lists(LOCAL) {
             return Err(local_error(BackendError::NotPermitted));
         }
-        let embedded = match (embedded, &self.encoder) {
-            (Some(embedded), _) => embedded,
-            (None, Some(encoder)) if expert.needs_embedding() => {
+        let embedded = match (expert.own_encoder(), embedded, &self.encoder) {
+            (Some(own), ..) => own.embed(vec![text.to_owned()]).await.map_err(local_error)?,
+            (None, Some(embedded), _) => embedded,
+            (None, None, Some(encoder)) if expert.needs_embedding() => {
                 if let Some(why) = expert.base().and_then(|base| base.mismatch(&encoder.base)) {
                     let reason = format!("specialist `{}` cannot answer: {why}", expert.name());
                     return Err(local_error(BackendError::Failed(reason)));
                 }
                 encoder.embedder.embed(vec![text.to_owned()]).await.map_err(local_error)?
             }
-            (None, None) if expert.needs_embedding() => {
+            (None, None, None) if expert.needs_embedding() => {
                 let reason = format!("specialist `{}` needs an encoder, and this server has none", expert.name());
                 return Err(local_error(BackendError::Failed(reason)));
             }
-            (None, _) => Embedded { vectors: Vec::new(), n_tokens: 0 },
+            (None, None, _) => Embedded { vectors: Vec::new(), n_tokens: 0 },
         };
         let (expert, text, n_tokens) = (Arc::clone(expert), text.to_owned(), embedded.n_tokens);
         // A long text takes milliseconds, and a panic in it stays there.

@@ -12,12 +12,14 @@ pub(crate) mod dequantise;
 pub mod gguf;
 pub mod gguf_write;
 pub mod safetensors;
+mod safetensors_write;
 
 use std::{fmt, ops::Range};
 
 use dequantise::dequantise;
 pub use gguf::Gguf;
 pub use safetensors::Safetensors;
+pub use safetensors_write::{write_f16, write_f32};
 
 /// Dimensions of a tensor, at most.
 pub const MAX_DIMS: usize = 4;

@@ -4,6 +4,7 @@
 //! specialist.toml         the manifest, with the SHA-256 of every file below
 //! features.safetensors    n-gram ids and weights                      (linear, both)
 //! head.safetensors        the classifier
+//! encoder.safetensors     layers of its own encoder, in IEEE halves   (tuned)
 //! neighbours.safetensors  class centroids and match threshold         (if an encoder was at hand)
 //! probe.jsonl             up to 64 validation texts with their answers
 //! evidence.json           the evaluation that the report shows
@@ -18,6 +19,7 @@ use std::{
     fs,
     io::{self, Write as _},
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 use safetensors::SafeTensors;
@@ -32,6 +34,7 @@ use crate::{Digest, features::Features, head::LinearHead};
 const MANIFEST: &str = "specialist.toml";
 const FEATURES: &str = "features.safetensors";
 const HEAD: &str = "head.safetensors";
+const ENCODER: &str = "encoder.safetensors";
 const NEIGHBOURS: &str = "neighbours.safetensors";
 const PROBE: &str = "probe.jsonl";
 const EVIDENCE: &str = "evidence.json";
@@ -39,6 +42,8 @@ const EVIDENCE: &str = "evidence.json";
 pub const BESIDE: [&str; 3] = ["run.json", "report.html", "CARD.md"];
 /// Most bytes of one file of a bundle; larger ones are refused unread.
 const MAX_FILE_BYTES: u64 = 64 << 20;
+/// The same of an encoder: BERT-large's layers are 600 MB in 16 bits.
+const MAX_ENCODER_BYTES: u64 = 1 << 30;
 /// Most probe rows.
 pub const MAX_PROBE_ROWS: usize = 64;
 
@@ -91,7 +96,7 @@ pub enum BundleError {
         actual: Digest,
     },
     /// A file is larger than any this version writes.
-    #[error("`{file}` of bundle `{dir}` has {bytes} bytes; at most {MAX_FILE_BYTES} are read")]
+    #[error("`{file}` of bundle `{dir}` has {bytes} bytes; at most {limit} are read")]
     TooLarge {
         /// The bundle.
         dir: PathBuf,
@@ -99,6 +104,8 @@ pub enum BundleError {
         file: String,
         /// Its size.
         bytes: u64,
+        /// The limit.
+        limit: u64,
     },
     /// The manifest is no manifest.
     #[error("cannot read the manifest of bundle `{dir}`")]
@@ -139,12 +146,24 @@ pub struct Contents {
     pub features: Option<Features>,
     /// The classifier.
     pub head: LinearHead,
+    /// Layers of its own encoder, for stages that have one.
+    pub encoder: Option<EncoderFile>,
     /// For `auto`.
     pub neighbours: Option<Neighbours>,
     /// At most [`MAX_PROBE_ROWS`].
     pub probe: Vec<ProbeRow>,
     /// The evaluation, as JSON text.
     pub evidence: String,
+}
+
+/// The bytes of `encoder.safetensors`: what [`Encoder::with_tensors`](crate::Encoder::with_tensors) reads. Cheap to clone.
+#[derive(Clone, PartialEq, Eq)]
+pub struct EncoderFile(pub Arc<Vec<u8>>);
+
+impl std::fmt::Debug for EncoderFile {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "EncoderFile({} bytes)", self.0.len())
+    }
 }
 
 /// Where the task lies among all texts.
@@ -172,6 +191,9 @@ pub fn files(contents: &Contents) -> (Digest, BTreeMap<String, Vec<u8>>) {
     let mut files = BTreeMap::from([(HEAD.to_owned(), contents.head.to_bytes())]);
     if let Some(features) = &contents.features {
         files.insert(FEATURES.to_owned(), features.to_bytes());
+    }
+    if let Some(encoder) = &contents.encoder {
+        files.insert(ENCODER.to_owned(), encoder.0.to_vec());
     }
     if let Some(neighbours) = &contents.neighbours {
         let dim = neighbours.centroids.first().map_or(0, Vec::len);
@@ -236,8 +258,9 @@ pub fn read_unnamed(dir: &Path) -> Result<(Digest, Contents), BundleError> {
         if !metadata.is_file() {
             return Err(BundleError::Unknown { dir: dir.to_owned(), file: name });
         }
-        if metadata.len() > MAX_FILE_BYTES {
-            return Err(BundleError::TooLarge { dir: dir.to_owned(), file: name, bytes: metadata.len() });
+        let limit = if name == ENCODER { MAX_ENCODER_BYTES } else { MAX_FILE_BYTES };
+        if metadata.len() > limit {
+            return Err(BundleError::TooLarge { dir: dir.to_owned(), file: name, bytes: metadata.len(), limit });
         }
         found.insert(name, entry.path());
     }
@@ -262,11 +285,12 @@ pub fn read_unnamed(dir: &Path) -> Result<(Digest, Contents), BundleError> {
     }
     let manifest_hash = (MANIFEST, Digest::of(&manifest_bytes));
     let id = id(manifest.files.iter().map(|(name, hash)| (name.as_str(), *hash)).chain([manifest_hash]));
-    let contents = parse(dir, &manifest, &contents_of)?;
+    let contents = parse(dir, &manifest, contents_of)?;
     Ok((id, contents))
 }
 
-fn parse(dir: &Path, manifest: &Manifest, files: &BTreeMap<&str, Vec<u8>>) -> Result<Contents, BundleError> {
+fn parse(dir: &Path, manifest: &Manifest, mut files: BTreeMap<&str, Vec<u8>>) -> Result<Contents, BundleError> {
+    let encoder = files.remove(ENCODER).map(|bytes| EncoderFile(Arc::new(bytes)));
     let tensor = |file: &str| {
         let file = file.to_owned();
         move |source| BundleError::Tensor { dir: dir.to_owned(), file, source }
@@ -285,8 +309,11 @@ fn parse(dir: &Path, manifest: &Manifest, files: &BTreeMap<&str, Vec<u8>>) -> Re
     if let Some(file) = files.keys().find(|file| ![HEAD, FEATURES, NEIGHBOURS, PROBE, EVIDENCE].contains(file)) {
         return Err(BundleError::Unknown { dir: dir.to_owned(), file: (*file).to_owned() });
     }
+    if encoder.is_some() != manifest.stage.has_own_encoder() {
+        return Err(inconsistent("it has an encoder of its own that its stage does not read, or lacks one".to_owned()));
+    }
     check(manifest, &head, features.as_ref()).map_err(inconsistent)?;
-    Ok(Contents { manifest: manifest.clone(), features, head, neighbours, probe, evidence })
+    Ok(Contents { manifest: manifest.clone(), features, head, encoder, neighbours, probe, evidence })
 }
 
 /// What a hash cannot say: that the parts fit each other, so that answering cannot fail later.

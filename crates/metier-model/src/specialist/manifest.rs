@@ -80,18 +80,21 @@ pub enum Stage {
     Head,
     /// One linear model on both.
     Both,
+    /// One linear model on n-grams and the embedding of an encoder that was tuned for this task: layers of its own over the base's tables.
+    Tuned,
 }
 
 impl Stage {
     /// All rungs, smallest first.
-    pub const ALL: [Self; 3] = [Self::Linear, Self::Head, Self::Both];
+    pub const ALL: [Self; 4] = [Self::Linear, Self::Head, Self::Both, Self::Tuned];
 
-    /// `linear`, `head` or `both`.
+    /// `linear`, `head`, `both` or `tuned`.
     pub fn name(self) -> &'static str {
         match self {
             Self::Linear => "linear",
             Self::Head => "head",
             Self::Both => "both",
+            Self::Tuned => "tuned",
         }
     }
 
@@ -103,6 +106,11 @@ impl Stage {
     /// Does it read an embedding?
     pub fn reads_embedding(self) -> bool {
         self != Self::Linear
+    }
+
+    /// Does it read the embedding of an encoder of its own?
+    pub fn has_own_encoder(self) -> bool {
+        self == Self::Tuned
     }
 }
 
@@ -155,4 +163,28 @@ pub struct RungRecord {
     /// compared by resampling.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub against_best: Option<NonInferiority>,
+    /// How its encoder was tuned, where it was.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tuning: Option<TuningRecord>,
+}
+
+/// How an encoder was tuned.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct TuningRecord {
+    /// Passes over the training rows that ran.
+    pub epochs: u64,
+    /// The one whose numbers ship: the best on validation rows.
+    pub best_epoch: u64,
+    /// Rows of a step.
+    pub batch_rows: u64,
+    /// Greatest step length.
+    pub learning_rate: f64,
+    /// Share of elements that were dropped.
+    pub dropout: f64,
+    /// Share of a label that was spread over all classes.
+    pub smoothing: f64,
+    /// Weight of R-Drop.
+    pub r_drop: f64,
+    /// Weight of supervised contrast.
+    pub contrast: f64,
 }

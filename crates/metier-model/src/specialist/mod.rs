@@ -19,7 +19,7 @@ pub mod registry;
 pub mod store;
 pub(crate) mod tensors;
 
-pub use bundle::{BundleError, Contents, Neighbours, ProbeRow};
+pub use bundle::{BundleError, Contents, EncoderFile, Neighbours, ProbeRow};
 pub use inputs::{InputError, render_inputs, render_request};
 pub use manifest::Manifest;
 pub use registry::{Registry, RegistryError, RegistryKey};
@@ -49,7 +49,7 @@ pub struct Answer {
     pub threshold: Option<f32>,
     /// `score ≥ threshold`; always false without a certificate: such a specialist defers everything.
     pub accepted: bool,
-    /// The stage that answered: `linear`, `head` or `both`.
+    /// The stage that answered: `linear`, `head`, `both` or `tuned`.
     pub stage: String,
     /// The likeliest labels with their share of the softmax, at most five, best first.
     pub top: Vec<(String, f32)>,
@@ -112,6 +112,12 @@ impl Specialist {
     /// Must [`Specialist::answer`] be handed an embedding?
     pub fn needs_embedding(&self) -> bool {
         self.contents.head.embedding_dim().is_some()
+    }
+
+    /// Layers of its own encoder: then the embedding must be that of
+    /// [`Encoder::with_tensors`](crate::Encoder::with_tensors) of this file over the base that the manifest names.
+    pub fn encoder_file(&self) -> Option<&EncoderFile> {
+        self.contents.encoder.as_ref()
     }
 
     /// The n-gram features it reads, if any.

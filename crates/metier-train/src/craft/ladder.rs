@@ -4,18 +4,24 @@
 //! regularises more). Between rungs the paired score test of `proof::paired` decides, again on validation rows: a smaller rung
 //! is taken only if it is shown to be less than `target.margin` behind the best; "cannot tell" keeps the better one.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use metier_kernels::Pool;
 use metier_model::{
-    Progress, Unit,
+    Encoder, Progress, Unit,
     features::{Features, SparseRow},
     head::{LinearHead, max_features},
     proof::{NonInferiority, Paired, Verdict},
-    specialist::manifest::{RungRecord, Stage},
+    specialist::{
+        EncoderFile,
+        manifest::{RungRecord, Stage, TuningRecord},
+    },
 };
 
-use super::linear;
+use super::{
+    encoder::{self, TuneError, Tuner},
+    linear,
+};
 use crate::{
     data::{Part, Splits, task::Metric, task::Target},
     eval::{calibrate::predicted, metrics},
@@ -27,6 +33,10 @@ const LINEAR_GRID: [Path; 1] = [Path { embedding_scale: 0.0, c: &[0.3, 1.0, 3.0]
 const HEAD_GRID: [Path; 1] = [Path { embedding_scale: 1.0, c: &[0.1, 0.3, 1.0, 3.0] }];
 const BOTH_GRID: [Path; 2] =
     [Path { embedding_scale: 1.0, c: &[0.1, 0.3, 1.0] }, Path { embedding_scale: 2.0, c: &[0.1, 0.3, 1.0] }];
+
+/// Vectors that were tuned lie far apart already: more weight and less regularisation do not help.
+const TUNED_GRID: [Path; 2] =
+    [Path { embedding_scale: 1.0, c: &[0.03, 0.1, 0.3] }, Path { embedding_scale: 3.0, c: &[0.03, 0.1, 0.3] }];
 
 /// One scale of the embedding with rising C: each starts where the one before ended.
 struct Path {
@@ -44,8 +54,36 @@ pub struct Rung {
     pub record: RungRecord,
     /// Margins of the validation rows.
     pub validation: Vec<Vec<f32>>,
-    /// Time spent on all its settings, embedding not included.
+    /// Time spent on all its settings; for a tuned encoder all of it, else embedding not included.
     pub seconds: f64,
+    /// Its own encoder, where it has one.
+    pub own: Option<OwnEncoder>,
+}
+
+impl Rung {
+    /// The vectors that it reads: its own encoder's, else the frozen one's.
+    pub fn embeddings<'a>(&'a self, frozen: Option<&'a Embeddings>) -> Option<&'a Embeddings> {
+        self.own.as_ref().map(|own| &own.embeddings).or(frozen)
+    }
+}
+
+/// An encoder that was tuned for the task.
+pub struct OwnEncoder {
+    /// What ships.
+    pub file: EncoderFile,
+    /// What it makes of every row.
+    pub embeddings: Embeddings,
+}
+
+/// A rung that was not made for lack of time.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct SkippedRung {
+    /// Which.
+    pub stage: Stage,
+    /// Time that it was predicted to take.
+    pub needed_seconds: f64,
+    /// What was left of the budget.
+    pub left_seconds: f64,
 }
 
 /// All rungs, smallest first, and which was taken.
@@ -58,6 +96,8 @@ pub struct Ladder {
     pub chosen: usize,
     /// True if the time budget ended a grid early.
     pub out_of_time: bool,
+    /// Rungs that were predicted not to end in time.
+    pub skipped: Vec<SkippedRung>,
 }
 
 /// One embedding a row, by part.
@@ -75,44 +115,108 @@ pub struct Run<'a> {
     pub deadline: Duration,
 }
 
-/// Makes the rungs and chooses. Without embeddings only `linear` runs.
+/// What the ladder stands on.
+#[derive(Clone, Copy)]
+pub struct Ground<'a> {
+    /// Rows by part.
+    pub splits: &'a Splits,
+    /// Vectors of the frozen encoder; without them only `linear` runs.
+    pub embeddings: Option<&'a Embeddings>,
+    /// The encoder, where its layers can be tuned.
+    pub encoder: Option<&'a Encoder>,
+    /// The highest rung that may run.
+    pub up_to: Stage,
+    /// How an encoder is tuned.
+    pub tuning: &'a encoder::Recipe,
+}
+
+/// Makes the rungs and chooses.
+///
+/// # Errors
+///
+/// Where an encoder was to be tuned and could not be, other than for lack of time.
 pub fn climb(
-    splits: &Splits,
-    embeddings: Option<&Embeddings>,
+    ground: Ground<'_>,
     target: &Target,
     run: &Run<'_>,
     progress: &mut dyn FnMut(Progress<'_>),
-) -> Ladder {
+) -> Result<Ladder, TuneError> {
+    let Ground { splits, embeddings, encoder, up_to, tuning } = ground;
     let n_classes = splits.labels.len();
     let train = splits.part(Part::Train);
     let texts = || train.iter().map(|example| example.row.text.as_str());
     let features = Features::fit(texts(), MIN_FEATURE_ROWS, max_features(n_classes));
     let sparse: Vec<SparseRow> = texts().map(|text| features.apply(text)).collect();
-    let dense: Option<Vec<&[f32]>> =
-        embeddings.map(|all| all[Part::Train as usize].iter().map(Vec::as_slice).collect());
     let classes: Vec<usize> = train.iter().map(|example| example.class).collect();
-    let validation = Held::of(splits, Part::Validation, &features, embeddings);
-    let gold = &validation.classes;
+    let shop = Shop { splits, features: &features, sparse: &sparse, classes: &classes, target, run };
 
     let plans: Vec<(Stage, &[Path])> =
         [(Stage::Linear, &LINEAR_GRID[..]), (Stage::Head, &HEAD_GRID), (Stage::Both, &BOTH_GRID)]
             .into_iter()
-            .filter(|(stage, _)| !stage.reads_embedding() || embeddings.is_some())
+            .filter(|(stage, _)| (!stage.reads_embedding() || embeddings.is_some()) && *stage <= up_to)
             .collect();
-    let total: u64 = plans.iter().flat_map(|(_, paths)| *paths).map(|path| path.c.len() as u64).sum();
-    let mut tried = 0;
-    let mut out_of_time = false;
-    let mut rungs = Vec::new();
+    let mut steps = Steps { done: 0, total: plans.iter().flat_map(|(_, paths)| *paths).map(|path| path.c.len()).sum() };
+    let (mut rungs, mut out_of_time, mut skipped) = (Vec::new(), false, Vec::new());
     for (stage, paths) in plans {
+        let (rung, cut) = shop.make(stage, paths, embeddings, &mut steps, progress);
+        out_of_time |= cut;
+        rungs.push(rung);
+    }
+    if let Some(encoder) = encoder.filter(|_| up_to >= Stage::Tuned && embeddings.is_some()) {
+        match shop.tune(encoder, tuning, progress)? {
+            Tuned::Rung(rung) => rungs.push(*rung),
+            Tuned::Skipped(rung) => skipped.push(rung),
+        }
+    }
+    let gold: Vec<usize> = splits.part(Part::Validation).iter().map(|example| example.class).collect();
+    let chosen = choose(&mut rungs, &gold, n_classes, target, run.seed);
+    Ok(Ladder { features, rungs, chosen, out_of_time, skipped })
+}
+
+struct Steps {
+    done: usize,
+    total: usize,
+}
+
+enum Tuned {
+    Rung(Box<Rung>),
+    Skipped(SkippedRung),
+}
+
+/// Everything that rungs share.
+struct Shop<'a> {
+    splits: &'a Splits,
+    features: &'a Features,
+    sparse: &'a [SparseRow],
+    classes: &'a [usize],
+    target: &'a Target,
+    run: &'a Run<'a>,
+}
+
+impl Shop<'_> {
+    /// A linear model on what `stage` reads, with the best of its settings; and whether time ended before all were tried.
+    fn make(
+        &self,
+        stage: Stage,
+        paths: &[Path],
+        embeddings: Option<&Embeddings>,
+        steps: &mut Steps,
+        progress: &mut dyn FnMut(Progress<'_>),
+    ) -> (Rung, bool) {
+        let (run, n_classes) = (self.run, self.splits.labels.len());
         let start = (run.clock)();
+        let dense: Option<Vec<&[f32]>> =
+            embeddings.map(|all| all[Part::Train as usize].iter().map(Vec::as_slice).collect());
+        let validation = Held::of(self.splits, Part::Validation, self.features, embeddings);
         let mut best: Option<Rung> = None;
+        let mut out_of_time = false;
         for path in paths {
             let rows = linear::Rows {
-                sparse: stage.reads_ngrams().then_some(sparse.as_slice()),
-                n_features: if stage.reads_ngrams() { features.len() } else { 0 },
+                sparse: stage.reads_ngrams().then_some(self.sparse),
+                n_features: if stage.reads_ngrams() { self.features.len() } else { 0 },
                 dense: dense.as_deref().filter(|_| stage.reads_embedding()),
                 dense_scale: path.embedding_scale as f32,
-                classes: &classes,
+                classes: self.classes,
                 n_classes,
             };
             let mut solver = linear::Solver::new(rows, run.seed);
@@ -121,12 +225,14 @@ pub fn climb(
                     out_of_time = true;
                     break;
                 }
-                progress(Progress { stage: "training rungs", done: tried, total: Some(total), unit: Unit::Steps });
-                tried += 1;
+                let (done, total) = (steps.done as u64, Some(steps.total as u64));
+                progress(Progress { stage: "training rungs", done, total, unit: Unit::Steps });
+                steps.done += 1;
                 let weights = solver.solve(c as f32, run.pool);
                 let head = LinearHead::quantise(weights.bias, &weights.sparse, weights.dense);
                 let margins = validation.margins(&head);
-                let measured = metrics::measure(target.metric, &calls(&margins), gold, n_classes, run.seed);
+                let gold = &validation.classes;
+                let measured = metrics::measure(self.target.metric, &calls(&margins), gold, n_classes, run.seed);
                 if best.as_ref().is_none_or(|best| measured.value > best.record.validation) {
                     let record = RungRecord {
                         rung: stage,
@@ -135,18 +241,72 @@ pub fn climb(
                         validation: measured.value,
                         interval: measured.interval,
                         against_best: None,
+                        tuning: None,
                     };
-                    best = Some(Rung { stage, head, record, validation: margins, seconds: 0.0 });
+                    best = Some(Rung { stage, head, record, validation: margins, seconds: 0.0, own: None });
                 }
             }
         }
         let mut rung = best.expect("a grid is not empty");
         rung.seconds = ((run.clock)() - start).as_secs_f64();
-        rungs.push(rung);
+        (rung, out_of_time)
     }
-    progress(Progress { stage: "training rungs", done: total, total: Some(total), unit: Unit::Steps });
-    let chosen = choose(&mut rungs, gold, n_classes, target, run.seed);
-    Ladder { features, rungs, chosen, out_of_time }
+
+    /// The rung whose encoder is tuned, if it is predicted to end in time.
+    fn tune(
+        &self,
+        encoder: &Encoder,
+        recipe: &encoder::Recipe,
+        progress: &mut dyn FnMut(Progress<'_>),
+    ) -> Result<Tuned, TuneError> {
+        let (run, start) = (self.run, (self.run.clock)());
+        let rows = |part: Part| -> (Vec<&str>, Vec<usize>) {
+            self.splits.part(part).iter().map(|example| (example.row.text.as_str(), example.class)).unzip()
+        };
+        let (train, validation) = (rows(Part::Train), rows(Part::Validation));
+        let mut tuner = Tuner::new(
+            encoder,
+            encoder::Rows { texts: &train.0, classes: &train.1 },
+            encoder::Rows { texts: &validation.0, classes: &validation.1 },
+            self.splits.labels.len(),
+            recipe,
+            run.seed,
+        )?;
+        let tuning = encoder::Run { pool: run.pool, seed: run.seed, clock: run.clock, deadline: run.deadline };
+        let (needed, left) = (tuner.probe(&tuning), run.deadline.saturating_sub((run.clock)()));
+        if needed > left {
+            let (needed, left) = (needed.as_secs_f64(), left.as_secs_f64());
+            return Ok(Tuned::Skipped(SkippedRung { stage: Stage::Tuned, needed_seconds: needed, left_seconds: left }));
+        }
+        let tuned = tuner.learn(&tuning, progress, &mut |_| ())?;
+        let file = EncoderFile(Arc::new(tuned.file));
+        // Vectors of exactly what ships: numbers in 16 bits, in the form that this base is kept in, through the code that serves.
+        let served = encoder.tuned(&file.0)?;
+        let mut embeddings = Embeddings::default();
+        for part in Part::ALL {
+            embeddings[part as usize] = served.embed_all(run.pool, &rows(part).0, progress)?;
+        }
+        let mut steps = Steps { done: 0, total: TUNED_GRID.iter().map(|path| path.c.len()).sum() };
+        let (mut rung, _) = self.make(Stage::Tuned, &TUNED_GRID, Some(&embeddings), &mut steps, progress);
+        rung.seconds = ((run.clock)() - start).as_secs_f64();
+        rung.record.tuning = Some(TuningRecord {
+            epochs: tuned.epochs.len() as u64,
+            best_epoch: tuned.best as u64,
+            batch_rows: recipe.batch_rows as u64,
+            learning_rate: decimal(recipe.learning_rate),
+            dropout: decimal(recipe.dropout),
+            smoothing: decimal(recipe.smoothing),
+            r_drop: decimal(recipe.r_drop),
+            contrast: decimal(recipe.contrast),
+        });
+        rung.own = Some(OwnEncoder { file, embeddings });
+        Ok(Tuned::Rung(Box::new(rung)))
+    }
+}
+
+/// The number as it was written: 0.1 and not 0.10000000149.
+fn decimal(x: f32) -> f64 {
+    x.to_string().parse().expect("a number's own text is a number")
 }
 
 /// The smallest rung that is non-inferior to the best; notes each comparison in the rung's record.

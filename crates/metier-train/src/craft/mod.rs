@@ -1,7 +1,11 @@
-//! The trades: how a rung of the ladder is made. So far the linear ones.
+//! The trades: how a rung of the ladder is made.
 //!
 //! - [`linear`]: rows and classes → weights.
+//! - [`encoder`]: texts and classes → an encoder's layers.
+//! - [`lora`]: prompts with answers → an adapter.
 //! - [`ladder`]: which rungs run, with which settings, and which of them is the smallest that is good enough.
 
+pub mod encoder;
 pub mod ladder;
 pub mod linear;
+pub mod lora;

@@ -8,6 +8,8 @@ use std::{
 use metier_model::specialist::store::is_name;
 use serde::Deserialize;
 
+use metier_model::specialist::manifest::Stage;
+
 use super::nearest;
 
 /// Every key there is, by table; the empty table is the top of the file.
@@ -32,7 +34,7 @@ const KEYS: [(&str, &[&str]); 6] = [
     ("reference", &["column"]),
     ("target", &["metric", "margin", "epsilon", "delta"]),
     ("policy", &["may_leave"]),
-    ("budget", &["minutes"]),
+    ("budget", &["minutes", "up_to"]),
 ];
 
 /// A task file, read and checked.
@@ -52,6 +54,8 @@ pub struct TaskFile {
     pub may_leave: bool,
     /// Time after which no further setting is tried.
     pub budget_minutes: f64,
+    /// The highest rung that may run.
+    pub up_to: Stage,
 }
 
 /// Files and columns.
@@ -203,6 +207,7 @@ struct RawPolicy {
 #[derive(Deserialize, Default)]
 struct RawBudget {
     minutes: Option<f64>,
+    up_to: Option<String>,
 }
 
 #[derive(Deserialize)]
@@ -288,7 +293,15 @@ impl TaskFile {
             let fits = value < 1.0 && (value > 0.0 || (low && value == 0.0));
             fits.then_some(value).ok_or_else(|| wrong(format!("`target.{key}` = {value} must lie between 0 and 1")))
         };
-        let budget_minutes = raw.budget.unwrap_or_default().minutes.unwrap_or(10.0);
+        let budget = raw.budget.unwrap_or_default();
+        let up_to = match budget.up_to.as_deref() {
+            None => Stage::Tuned,
+            Some(name) => Stage::ALL.into_iter().find(|stage| stage.name() == name).ok_or_else(|| {
+                let near = nearest(name, Stage::ALL.map(Stage::name)).map(str::to_owned);
+                wrong(format!("there is no rung `{name}`{}", hint(&near)))
+            })?,
+        };
+        let budget_minutes = budget.minutes.unwrap_or(10.0);
         if budget_minutes.is_nan() || budget_minutes <= 0.0 {
             return Err(wrong(format!("`budget.minutes` = {budget_minutes} must be more than 0")));
         }
@@ -305,6 +318,7 @@ impl TaskFile {
             },
             may_leave: raw.policy.unwrap_or_default().may_leave.unwrap_or(false),
             budget_minutes,
+            up_to,
         })
     }
 }
@@ -399,6 +413,7 @@ mod tests {
         check(&data("[target]\nepsilon = 0.0"), "`target.epsilon` = 0 must lie between 0 and 1");
         check(&data("[target]\ndelta = nan"), "`target.delta` = NaN must lie between 0 and 1");
         check(&data("test = \"${NOT_SET}/t.csv\""), "the environment variable `NOT_SET` is not set");
+        check(&data("[budget]\nup_to = \"bth\""), "there is no rung `bth`; did you mean `both`?");
         check(&data("[budget]\nminutes = 0"), "`budget.minutes` = 0 must be more than 0");
         check(&data("text = []"), "`data.train` and `data.text` must not be empty");
     }

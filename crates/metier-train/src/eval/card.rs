@@ -156,6 +156,7 @@ fn describe(manifest: &Manifest) -> String {
     let what = match manifest.stage.name() {
         "linear" => "a linear model on word and character n-grams",
         "head" => "a linear model on the embedding of a frozen encoder",
+        "tuned" => "one linear model on n-grams and the embedding of an encoder that was tuned for this task",
         _ => "one linear model on n-grams and the embedding of a frozen encoder",
     };
     format!("`{}`: {what}", manifest.stage.name())

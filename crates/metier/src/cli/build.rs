@@ -63,6 +63,7 @@ pub fn run(args: &BuildArgs) -> Outcome {
         pool: &pool,
         store: &store,
         seed: args.seed,
+        tuning: metier_train::craft::encoder::Recipe::default(),
     };
     let start = Instant::now();
     let clock = || start.elapsed();

@@ -186,7 +186,8 @@ fn build_example(
     pool: &Pool,
 ) -> Result<Task, Failure> {
     let (store, seed) = (desk.registry.store(), metier_train::DEFAULT_SEED);
-    let bench = Workbench { encoder: Some(encoder as &dyn Embed), pool, store, seed };
+    let tuning = metier_train::craft::encoder::Recipe::default();
+    let bench = Workbench { encoder: Some(encoder as &dyn Embed), pool, store, seed, tuning };
     let task_path = example.write(rows_dir).context("cannot write the example rows").map_err(Failure::Environment)?;
     let task = TaskFile::read(&task_path, &crate::config::variable).map_err(Failure::usage)?;
     let begun = Instant::now();

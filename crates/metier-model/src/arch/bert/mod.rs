@@ -20,17 +20,19 @@
 
 mod config;
 mod forward;
+mod plain;
 mod weights;
 
 use std::{
     ops::Range,
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use metier_kernels::Pool;
 
 pub use config::{BertConfig, Biases, Family, MAX_POSITIONS, Positions};
 use forward::{Buffers, Turns};
+pub use plain::{PlainBert, PlainTensor, halves};
 use weights::Weights;
 
 use super::{WeightsError, linear::WeightFormat};
@@ -49,10 +51,13 @@ const MAX_SPARE_ROWS: usize = 512;
 /// The network. The word table stays in the mapped file; everything else is packed.
 pub struct Bert {
     config: BertConfig,
-    bytes: Bytes,
-    index: Safetensors,
+    /// Shared with networks that have other layers over the same tables.
+    bytes: Arc<Bytes>,
+    index: Arc<Safetensors>,
     weights: Weights,
     turns: Option<Turns>,
+    /// Layers are not those of the file whose tables these are.
+    tuned: bool,
     /// Of passes that are done.
     spare: Mutex<Vec<Buffers>>,
 }
@@ -68,7 +73,15 @@ impl Bert {
         let weights = Weights::load(&config, &bytes, &index, format)?;
         bytes.release();
         let turns = Turns::of(&config);
-        Ok(Self { config, bytes, index, weights, turns, spare: Mutex::default() })
+        Ok(Self {
+            config,
+            bytes: Arc::new(bytes),
+            index: Arc::new(index),
+            weights,
+            turns,
+            tuned: false,
+            spare: Mutex::default(),
+        })
     }
 
     /// The configuration.

@@ -62,19 +62,19 @@ pub(super) struct Weights {
 }
 
 /// What a family calls its tensors.
-struct Names {
+pub(super) struct Names {
     /// What stands before every name in files of a network with a head.
     prefix: &'static str,
-    words: &'static str,
-    embedding_norm: &'static str,
-    layer: &'static str,
-    attention_norm: &'static str,
+    pub(super) words: &'static str,
+    pub(super) embedding_norm: &'static str,
+    pub(super) layer: &'static str,
+    pub(super) attention_norm: &'static str,
     /// One tensor or three.
-    qkv: &'static [&'static str],
-    output: &'static str,
-    norm: &'static str,
-    up: &'static str,
-    down: &'static str,
+    pub(super) qkv: &'static [&'static str],
+    pub(super) output: &'static str,
+    pub(super) norm: &'static str,
+    pub(super) up: &'static str,
+    pub(super) down: &'static str,
 }
 
 const BERT: Names = Names {
@@ -114,15 +114,36 @@ const MODERNBERT: Names = Names {
     down: "mlp.Wo",
 };
 
-struct Loader<'a> {
+/// The names of a family.
+pub(super) fn names_of(family: Family) -> Names {
+    match family {
+        Family::Bert => BERT,
+        Family::Roberta => ROBERTA,
+        Family::DistilBert => DISTILBERT,
+        Family::ModernBert => MODERNBERT,
+    }
+}
+
+pub(super) struct Loader<'a> {
     bytes: &'a [u8],
     index: &'a Safetensors,
-    prefix: &'static str,
+    pub(super) prefix: &'static str,
     format: WeightFormat,
     biases: Biases,
 }
 
-impl Loader<'_> {
+impl<'a> Loader<'a> {
+    pub(super) fn of(config: &BertConfig, bytes: &'a [u8], index: &'a Safetensors, format: WeightFormat) -> Self {
+        let names = names_of(config.family);
+        let prefix = if index.tensors().contains_key(names.words) { "" } else { names.prefix };
+        Self { bytes, index, prefix, format, biases: config.biases }
+    }
+
+    /// The numbers of a tensor.
+    pub(super) fn values(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>, WeightsError> {
+        finite(self.tensor(name, shape)?)
+    }
+
     fn tensor(&self, name: &str, shape: &[usize]) -> Result<Tensor<'_>, WeightsError> {
         let name = format!("{}{name}", self.prefix);
         expect_shape(self.index.tensor(self.bytes, &name), &name, shape)
@@ -185,38 +206,46 @@ impl Weights {
         index: &Safetensors,
         format: WeightFormat,
     ) -> Result<Self, WeightsError> {
-        let names = match config.family {
-            Family::Bert => BERT,
-            Family::Roberta => ROBERTA,
-            Family::DistilBert => DISTILBERT,
-            Family::ModernBert => MODERNBERT,
-        };
-        let prefix = if index.tensors().contains_key(names.words) { "" } else { names.prefix };
-        let biases = config.biases;
-        let loader = Loader { bytes, index, prefix, format, biases };
-        let d = config.width;
-        let wide = if config.is_gated() { 2 * config.inner } else { config.inner };
-        let mut layers = Vec::with_capacity(config.layers);
-        for i in 0..config.layers {
-            let name = |part: &str| format!("{}.{i}.{part}", names.layer);
-            let qkv: Vec<String> = names.qkv.iter().map(|part| name(part)).collect();
-            // ModernBERT's embeddings are normed already.
-            let is_normed = config.is_pre_norm() && i == 0;
-            layers.push(Layer {
-                attention_norm: if is_normed { None } else { Some(loader.norm(&name(names.attention_norm), d)?) },
-                qkv: loader.linear(&qkv, 3 * d, d, biases.attention)?,
-                output: loader.linear(&[name(names.output)], d, d, biases.attention)?,
-                norm: loader.norm(&name(names.norm), d)?,
-                up: loader.linear(&[name(names.up)], wide, d, biases.ffn)?,
-                down: loader.linear(&[name(names.down)], d, config.inner, biases.ffn)?,
-            });
-        }
+        let loader = Loader::of(config, bytes, index, format);
+        let names = names_of(config.family);
+        let (embedding_norm, layers, final_norm) = layers(config, &loader)?;
         Ok(Self {
             word_table: loader.words(names.words, config)?,
             positions: loader.positions(config)?,
-            embedding_norm: loader.norm(names.embedding_norm, d)?,
+            embedding_norm,
             layers,
-            final_norm: if config.is_pre_norm() { Some(loader.norm("final_norm", d)?) } else { None },
+            final_norm,
         })
     }
+
+    /// The tables of `base`, and everything else from this loader.
+    pub(super) fn with_layers(base: &Self, config: &BertConfig, loader: &Loader<'_>) -> Result<Self, WeightsError> {
+        let (embedding_norm, layers, final_norm) = layers(config, loader)?;
+        let (word_table, positions) = (base.word_table.clone(), base.positions.clone());
+        Ok(Self { word_table, positions, embedding_norm, layers, final_norm })
+    }
+}
+
+/// Everything outside the tables: norm of the embeddings, layers, last norm.
+fn layers(config: &BertConfig, loader: &Loader<'_>) -> Result<(Norm, Vec<Layer>, Option<Norm>), WeightsError> {
+    let (names, biases) = (names_of(config.family), config.biases);
+    let d = config.width;
+    let wide = if config.is_gated() { 2 * config.inner } else { config.inner };
+    let mut layers = Vec::with_capacity(config.layers);
+    for i in 0..config.layers {
+        let name = |part: &str| format!("{}.{i}.{part}", names.layer);
+        let qkv: Vec<String> = names.qkv.iter().map(|part| name(part)).collect();
+        // ModernBERT's embeddings are normed already.
+        let is_normed = config.is_pre_norm() && i == 0;
+        layers.push(Layer {
+            attention_norm: if is_normed { None } else { Some(loader.norm(&name(names.attention_norm), d)?) },
+            qkv: loader.linear(&qkv, 3 * d, d, biases.attention)?,
+            output: loader.linear(&[name(names.output)], d, d, biases.attention)?,
+            norm: loader.norm(&name(names.norm), d)?,
+            up: loader.linear(&[name(names.up)], wide, d, biases.ffn)?,
+            down: loader.linear(&[name(names.down)], d, config.inner, biases.ffn)?,
+        });
+    }
+    let final_norm = if config.is_pre_norm() { Some(loader.norm("final_norm", d)?) } else { None };
+    Ok((loader.norm(names.embedding_norm, d)?, layers, final_norm))
 }

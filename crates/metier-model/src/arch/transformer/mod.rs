@@ -28,6 +28,7 @@ mod blueprint;
 mod config;
 mod forward;
 mod hugging_face;
+mod plain;
 mod rope;
 mod settings;
 mod weights;
@@ -36,6 +37,7 @@ pub(crate) use blueprint::Blueprint;
 
 pub use config::{Activation, RopePairs, TransformerConfig, Window};
 pub(crate) use forward::Workspace;
+pub use plain::{PlainLayer, PlainTransformer};
 use weights::Layer;
 
 use super::linear::Linear;
@@ -56,7 +58,10 @@ pub struct Transformer {
     layers: Vec<Layer>,
     output_norm: Vec<f32>,
     head: Linear,
+    /// The embedding table is the head as well.
+    is_tied: bool,
     rope: rope::Rope,
+    names: blueprint::Names,
 }
 
 /// Consecutive tokens of one sequence, to be read behind what its cache holds.

@@ -24,6 +24,11 @@ impl Rope {
         Self { frequencies, pairs, strength: config.rope_strength }
     }
 
+    /// Angles a position, one a pair; of layers with a window behind them where they differ.
+    pub(super) fn frequencies(&self) -> &[f32] {
+        &self.frequencies
+    }
+
     /// `(cos, sin)` of a position, all frequencies.
     pub(super) fn turns(&self, position: usize) -> impl Iterator<Item = (f32, f32)> {
         let angles = self.frequencies.iter().map(move |f| position as f32 * f);

@@ -243,6 +243,10 @@ impl Transformer {
                 Part::Head(_) => unreachable!("part 0 alone is the head"),
             })
             .collect::<Result<Vec<_>, WeightsError>>()?;
+        let is_tied = match blueprint.tied {
+            Some(tied) => tied,
+            None => !loader.has(&format!("{HEAD}.weight")),
+        };
         let biased = blueprint.family.qkv_bias;
         if let Some(i) = layers.iter().position(|layer| biased && layer.qkv.bias.is_none()) {
             return Err(WeightsError::Missing(blueprint.names.of(&format!("blk.{i}.attn_q.bias")).into_owned()));
@@ -253,6 +257,7 @@ impl Transformer {
         let rope = Rope::new(&config, divisors.as_deref());
         let embedding = files.place(table.name).expect("it was just read").clone();
         files.release();
-        Ok(Self { config, files, embedding, layers, output_norm, head, rope })
+        let names = blueprint.names;
+        Ok(Self { config, files, embedding, layers, output_norm, head, is_tied, rope, names })
     }
 }

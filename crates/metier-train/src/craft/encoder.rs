@@ -1,0 +1,674 @@
+//! The trade of tuned encoders: texts and their classes in, an encoder's layers out whose vectors tell these classes apart.
+//!
+//! **Question:** which layers over the base's tables? **In:** an encoder, training rows, validation rows, a recipe. **Out:** a file of
+//! tensors in IEEE halves that [`Encoder::with_tensors`] reads, and how training went. **Absent:** the classifier that ships: the ladder
+//! makes it on the tuned vectors as on any others. The linear head that training steers by is thrown away.
+//!
+//! ```text
+//! a step:  rows spread over classes → packed ids → vectors u → logits z = s·W·u + b
+//!          loss = cross entropy (labels smoothed) [+ R-Drop: each row twice] [+ supervised contrast on u]
+//!          → derivatives → clip → AdamW, warm-up and cosine
+//! an epoch: validation rows → accuracy; the best epoch's numbers are kept, `patience` epochs without a better one end it
+//! ```
+
+use std::time::Duration;
+
+use metier_kernels::{Pool, Target};
+use metier_model::{
+    Encoder, EncoderError, Progress, TokenId, Unit,
+    arch::{
+        WeightsError,
+        bert::{PlainTensor, halves},
+    },
+    specialist::mix,
+};
+
+use super::linear::shuffle;
+use crate::{
+    grad::{
+        Segments,
+        bert::{BertNet, Dropout, Pass},
+        linear::{self, Linear},
+    },
+    objective::{cross_entropy, supervised_contrast, symmetric_divergence},
+    optim::{AdamW, Group, Schedule, Settings},
+};
+
+/// Time that a prediction takes, about.
+const PROBE: Duration = Duration::from_secs(1);
+/// Steps of a prediction, at most: clocks may stand still.
+const MAX_PROBE_STEPS: usize = 20;
+/// Tokens of validation rows that go through the network together.
+const EVALUATION_TOKENS: usize = 4096;
+
+/// How an encoder is tuned.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Recipe {
+    /// Passes over the training rows, at most.
+    pub epochs: usize,
+    /// Rows of a step.
+    pub batch_rows: usize,
+    /// Greatest step length of the encoder's layers.
+    pub learning_rate: f32,
+    /// Greatest step length of the head.
+    pub head_learning_rate: f32,
+    /// Pull of matrices towards 0.
+    pub weight_decay: f32,
+    /// Share of steps in which the step length rises.
+    pub warm_up: f32,
+    /// Share of elements that are dropped.
+    pub dropout: f32,
+    /// Share of a label that is spread over all classes.
+    pub smoothing: f32,
+    /// Weight of R-Drop; where it is above 0 each row is passed twice.
+    pub r_drop: f32,
+    /// Weight of supervised contrast.
+    pub contrast: f32,
+    /// Temperature of supervised contrast.
+    pub temperature: f32,
+    /// What unit vectors are multiplied with before the head.
+    pub logit_scale: f32,
+    /// What is kept is a running mean of the numbers, of about so many last steps; 0: the numbers themselves.
+    pub average_steps: usize,
+    /// Epochs without a better one after which training ends.
+    pub patience: usize,
+    /// Longer texts are cut, in training alone.
+    pub max_tokens: usize,
+}
+
+impl Default for Recipe {
+    fn default() -> Self {
+        Self {
+            epochs: 6,
+            batch_rows: 64,
+            learning_rate: 2e-4,
+            head_learning_rate: 5e-3,
+            weight_decay: 0.01,
+            warm_up: 0.1,
+            dropout: 0.1,
+            smoothing: 0.1,
+            r_drop: 0.0,
+            contrast: 0.0,
+            temperature: 0.1,
+            logit_scale: 16.0,
+            average_steps: 0,
+            patience: 3,
+            max_tokens: 128,
+        }
+    }
+}
+
+/// Texts and their classes.
+#[derive(Clone, Copy, Debug)]
+pub struct Rows<'a> {
+    /// Texts.
+    pub texts: &'a [&'a str],
+    /// Class of each.
+    pub classes: &'a [usize],
+}
+
+/// One step, for logs.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct StepLog {
+    /// From 0.
+    pub step: u64,
+    /// Mean over the step's rows.
+    pub loss: f64,
+    /// Length of the derivative before clipping.
+    pub gradient_norm: f64,
+    /// Step length of the encoder's layers.
+    pub learning_rate: f32,
+    /// Tokens that went through the network.
+    pub tokens: usize,
+}
+
+/// One epoch.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct EpochLog {
+    /// From 1.
+    pub epoch: usize,
+    /// Mean loss of its steps.
+    pub loss: f64,
+    /// Share of validation rows that the steering head calls right.
+    pub validation: f64,
+    /// Its mean cross entropy on them.
+    pub validation_loss: f64,
+}
+
+/// What came out.
+pub struct TunedLayers {
+    /// For [`Encoder::with_tensors`].
+    pub file: Vec<u8>,
+    /// Of each epoch that ran.
+    pub epochs: Vec<EpochLog>,
+    /// Which of them the file holds, from 1.
+    pub best: usize,
+    /// Tokens that were trained on, in all.
+    pub tokens: u64,
+}
+
+/// An encoder cannot be tuned.
+#[derive(Debug, thiserror::Error)]
+pub enum TuneError {
+    /// The encoder.
+    #[error(transparent)]
+    Encoder(#[from] EncoderError),
+    /// A text cannot be read.
+    #[error("cannot tokenise training text {idx}")]
+    Text {
+        /// Its index.
+        idx: usize,
+        /// Why.
+        #[source]
+        source: metier_model::tokenizer::TokenizerError,
+    },
+    /// The loss is no number any more.
+    #[error("training diverged at step {step}: the loss is no finite number; lower the learning rate")]
+    Diverged {
+        /// The step.
+        step: u64,
+    },
+    /// The tuned numbers cannot be written.
+    #[error("the tuned encoder cannot be kept in 16 bits")]
+    Weights(#[from] WeightsError),
+    /// There is nothing to learn from.
+    #[error("{0} training rows and {1} validation rows are too few to tune an encoder")]
+    TooFew(usize, usize),
+}
+
+/// What training runs on.
+pub struct Run<'a> {
+    /// Threads.
+    pub pool: &'a Pool,
+    /// Of order, dropped elements and the head's first numbers.
+    pub seed: u64,
+    /// Time since the build began.
+    pub clock: &'a dyn Fn() -> Duration,
+    /// No epoch is begun that would end after this, judged by the one before.
+    pub deadline: Duration,
+}
+
+/// The trained network with its head.
+struct Trainee {
+    net: BertNet,
+    head: (std::ops::Range<usize>, std::ops::Range<usize>),
+    classes: usize,
+    scale: f32,
+    pass: Pass,
+}
+
+/// An encoder that is about to be tuned: rows are tokenised, numbers lie ready.
+pub struct Tuner<'a> {
+    trainee: Trainee,
+    tensors: Vec<PlainTensor>,
+    train: (Vec<Vec<TokenId>>, &'a [usize]),
+    validation: (Vec<Vec<TokenId>>, &'a [usize]),
+    recipe: &'a Recipe,
+}
+
+impl<'a> Tuner<'a> {
+    /// Takes over an encoder's numbers and tokenises the rows.
+    ///
+    /// # Errors
+    ///
+    /// Where the encoder cannot be tuned, or rows are missing or cannot be read.
+    pub fn new(
+        encoder: &Encoder,
+        train: Rows<'a>,
+        validation: Rows<'a>,
+        n_classes: usize,
+        recipe: &'a Recipe,
+        seed: u64,
+    ) -> Result<Self, TuneError> {
+        if train.texts.len() < 2 || validation.texts.is_empty() {
+            return Err(TuneError::TooFew(train.texts.len(), validation.texts.len()));
+        }
+        let plain = encoder.plain()?;
+        Ok(Self {
+            tensors: plain.tensors.clone(),
+            train: (tokens(encoder, train.texts, recipe.max_tokens)?, train.classes),
+            validation: (tokens(encoder, validation.texts, encoder.window_tokens())?, validation.classes),
+            trainee: Trainee::new(BertNet::new(plain, encoder.pooling()), n_classes, recipe, seed),
+            recipe,
+        })
+    }
+
+    /// How long [`learn`](Self::learn) would take for all epochs, by about a second of steps that are thrown away.
+    pub fn probe(&mut self, run: &Run<'_>) -> Duration {
+        let values = std::mem::take(&mut self.trainee.net.params.values);
+        let mut grads = vec![0.0; values.len()];
+        let start = (run.clock)();
+        let (mut tokens, mut spent) = (0usize, Duration::ZERO);
+        for batch in order(self.train.1, run.seed, false).chunks(self.recipe.batch_rows.max(1)).take(MAX_PROBE_STEPS) {
+            let rows: Vec<_> = batch.iter().map(|&i| (self.train.0[i].as_slice(), self.train.1[i])).collect();
+            run.pool.enter(|| self.trainee.step(run.pool, &values, &rows, self.recipe, None, &mut grads));
+            tokens += rows.iter().map(|(ids, _)| ids.len()).sum::<usize>();
+            spent = (run.clock)().saturating_sub(start);
+            if spent >= PROBE {
+                break;
+            }
+        }
+        self.trainee.net.params.values = values;
+        let count = |rows: &[Vec<TokenId>]| rows.iter().map(Vec::len).sum::<usize>() as f64;
+        // The way forth is a third of a step.
+        let epoch = count(&self.train.0) + count(&self.validation.0) / 3.0;
+        spent.mul_f64(self.recipe.epochs as f64 * epoch / tokens.max(1) as f64)
+    }
+
+    /// Trains.
+    ///
+    /// # Errors
+    ///
+    /// Where training diverges.
+    pub fn learn(
+        self,
+        run: &Run<'_>,
+        progress: &mut dyn FnMut(Progress<'_>),
+        log: &mut dyn FnMut(&StepLog),
+    ) -> Result<TunedLayers, TuneError> {
+        let Self { trainee, tensors, train, validation, recipe } = self;
+        trainee.learn(&tensors, (&train.0, train.1), (&validation.0, validation.1), recipe, run, progress, log)
+    }
+}
+
+/// Tunes all layers of `encoder` on the training rows.
+///
+/// # Errors
+///
+/// Where the encoder cannot be tuned, rows are missing or cannot be read, or training diverges.
+#[allow(clippy::too_many_arguments, reason = "the whole of a training run")]
+pub fn tune(
+    encoder: &Encoder,
+    train: Rows<'_>,
+    validation: Rows<'_>,
+    n_classes: usize,
+    recipe: &Recipe,
+    run: &Run<'_>,
+    progress: &mut dyn FnMut(Progress<'_>),
+    log: &mut dyn FnMut(&StepLog),
+) -> Result<TunedLayers, TuneError> {
+    Tuner::new(encoder, train, validation, n_classes, recipe, run.seed)?.learn(run, progress, log)
+}
+
+impl Trainee {
+    fn new(mut net: BertNet, classes: usize, recipe: &Recipe, seed: u64) -> Self {
+        let d = net.width();
+        let mut state = mix(seed ^ 0x4ead);
+        let weights: Vec<f32> = (0..classes * d)
+            .map(|_| {
+                state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+                ((mix(state) >> 40) as f32 / (1u64 << 23) as f32 - 1.0) * 0.02
+            })
+            .collect();
+        let weight = net.params.push("head.weight", &[classes, d], &weights);
+        let bias = net.params.push("head.bias", &[classes], &vec![0.0; classes]);
+        Self { net, head: (weight, bias), classes, scale: recipe.logit_scale, pass: Pass::default() }
+    }
+
+    fn optimiser(&self, recipe: &Recipe) -> AdamW {
+        let groups = self.net.params.tensors().iter().map(|tensor| Group {
+            range: tensor.range.clone(),
+            learning_rate: if tensor.name.starts_with("head.") {
+                recipe.head_learning_rate
+            } else {
+                recipe.learning_rate
+            },
+            decay: if tensor.decays() { recipe.weight_decay } else { 0.0 },
+        });
+        AdamW::new(Settings::default(), groups.collect(), self.net.params.values.len())
+    }
+
+    #[allow(clippy::too_many_arguments, reason = "the whole of a training run")]
+    fn learn(
+        mut self,
+        tensors: &[PlainTensor],
+        train: (&[Vec<TokenId>], &[usize]),
+        validation: (&[Vec<TokenId>], &[usize]),
+        recipe: &Recipe,
+        run: &Run<'_>,
+        progress: &mut dyn FnMut(Progress<'_>),
+        log: &mut dyn FnMut(&StepLog),
+    ) -> Result<TunedLayers, TuneError> {
+        let pool = run.pool;
+        let mut values = std::mem::take(&mut self.net.params.values);
+        self.net.params.values = values.clone();
+        let mut optimiser = self.optimiser(recipe);
+        let mut grads = vec![0.0; values.len()];
+        let mut average = (recipe.average_steps > 0).then(|| values.clone());
+        let batches = train.0.len().div_ceil(recipe.batch_rows.max(1));
+        let total = (batches * recipe.epochs) as u64;
+        let schedule = Schedule { steps: total, warm_up: ((total as f32 * recipe.warm_up) as u64).max(1), floor: 0.0 };
+        let mut best: Option<(f64, f64, usize, Vec<f32>)> = None;
+        let (mut epochs, mut tokens, mut step) = (Vec::new(), 0u64, 0u64);
+        for epoch in 1..=recipe.epochs {
+            let start = (run.clock)();
+            let order = order(train.1, run.seed ^ mix(epoch as u64), recipe.contrast > 0.0);
+            let mut sum = 0.0;
+            for batch in order.chunks(recipe.batch_rows.max(1)) {
+                progress(Progress { stage: "tuning the encoder", done: step, total: Some(total), unit: Unit::Steps });
+                let rows: Vec<(&[TokenId], usize)> =
+                    batch.iter().map(|&i| (train.0[i].as_slice(), train.1[i])).collect();
+                let dropout = Dropout { rate: recipe.dropout, seed: mix(run.seed ^ mix(step ^ 0xd20f)) };
+                let loss = pool.enter(|| self.step(pool, &values, &rows, recipe, Some(dropout), &mut grads));
+                if !loss.is_finite() {
+                    return Err(TuneError::Diverged { step });
+                }
+                let share = schedule.at(step);
+                let norm = pool.enter(|| optimiser.step(pool, share, &mut values, &mut grads));
+                if let Some(average) = &mut average {
+                    // Early on the mean is of fewer steps.
+                    let weight = 1.0 / (recipe.average_steps.min(step as usize / 2 + 1)) as f32;
+                    average.iter_mut().zip(&values).for_each(|(mean, value)| *mean += weight * (value - *mean));
+                }
+                let step_tokens: usize = rows.iter().map(|(ids, _)| ids.len()).sum();
+                tokens += step_tokens as u64;
+                sum += loss;
+                log(&StepLog {
+                    step,
+                    loss,
+                    gradient_norm: norm,
+                    learning_rate: recipe.learning_rate * share,
+                    tokens: step_tokens,
+                });
+                step += 1;
+            }
+            let kept = average.as_ref().unwrap_or(&values);
+            let (accuracy, validation_loss) = pool.enter(|| self.evaluate(pool, kept, validation));
+            epochs.push(EpochLog { epoch, loss: sum / batches as f64, validation: accuracy, validation_loss });
+            let is_better = best
+                .as_ref()
+                .is_none_or(|(best, loss, ..)| accuracy > *best || (accuracy == *best && validation_loss < *loss));
+            if is_better {
+                best = Some((accuracy, validation_loss, epoch, kept.clone()));
+            }
+            let best_epoch = best.as_ref().map_or(epoch, |best| best.2);
+            let now = (run.clock)();
+            if epoch - best_epoch >= recipe.patience || now + now.saturating_sub(start) > run.deadline {
+                break;
+            }
+        }
+        let (_, _, best, values) = best.expect("at least one epoch");
+        let end = self.head.0.start;
+        Ok(TunedLayers { file: halves(tensors, &values[..end])?, epochs, best, tokens })
+    }
+
+    /// Loss of one step; derivatives are added to `grads`.
+    fn step(
+        &mut self,
+        pool: &Pool,
+        values: &[f32],
+        rows: &[(&[TokenId], usize)],
+        recipe: &Recipe,
+        dropout: Option<Dropout>,
+        grads: &mut [f32],
+    ) -> f64 {
+        let isa = pool.isa();
+        let passes = if recipe.r_drop > 0.0 { 2 } else { 1 };
+        let all = || (0..passes).flat_map(|_| rows.iter());
+        let ids: Vec<TokenId> = all().flat_map(|(ids, _)| ids.iter().copied()).collect();
+        let segments = Segments::of(all().map(|(ids, _)| ids.len()));
+        let classes: Vec<usize> = all().map(|(_, class)| *class).collect();
+        self.net.forward(pool, values, &ids, &segments, dropout, &mut self.pass);
+        let scaled: Vec<f32> = self.pass.units.iter().map(|x| x * self.scale).collect();
+        let mut logits = vec![0.0; classes.len() * self.classes];
+        self.head(values).forward(pool, &scaled, &mut logits);
+        let mut dlogits = vec![0.0; logits.len()];
+        let targets: Vec<Option<usize>> = classes.iter().map(|class| Some(*class)).collect();
+        let mut loss = cross_entropy(isa, &logits, &targets, recipe.smoothing, 1.0, &mut dlogits);
+        if recipe.r_drop > 0.0 {
+            loss += symmetric_divergence(isa, &logits, self.classes, recipe.r_drop, &mut dlogits);
+        }
+        let [dweight, dbias] =
+            grads.get_disjoint_mut([self.head.0.clone(), self.head.1.clone()]).expect("weight and bias lie apart");
+        linear::backward_weight(pool, &dlogits, &scaled, self.net.width(), dweight, Some(dbias));
+        let mut dunits = vec![0.0; scaled.len()];
+        self.head(values).backward_input(pool, &dlogits, &mut dunits, Target::Overwrite);
+        dunits.iter_mut().for_each(|d| *d *= self.scale);
+        if recipe.contrast > 0.0 {
+            loss +=
+                supervised_contrast(pool, &self.pass.units, &classes, recipe.temperature, recipe.contrast, &mut dunits);
+        }
+        self.net.backward(pool, values, &mut self.pass, &dunits, grads);
+        loss
+    }
+
+    fn head<'a>(&self, values: &'a [f32]) -> Linear<'a> {
+        Linear {
+            weight: &values[self.head.0.clone()],
+            bias: Some(&values[self.head.1.clone()]),
+            n: self.classes,
+            k: self.net.width(),
+        }
+    }
+
+    /// Share that is called right, and mean cross entropy.
+    fn evaluate(&mut self, pool: &Pool, values: &[f32], rows: (&[Vec<TokenId>], &[usize])) -> (f64, f64) {
+        let mut order: Vec<usize> = (0..rows.0.len()).collect();
+        order.sort_by_key(|&i| rows.0[i].len());
+        let (mut right, mut loss, mut done) = (0usize, 0.0, 0);
+        while done < order.len() {
+            let mut tokens = 0;
+            let fits = order[done..].iter().take_while(|&&i| {
+                tokens += rows.0[i].len();
+                tokens <= EVALUATION_TOKENS
+            });
+            let batch = &order[done..done + fits.count().max(1)];
+            let ids: Vec<TokenId> = batch.iter().flat_map(|&i| rows.0[i].iter().copied()).collect();
+            let segments = Segments::of(batch.iter().map(|&i| rows.0[i].len()));
+            self.net.forward(pool, values, &ids, &segments, None, &mut self.pass);
+            let scaled: Vec<f32> = self.pass.units.iter().map(|x| x * self.scale).collect();
+            let mut logits = vec![0.0; batch.len() * self.classes];
+            self.head(values).forward(pool, &scaled, &mut logits);
+            let targets: Vec<Option<usize>> = batch.iter().map(|&i| Some(rows.1[i])).collect();
+            let mut nowhere = vec![0.0; logits.len()];
+            loss += cross_entropy(pool.isa(), &logits, &targets, 0.0, 1.0, &mut nowhere) * batch.len() as f64;
+            let calls = logits.chunks_exact(self.classes).map(crate::eval::calibrate::predicted);
+            right += calls.zip(batch).filter(|(call, i)| *call == rows.1[**i]).count();
+            done += batch.len();
+        }
+        (right as f64 / rows.0.len() as f64, loss / rows.0.len() as f64)
+    }
+}
+
+/// The first window of each text, cut to `limit` tokens; the last token stays what closes a window.
+fn tokens(encoder: &Encoder, texts: &[&str], limit: usize) -> Result<Vec<Vec<TokenId>>, TuneError> {
+    let first = |(idx, text): (usize, &&str)| {
+        let windows = encoder.windows_of(text).map_err(|source| TuneError::Text { idx, source })?;
+        let mut ids = windows.into_iter().next().unwrap_or_default();
+        if let (true, Some(last)) = (ids.len() > limit.max(2), ids.last().copied()) {
+            ids.truncate(limit.max(2) - 1);
+            ids.push(last);
+        }
+        Ok(ids)
+    };
+    texts.iter().enumerate().map(first).collect()
+}
+
+/// A seeded order in which every class is spread evenly over the epoch, so that each step sees about the mix of all rows; where `pairs`,
+/// two rows of a class stand beside each other, so that contrast finds them in one step.
+fn order(classes: &[usize], seed: u64, pairs: bool) -> Vec<usize> {
+    let n_classes = classes.iter().max().map_or(0, |max| max + 1);
+    let mut of_class: Vec<Vec<usize>> = vec![Vec::new(); n_classes];
+    classes.iter().enumerate().for_each(|(i, class)| of_class[*class].push(i));
+    let size = if pairs { 2 } else { 1 };
+    let mut placed: Vec<(f64, &[usize])> = Vec::new();
+    for (class, rows) in of_class.iter_mut().enumerate() {
+        shuffle(rows, seed ^ mix(class as u64 + 1));
+        let n = rows.len().div_ceil(size) as f64;
+        for (i, group) in rows.chunks(size).enumerate() {
+            let jitter = mix(seed ^ mix(group[0] as u64 + 0x51ed)) as f64 / u64::MAX as f64;
+            placed.push(((i as f64 + jitter) / n, group));
+        }
+    }
+    placed.sort_by(|a, b| a.0.total_cmp(&b.0));
+    placed.into_iter().flat_map(|(_, group)| group.iter().copied()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests")]
+    use metier_kernels::Tier;
+    use metier_model::{EncoderWeights, format::Safetensors, progress::silent, tiny};
+
+    use super::*;
+
+    const WORDS: [&str; 12] = ["ant", "bee", "cat", "dog", "elk", "fox", "gnu", "hen", "the", "a", "of", "in"];
+
+    /// 32 rows of 4 classes: which of four pairs of words a row holds, among others that say nothing.
+    fn rows() -> (Vec<String>, Vec<usize>) {
+        (0..32)
+            .map(|i| {
+                let h = mix(i as u64 + 5);
+                let class = i % 4;
+                let filler = |shift: u32| WORDS[8 + (h >> shift) as usize % 4];
+                let word = WORDS[2 * class + (h >> 40) as usize % 2];
+                let text = format!("{} {word} {} {}", filler(0), filler(8), filler(16));
+                (text, class)
+            })
+            .unzip()
+    }
+
+    fn encoder() -> (tempfile::TempDir, Encoder) {
+        let dir = tempfile::tempdir().unwrap();
+        tiny::bert_folder(dir.path(), &WORDS, 2, 7).unwrap();
+        let encoder = Encoder::open(dir.path()).unwrap();
+        (dir, encoder)
+    }
+
+    fn run<'a>(pool: &'a Pool) -> Run<'a> {
+        Run { pool, seed: 3, clock: &|| Duration::ZERO, deadline: Duration::MAX }
+    }
+
+    fn recipe() -> Recipe {
+        Recipe {
+            epochs: 30,
+            batch_rows: 8,
+            learning_rate: 3e-3,
+            head_learning_rate: 1e-2,
+            patience: 30,
+            ..Recipe::default()
+        }
+    }
+
+    /// What is trained is learnt by heart, with each of the losses; what ships gives the vectors that were trained.
+    #[test]
+    fn learns_32_rows_by_heart() {
+        let pool = Pool::new(2, Tier::detect());
+        let (_dir, encoder) = encoder();
+        let (texts, classes) = rows();
+        let texts: Vec<&str> = texts.iter().map(String::as_str).collect();
+        let all = Rows { texts: &texts, classes: &classes };
+        for recipe in [recipe(), Recipe { r_drop: 0.5, smoothing: 0.05, contrast: 0.2, ..recipe() }] {
+            let mut norms = Vec::new();
+            let mut log = |step: &StepLog| norms.push(step.gradient_norm);
+            let tuned = tune(&encoder, all, all, 4, &recipe, &run(&pool), &mut silent, &mut log).unwrap();
+            let last = tuned.epochs.iter().find(|epoch| epoch.epoch == tuned.best).unwrap();
+            assert_eq!(last.validation, 1.0, "{:?}", tuned.epochs);
+            assert!(norms.iter().all(|norm| norm.is_finite() && *norm > 0.0));
+            // Frozen vectors do not tell the classes apart so well: nearest rows are of another class now and then.
+            let served = encoder.with_tensors(&tuned.file, EncoderWeights::F32).unwrap();
+            let apart = |encoder: &Encoder| {
+                let vectors = encoder.embed(&pool, &texts).unwrap();
+                let dot = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f32>();
+                let (mut same, mut other) = ((0.0, 0), (0.0, 0));
+                for i in 0..32 {
+                    for j in 0..i {
+                        let sum = if classes[i] == classes[j] { &mut same } else { &mut other };
+                        *sum = (sum.0 + dot(&vectors[i], &vectors[j]), sum.1 + 1);
+                    }
+                }
+                same.0 / same.1 as f32 - other.0 / other.1 as f32
+            };
+            assert!(apart(&served) > apart(&encoder) + 0.3, "{} {}", apart(&served), apart(&encoder));
+            assert_ne!(served.base().digest, encoder.base().digest);
+        }
+    }
+
+    /// Training that silently does nothing is this trade's classic fault.
+    #[test]
+    fn every_trained_tensor_moves_and_every_table_stays() {
+        let pool = Pool::new(2, Tier::detect());
+        let (_dir, encoder) = encoder();
+        let (texts, classes) = rows();
+        let texts: Vec<&str> = texts.iter().map(String::as_str).collect();
+        let all = Rows { texts: &texts, classes: &classes };
+        let recipe = Recipe { epochs: 1, ..recipe() };
+        let tuned = tune(&encoder, all, all, 4, &recipe, &run(&pool), &mut silent, &mut |_| ()).unwrap();
+        let (before, index) = (encoder.plain().unwrap(), Safetensors::parse(&tuned.file).unwrap());
+        // Tables are not even in the file, and what is not trained cannot be tuned again.
+        assert_eq!(index.tensors().len(), before.tensors.len());
+        let served = encoder.with_tensors(&tuned.file, EncoderWeights::F32).unwrap();
+        assert!(served.plain().is_err());
+        let mut from = 0;
+        for tensor in &before.tensors {
+            let len: usize = tensor.shape.iter().product();
+            let after = index.tensor(&tuned.file, &tensor.name).unwrap().to_f32().unwrap();
+            let moved = before.values[from..from + len].iter().zip(&after);
+            // Rounding to halves moves a number by at most 2⁻¹¹ of it; keys' biases cancel in softmax and move by rounding alone.
+            let far = moved.map(|(a, b)| (a - b).abs() / a.abs().max(0.1)).fold(0.0, f32::max);
+            assert!(far > 1e-3 || tensor.name.ends_with("key.bias"), "`{}` moved by {far}", tensor.name);
+            from += len;
+        }
+    }
+
+    /// max |Δ| of an element of a unit vector between the network that is trained and the one that serves, both f32.
+    const PARITY: f32 = 2e-6;
+
+    #[test]
+    fn training_and_serving_see_the_same_vectors() {
+        let pool = Pool::new(2, Tier::detect());
+        let (_dir, encoder) = encoder();
+        let (texts, _) = rows();
+        let texts: Vec<&str> = texts.iter().map(String::as_str).collect();
+        let net = BertNet::new(encoder.plain().unwrap(), encoder.pooling());
+        let ids = tokens(&encoder, &texts, 32).unwrap();
+        let mut pass = Pass::default();
+        let segments = Segments::of(ids.iter().map(Vec::len));
+        net.forward(&pool, &net.params.values, &ids.concat(), &segments, None, &mut pass);
+        let served = encoder.embed(&pool, &texts).unwrap().concat();
+        let far = pass.units.iter().zip(&served).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+        assert!(far <= PARITY, "{far}");
+    }
+
+    #[test]
+    fn the_same_seed_gives_the_same_bytes() {
+        let (_dir, encoder) = encoder();
+        let (texts, classes) = rows();
+        let texts: Vec<&str> = texts.iter().map(String::as_str).collect();
+        let all = Rows { texts: &texts, classes: &classes };
+        let recipe = Recipe { epochs: 2, ..recipe() };
+        let tune = || {
+            let pool = Pool::new(2, Tier::detect());
+            tune(&encoder, all, all, 4, &recipe, &run(&pool), &mut silent, &mut |_| ()).unwrap().file
+        };
+        assert_eq!(tune(), tune());
+    }
+
+    #[test]
+    fn an_order_spreads_classes_and_keeps_pairs() {
+        let classes: Vec<usize> = (0..300).map(|i| if i < 30 { 0 } else { 1 + i % 2 }).collect();
+        for pairs in [false, true] {
+            let found = order(&classes, 9, pairs);
+            let mut sorted = found.clone();
+            sorted.sort_unstable();
+            assert_eq!(sorted, (0..300).collect::<Vec<_>>());
+            for batch in found.chunks(100) {
+                let rare = batch.iter().filter(|i| classes[**i] == 0).count();
+                assert!((7..=13).contains(&rare), "{rare}");
+            }
+            assert_ne!(found, order(&classes, 10, pairs));
+        }
+        let classes: Vec<usize> = (0..310).map(|i| if i < 30 { 0 } else { 1 + i % 2 }).collect();
+        let found = order(&classes, 9, true);
+        assert!((0..155).all(|i| classes[found[2 * i]] == classes[found[2 * i + 1]]));
+    }
+
+    #[test]
+    fn too_few_rows_are_refused() {
+        let pool = Pool::new(1, Tier::Scalar);
+        let (_dir, encoder) = encoder();
+        let none = Rows { texts: &[], classes: &[] };
+        let error = tune(&encoder, none, none, 4, &recipe(), &run(&pool), &mut silent, &mut |_| ()).err().unwrap();
+        assert!(error.to_string().contains("too few"));
+    }
+}

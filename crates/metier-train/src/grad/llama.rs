@@ -1,0 +1,393 @@
+//! A decoder of Llama's blocks with LoRA deltas on all seven linear maps; everything else is frozen.
+//!
+//! ```text
+//! x = embedding[id]
+//! each layer:  x += O·attention(rope(Q·h), rope(K·h), V·h),  h = rms(x)
+//!              x += D·(silu(G·h) ∘ U·h),                     h = rms(x)
+//! logits = E·rms(x)                                          only where an answer stands
+//! every map M of the seven:  M·y = W·y + s · B·(A·y)
+//! ```
+//!
+//! Kept for the way back, for SmolLM2 (d = 576, inner 1,536, r = 16): 5,800 floats a token and layer, and `heads · len` of attention. What
+//! two norms and the gated product gave is computed again: it costs one pass over rows and a quarter of the memory.
+
+use std::{ops::Range, sync::Mutex};
+
+use metier_kernels::{
+    Pool, Target,
+    backward::{self, Gate},
+    elementwise,
+};
+use metier_model::{
+    TokenId,
+    arch::transformer::{PlainLayer, PlainTransformer},
+    specialist::mix,
+};
+
+use super::{
+    Params, ROW_GRAIN, Segments,
+    attention::Attention,
+    embedding,
+    linear::Linear,
+    lora::{Lora, Saved},
+    norm,
+    rope::Turns,
+};
+
+/// PEFT's names of the seven maps, in the order in which they are computed.
+pub const MAPS: [&str; 7] = [
+    "self_attn.q_proj",
+    "self_attn.k_proj",
+    "self_attn.v_proj",
+    "self_attn.o_proj",
+    "mlp.gate_proj",
+    "mlp.up_proj",
+    "mlp.down_proj",
+];
+/// Rows whose logits are there at the same time: 49,152 floats each.
+const LOGIT_ROWS: usize = 64;
+
+/// Rank and strength of the deltas.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct LoraConfig {
+    /// Rank.
+    pub r: usize,
+    /// Deltas are multiplied with `alpha / r`.
+    pub alpha: f32,
+}
+
+/// The network; its deltas lie in [`params`](Self::params).
+pub struct LlamaNet {
+    /// Deltas: of each layer and map, A (r, k) then B (n, r).
+    pub params: Params,
+    plain: PlainTransformer,
+    deltas: Vec<[(Range<usize>, Range<usize>); 7]>,
+    lora: LoraConfig,
+    attention: Attention,
+    turns: Turns,
+}
+
+/// What a forward pass leaves. Kept from step to step.
+#[derive(Default)]
+pub struct Pass {
+    segments: Segments,
+    layers: Vec<LayerPass>,
+    /// The last rows, before the last norm: (rows, width).
+    pub hidden: Vec<f32>,
+}
+
+#[derive(Default)]
+struct LayerPass {
+    x: Vec<f32>,       // (rows, width): what went in
+    qkv: Vec<f32>,     // (rows, (heads + 2 · kv_heads) · head_dim), turned
+    p: Vec<f32>,       // of each segment: (heads, len, len)
+    mixed: Vec<f32>,   // (rows, heads · head_dim)
+    middle: Vec<f32>,  // (rows, width): between the halves of the block
+    gate: Vec<f32>,    // (rows, inner)
+    up: Vec<f32>,      // (rows, inner)
+    us: [Vec<f32>; 7], // (rows, r) of each map
+}
+
+/// Where an answer stands: row, and the id that should come next.
+pub type Targets = Vec<(usize, TokenId)>;
+
+impl LlamaNet {
+    /// The base with deltas that change nothing yet: A small random numbers, B zeros (Hu et al. 2021).
+    ///
+    /// # Panics
+    ///
+    /// Where the rank is 0.
+    pub fn new(plain: PlainTransformer, lora: LoraConfig, seed: u64) -> Self {
+        assert!(lora.r > 0, "a delta has a rank");
+        let config = plain.config;
+        let mut params = Params::default();
+        let mut state = mix(seed ^ 0x10_2a);
+        let mut deltas = Vec::new();
+        for i in 0..config.layers {
+            deltas.push(std::array::from_fn(|map| {
+                let [n, k] = shape(&plain, map);
+                // PEFT's: uniform, as wide as a linear map's first weights.
+                let bound = 1.0 / (k as f32).sqrt();
+                let a: Vec<f32> = (0..lora.r * k)
+                    .map(|_| {
+                        state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+                        ((mix(state) >> 40) as f32 / (1u64 << 23) as f32 - 1.0) * bound
+                    })
+                    .collect();
+                let name = |part: &str| format!("base_model.model.model.layers.{i}.{}.lora_{part}.weight", MAPS[map]);
+                let a = params.push(&name("A"), &[lora.r, k], &a);
+                (a, params.push(&name("B"), &[n, lora.r], &vec![0.0; n * lora.r]))
+            }));
+        }
+        let attention =
+            Attention { heads: config.heads, kv_heads: config.kv_heads, head_dim: config.head_dim, causal: true };
+        let turns = Turns::new(&plain.frequencies, config.context, config.head_dim);
+        Self { params, plain, deltas, lora, attention, turns }
+    }
+
+    /// Elements of a row.
+    pub fn width(&self) -> usize {
+        self.plain.config.width
+    }
+
+    fn base(&self, layer: usize, map: usize) -> Linear<'_> {
+        let [n, k] = shape(&self.plain, map);
+        Linear { weight: weight(&self.plain.layers[layer], map), bias: None, n, k }
+    }
+
+    fn delta<'a>(&self, values: &'a [f32], layer: usize, map: usize) -> Lora<'a> {
+        let (a, b) = &self.deltas[layer][map];
+        Lora { a: &values[a.clone()], b: &values[b.clone()], scale: self.lora.alpha / self.lora.r as f32 }
+    }
+
+    fn apply(&self, pool: &Pool, values: &[f32], at: (usize, usize), x: &[f32], u: &mut Vec<f32>, y: &mut Vec<f32>) {
+        let base = self.base(at.0, at.1);
+        let rows = x.len() / base.k;
+        u.resize(rows * self.lora.r, 0.0);
+        y.resize(rows * base.n, 0.0);
+        self.delta(values, at.0, at.1).forward(pool, base, x, u, y);
+    }
+
+    /// Leaves the last rows in `pass.hidden`.
+    ///
+    /// # Panics
+    ///
+    /// Where an id lies outside the vocabulary, or a segment is longer than the context.
+    pub fn forward(&self, pool: &Pool, values: &[f32], ids: &[TokenId], segments: &Segments, pass: &mut Pass) {
+        assert_eq!(ids.len(), segments.rows(), "one id a row");
+        let config = &self.plain.config;
+        let width = config.width;
+        pass.segments.clone_from(segments);
+        pass.layers.resize_with(config.layers, LayerPass::default);
+        pass.hidden.resize(ids.len() * width, 0.0);
+        embedding::forward(&self.plain.embedding, width, ids, &mut pass.hidden);
+        if config.embedding_scale != 1.0 {
+            pass.hidden.iter_mut().for_each(|x| *x *= config.embedding_scale);
+        }
+        for (idx, layer) in pass.layers.iter_mut().enumerate() {
+            self.layer(pool, values, segments, idx, layer, &mut pass.hidden);
+        }
+    }
+
+    fn layer(
+        &self,
+        pool: &Pool,
+        values: &[f32],
+        segments: &Segments,
+        idx: usize,
+        layer: &mut LayerPass,
+        x: &mut [f32],
+    ) {
+        let (plain, eps) = (&self.plain.layers[idx], self.plain.config.eps);
+        let (rows, stride) = (segments.rows(), self.attention.qkv_width());
+        layer.x.clear();
+        layer.x.extend_from_slice(x);
+        let mut h = vec![0.0; x.len()];
+        norm::rms_norm(pool, x, &plain.attention_norm, eps, &mut h);
+        layer.qkv.resize(rows * stride, 0.0);
+        let mut part = Vec::new();
+        let mut from = 0;
+        for map in 0..3 {
+            self.apply(pool, values, (idx, map), &h, &mut layer.us[map], &mut part);
+            let n = part.len() / rows.max(1);
+            for (to, row) in layer.qkv.chunks_exact_mut(stride).zip(part.chunks_exact(n.max(1))) {
+                to[from..from + n].copy_from_slice(row);
+            }
+            from += n;
+        }
+        self.turns.forward(pool, segments, &mut layer.qkv, stride, self.turned());
+        layer.p.resize(self.attention.kept(segments), 0.0);
+        layer.mixed.resize(rows * self.plain.config.heads * self.plain.config.head_dim, 0.0);
+        self.attention.forward(pool, segments, &layer.qkv, &mut layer.p, &mut layer.mixed);
+        let mut out = Vec::new();
+        self.apply(pool, values, (idx, 3), &layer.mixed, &mut layer.us[3], &mut out);
+        add(pool, x, &out);
+        layer.middle.clear();
+        layer.middle.extend_from_slice(x);
+        norm::rms_norm(pool, x, &plain.ffn_norm, eps, &mut h);
+        self.apply(pool, values, (idx, 4), &h, &mut layer.us[4], &mut layer.gate);
+        self.apply(pool, values, (idx, 5), &h, &mut layer.us[5], &mut layer.up);
+        let product = self.product(pool, layer);
+        self.apply(pool, values, (idx, 6), &product, &mut layer.us[6], &mut out);
+        add(pool, x, &out);
+    }
+
+    /// `silu(gate) ∘ up`: (rows, inner).
+    fn product(&self, pool: &Pool, layer: &LayerPass) -> Vec<f32> {
+        let (isa, inner) = (pool.isa(), self.plain.config.inner);
+        let mut product = vec![0.0; layer.gate.len()];
+        pool.run_rows(&mut product, inner, ROW_GRAIN, &|first, rows| {
+            let at = first * inner..first * inner + rows.len();
+            backward::gated(isa, Gate::Silu, &layer.gate[at.clone()], &layer.up[at], rows);
+        });
+        product
+    }
+
+    /// Queries and keys.
+    fn turned(&self) -> usize {
+        (self.attention.heads + self.attention.kv_heads) * self.attention.head_dim
+    }
+
+    #[allow(clippy::too_many_arguments, reason = "one map of one layer")]
+    fn back(
+        &self,
+        pool: &Pool,
+        values: &[f32],
+        at: (usize, usize),
+        saved: Saved<'_>,
+        dy: &[f32],
+        grads: &mut [f32],
+        dx: &mut [f32],
+        target: Target,
+    ) {
+        let (a, b) = &self.deltas[at.0][at.1];
+        let [da, db] = grads.get_disjoint_mut([a.clone(), b.clone()]).expect("A and B lie apart");
+        self.delta(values, at.0, at.1).backward(pool, self.base(at.0, at.1), saved, dy, (da, db), dx, target);
+    }
+
+    /// From the derivative with respect to the last rows to those of all deltas, added to `grads`.
+    pub fn backward(&self, pool: &Pool, values: &[f32], pass: &mut Pass, mut dx: Vec<f32>, grads: &mut [f32]) {
+        for idx in (0..self.plain.layers.len()).rev() {
+            self.layer_backward(pool, values, &pass.segments, idx, &mut pass.layers[idx], &mut dx, grads);
+        }
+    }
+
+    #[allow(clippy::too_many_arguments, reason = "one layer of one pass")]
+    fn layer_backward(
+        &self,
+        pool: &Pool,
+        values: &[f32],
+        segments: &Segments,
+        idx: usize,
+        layer: &mut LayerPass,
+        dx: &mut [f32],
+        grads: &mut [f32],
+    ) {
+        let (plain, eps, inner) = (&self.plain.layers[idx], self.plain.config.eps, self.plain.config.inner);
+        let (isa, stride) = (pool.isa(), self.attention.qkv_width());
+        let mut h = vec![0.0; dx.len()];
+        let mut dh = vec![0.0; dx.len()];
+        // The second half: dx goes on as it is, and through the inner rows.
+        let product = self.product(pool, layer);
+        let mut dproduct = vec![0.0; product.len()];
+        let saved = Saved { x: &product, u: &layer.us[6] };
+        self.back(pool, values, (idx, 6), saved, dx, grads, &mut dproduct, Target::Overwrite);
+        let (mut dgate, mut dup) = (product, vec![0.0; dproduct.len()]);
+        {
+            let part = ROW_GRAIN * inner;
+            let parts: Vec<_> = dgate.chunks_mut(part).zip(dup.chunks_mut(part)).map(Mutex::new).collect();
+            pool.run(parts.len(), &|i| {
+                let mut taken = parts[i].lock().expect("each part is taken once");
+                let (dgate, dup) = &mut *taken;
+                let at = i * part..i * part + dgate.len();
+                let (gate, up, d) = (&layer.gate[at.clone()], &layer.up[at.clone()], &dproduct[at]);
+                backward::gated_backward(isa, Gate::Silu, gate, up, d, dgate, dup);
+            });
+        }
+        norm::rms_norm(pool, &layer.middle, &plain.ffn_norm, eps, &mut h);
+        self.back(pool, values, (idx, 4), Saved { x: &h, u: &layer.us[4] }, &dgate, grads, &mut dh, Target::Overwrite);
+        self.back(pool, values, (idx, 5), Saved { x: &h, u: &layer.us[5] }, &dup, grads, &mut dh, Target::Accumulate);
+        norm::rms_norm_backward(pool, &layer.middle, &plain.ffn_norm, eps, &dh, dx);
+        // The first half.
+        let mut dmixed = vec![0.0; layer.mixed.len()];
+        let saved = Saved { x: &layer.mixed, u: &layer.us[3] };
+        self.back(pool, values, (idx, 3), saved, dx, grads, &mut dmixed, Target::Overwrite);
+        let mut dqkv = vec![0.0; layer.qkv.len()];
+        self.attention.backward(pool, segments, &layer.qkv, &layer.p, &dmixed, &mut dqkv);
+        self.turns.backward(pool, segments, &mut dqkv, stride, self.turned());
+        norm::rms_norm(pool, &layer.x, &plain.attention_norm, eps, &mut h);
+        let mut from = 0;
+        for map in 0..3 {
+            let n = shape(&self.plain, map)[0];
+            let d: Vec<f32> = dqkv.chunks_exact(stride).flat_map(|row| row[from..from + n].iter().copied()).collect();
+            let target = if map == 0 { Target::Overwrite } else { Target::Accumulate };
+            self.back(pool, values, (idx, map), Saved { x: &h, u: &layer.us[map] }, &d, grads, &mut dh, target);
+            from += n;
+        }
+        norm::rms_norm_backward(pool, &layer.x, &plain.attention_norm, eps, &dh, dx);
+    }
+
+    /// Logits of some rows of the last pass: (rows, vocabulary).
+    pub fn logits(&self, pool: &Pool, pass: &Pass, rows: &[usize]) -> Vec<f32> {
+        let mut logits = vec![0.0; rows.len() * self.plain.config.vocabulary];
+        self.head().forward(pool, &self.normed(pool, &self.gather(pass, rows)), &mut logits);
+        logits
+    }
+
+    /// Mean cross entropy of the next ids at `targets`, and its derivative with respect to the last rows.
+    pub fn loss(&self, pool: &Pool, pass: &Pass, targets: &[(usize, TokenId)]) -> (f64, Vec<f32>) {
+        let (width, vocabulary) = (self.width(), self.plain.config.vocabulary);
+        let mut dhidden = vec![0.0; pass.hidden.len()];
+        let mut loss = 0.0;
+        for some in targets.chunks(LOGIT_ROWS) {
+            let rows: Vec<usize> = some.iter().map(|(row, _)| *row).collect();
+            let x = self.gather(pass, &rows);
+            let mut logits = vec![0.0; rows.len() * vocabulary];
+            self.head().forward(pool, &self.normed(pool, &x), &mut logits);
+            // Turned into their own derivative, row by row.
+            let isa = pool.isa();
+            let factor = 1.0 / targets.len() as f32;
+            let mut losses = vec![0.0; rows.len()];
+            let each: Vec<_> = logits.chunks_exact_mut(vocabulary).zip(&mut losses).map(Mutex::new).collect();
+            pool.run(each.len(), &|i| {
+                let mut taken = each[i].lock().expect("each part is taken once");
+                let (row, loss) = &mut *taken;
+                let target = some[i].1.0 as usize;
+                let mut log_sum = 0.0;
+                elementwise::log_sum_exp(isa, row, &mut log_sum);
+                **loss = f64::from(log_sum - row[target]);
+                elementwise::softmax(isa, row);
+                row[target] -= 1.0;
+                row.iter_mut().for_each(|d| *d *= factor);
+            });
+            drop(each);
+            loss += losses.iter().sum::<f64>() / targets.len() as f64;
+            let mut dnormed = vec![0.0; x.len()];
+            self.head().backward_input(pool, &logits, &mut dnormed, Target::Overwrite);
+            let mut dx = vec![0.0; x.len()];
+            norm::rms_norm_backward(pool, &x, &self.plain.output_norm, self.plain.config.eps, &dnormed, &mut dx);
+            for (row, dx) in rows.iter().zip(dx.chunks_exact(width)) {
+                dhidden[row * width..][..width].iter_mut().zip(dx).for_each(|(sum, d)| *sum += d);
+            }
+        }
+        (loss, dhidden)
+    }
+
+    fn head(&self) -> Linear<'_> {
+        let weight = self.plain.head.as_deref().unwrap_or(&self.plain.embedding);
+        Linear { weight, bias: None, n: self.plain.config.vocabulary, k: self.width() }
+    }
+
+    fn gather(&self, pass: &Pass, rows: &[usize]) -> Vec<f32> {
+        let width = self.width();
+        rows.iter().flat_map(|row| pass.hidden[row * width..][..width].iter().copied()).collect()
+    }
+
+    fn normed(&self, pool: &Pool, x: &[f32]) -> Vec<f32> {
+        let mut normed = vec![0.0; x.len()];
+        norm::rms_norm(pool, x, &self.plain.output_norm, self.plain.config.eps, &mut normed);
+        normed
+    }
+}
+
+/// `[outputs, inputs]` of a map.
+fn shape(plain: &PlainTransformer, map: usize) -> [usize; 2] {
+    let config = &plain.config;
+    let (q, kv) = (config.heads * config.head_dim, config.kv_heads * config.head_dim);
+    match map {
+        0 => [q, config.width],
+        1 | 2 => [kv, config.width],
+        3 => [config.width, q],
+        4 | 5 => [config.inner, config.width],
+        _ => [config.width, config.inner],
+    }
+}
+
+fn weight(layer: &PlainLayer, map: usize) -> &[f32] {
+    [&layer.q, &layer.k, &layer.v, &layer.output, &layer.gate, &layer.up, &layer.down][map]
+}
+
+fn add(pool: &Pool, sum: &mut [f32], x: &[f32]) {
+    let isa = pool.isa();
+    pool.run_rows(sum, 1, 1 << 14, &|first, sum| elementwise::add(isa, sum, &x[first..first + sum.len()]));
+}

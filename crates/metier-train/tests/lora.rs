@@ -1,0 +1,173 @@
+//! Do deltas train here as they do in PEFT, and does the engine then answer with them? Networks and adapters are metier-model's goldens.
+#![allow(clippy::unwrap_used, clippy::print_stderr, reason = "tests; they print what they measured")]
+
+use std::{collections::BTreeMap, path::PathBuf};
+
+use metier_kernels::{Pool, Tier};
+use metier_model::{
+    Adapter, Decoder, LoraFormat, TokenId, arch::transformer::WeightFormat, format::Safetensors, progress::silent,
+};
+use metier_train::{
+    craft::lora::{LoraError, Recipe, Row, Tuner},
+    grad::{
+        Segments,
+        llama::{LlamaNet, LoraConfig, Pass},
+    },
+};
+
+const VOCABULARY: usize = 260;
+/// max |Δ| of logits whose deviation is about 1, f32 here and there in another order of sums.
+const LOGITS: f32 = 1e-4;
+/// Loss of a step against PEFT's, both near 5.6 at first; twelve steps of rounding.
+const LOSS: f64 = 2e-4;
+/// Length of a derivative, as a share.
+const NORM: f64 = 2e-3;
+/// Adam divides by the root of a square: where a derivative is near 0 its sign is rounding, and a step moves a number by 3e-3.
+const DELTA: f32 = 1e-3;
+
+fn golden(file: &str) -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../metier-model/tests/goldens").join(file)
+}
+
+fn ours(file: &str) -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/goldens").join(file)
+}
+
+fn pool() -> Pool {
+    Pool::new(2, Tier::detect())
+}
+
+fn decoder(form: &str) -> Decoder {
+    Decoder::open(&golden(form), WeightFormat::F32).unwrap()
+}
+
+fn ids(n: usize, salt: usize) -> Vec<TokenId> {
+    (0..n).map(|i| TokenId(((i * 73 + i * i * 11 + 5 + salt * 31) % VOCABULARY) as u32)).collect()
+}
+
+/// As in `make_lora_trace.py`.
+fn rows() -> Vec<Row> {
+    [((9, 1), (3, 2)), ((1, 3), (5, 4)), ((14, 5), (1, 6))]
+        .map(|((n, a), (m, b))| Row { prompt: ids(n, a), answer: ids(m, b) })
+        .to_vec()
+}
+
+fn tensors(path: PathBuf) -> BTreeMap<String, Vec<f32>> {
+    let bytes = std::fs::read(path).unwrap();
+    let index = Safetensors::parse(&bytes).unwrap();
+    index.tensors().keys().map(|name| (name.clone(), index.tensor(&bytes, name).unwrap().to_f32().unwrap())).collect()
+}
+
+fn recipe() -> Recipe {
+    Recipe { lora: LoraConfig { r: 4, alpha: 8.0 }, learning_rate: 3e-3, epochs: 40, ..Recipe::default() }
+}
+
+/// Logits of every row of the network with the deltas `net` has.
+fn logits(net: &LlamaNet, pool: &Pool, ids: &[TokenId]) -> Vec<f32> {
+    let mut pass = Pass::default();
+    net.forward(pool, &net.params.values, ids, &Segments::of([ids.len()]), &mut pass);
+    net.logits(pool, &pass, &(0..ids.len()).collect::<Vec<_>>())
+}
+
+fn far(a: &[f32], b: &[f32]) -> f32 {
+    assert_eq!(a.len(), b.len());
+    a.iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max)
+}
+
+/// Before a step, the network answers as the engine does without an adapter; both forms of the base, tied and untied heads, Llama 3's
+/// angles.
+#[test]
+fn an_untouched_delta_changes_nothing() {
+    let pool = pool();
+    for form in ["llama.gguf", "folders/llama", "llama3.gguf", "folders/llama3", "folders/mistral"] {
+        let decoder = decoder(form);
+        let Ok(plain) = decoder.network().plain() else {
+            assert_eq!(form, "folders/mistral", "only the one with windows is refused");
+            continue;
+        };
+        let net = LlamaNet::new(plain, recipe().lora, 1);
+        let ids = ids(30, 0);
+        let expected = decoder.logits(&pool, &ids).unwrap().concat();
+        let far = far(&logits(&net, &pool, &ids), &expected);
+        eprintln!("{form}: max |Δlogit| = {far:e}");
+        assert!(far <= LOGITS, "{form}: {far}");
+    }
+}
+
+/// Twelve steps of AdamW: loss and length of the derivative of each, and the deltas at the end.
+#[test]
+fn training_follows_peft() {
+    #[derive(serde::Deserialize)]
+    struct Trace {
+        losses: Vec<f64>,
+        gradient_norms: Vec<f64>,
+    }
+    let trace: Trace = serde_json::from_slice(&std::fs::read(ours("lora/trace.json")).unwrap()).unwrap();
+    let pool = pool();
+    for form in ["llama.gguf", "folders/llama"] {
+        let mut tuner = Tuner::new(decoder(form).network().plain().unwrap(), &recipe(), 1);
+        tuner.start_from(&tensors(golden("adapters/llama-all/adapter_model.safetensors")));
+        let rows = rows();
+        let all: Vec<&Row> = rows.iter().collect();
+        for (step, (loss, norm)) in trace.losses.iter().zip(&trace.gradient_norms).enumerate() {
+            let found = tuner.step(&pool, &all, 1.0);
+            assert!((found.0 - loss).abs() <= LOSS, "step {step}: loss {} is not {loss}", found.0);
+            assert!((found.1 - norm).abs() <= NORM * norm, "step {step}: norm {} is not {norm}", found.1);
+        }
+        let end = tensors(ours("lora/adapter_model.safetensors"));
+        let start = tensors(golden("adapters/llama-all/adapter_model.safetensors"));
+        for tensor in tuner.net().params.tensors() {
+            let found = &tuner.net().params.values[tensor.range.clone()];
+            let far_off = far(found, &end[&tensor.name]);
+            assert!(far_off <= DELTA, "`{}`: {far_off}", tensor.name);
+            assert!(far(found, &start[&tensor.name]) > 10.0 * DELTA, "`{}` hardly moved", tensor.name);
+        }
+    }
+}
+
+/// Rows learnt by heart; their files, read by the engine over either form of the base, give the logits that were trained.
+#[test]
+fn the_engine_answers_with_what_was_learnt() {
+    let pool = pool();
+    let base = decoder("llama.gguf");
+    let recipe = Recipe { step_tokens: 100, learning_rate: 1e-2, ..recipe() };
+    let mut tuner = Tuner::new(base.network().plain().unwrap(), &recipe, 5);
+    let rows: Vec<Row> = (0..32).map(|i| Row { prompt: ids(4 + i % 5, i), answer: ids(2, 100 + i % 4) }).collect();
+    let before = tuner.net().params.clone();
+    let mut losses = Vec::new();
+    tuner.learn(&pool, &rows, &recipe, 5, &mut silent, &mut |step| losses.push(step.loss)).unwrap();
+    let (first, last) = (losses[0], losses[losses.len() - 3..].iter().sum::<f64>() / 3.0);
+    assert!(last < 0.1 && first > 4.0, "from {first} to {last}");
+    for tensor in before.tensors() {
+        let range = tensor.range.clone();
+        let moved = far(&before.values[range.clone()], &tuner.net().params.values[range]);
+        assert!(moved > 1e-3, "`{}` moved by {moved}", tensor.name);
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let (config, weights) = tuner.files("tiny-llama");
+    std::fs::write(dir.path().join("adapter_config.json"), config).unwrap();
+    std::fs::write(dir.path().join("adapter_model.safetensors"), weights).unwrap();
+    for form in ["llama.gguf", "folders/llama"] {
+        let base = decoder(form);
+        let adapter = Adapter::open(dir.path(), base.network().config(), LoraFormat::F16).unwrap();
+        let prompt = ids(20, 3);
+        let served = base.logits_with(&pool, &prompt, Some(&adapter)).unwrap().concat();
+        let trained = logits(tuner.net(), &pool, &prompt);
+        let spread = (trained.iter().map(|x| x * x).sum::<f32>() / trained.len() as f32).sqrt();
+        let far = far(&served, &trained);
+        eprintln!("{form}: max |Δlogit| = {far:e} of a deviation of {spread}");
+        // Deltas are served in 16 bits.
+        assert!(far <= 5e-3 * spread, "{form}: {far} of {spread}");
+    }
+}
+
+#[test]
+fn rows_that_do_not_fit_are_refused() {
+    let pool = pool();
+    let mut tuner = Tuner::new(decoder("llama.gguf").network().plain().unwrap(), &recipe(), 1);
+    let mut learn = |rows: &[Row]| tuner.learn(&pool, rows, &recipe(), 1, &mut silent, &mut |_| ()).err().unwrap();
+    assert!(matches!(learn(&[]), LoraError::NoRows));
+    let long = Row { prompt: ids(200, 1), answer: ids(1, 1) };
+    assert!(learn(&[rows().remove(0), long]).to_string().contains("row 1 has 200 prompt and 1 answer tokens"));
+    assert!(matches!(learn(&[Row { prompt: ids(2, 1), answer: Vec::new() }]), LoraError::Row { .. }));
+}
