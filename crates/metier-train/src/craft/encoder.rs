@@ -506,7 +506,7 @@ fn order(classes: &[usize], seed: u64, pairs: bool) -> Vec<usize> {
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used, reason = "tests")]
+    #![allow(clippy::unwrap_used, clippy::needless_range_loop, reason = "tests; they index several arrays at once")]
     use metier_kernels::Tier;
     use metier_model::{EncoderWeights, format::Safetensors, progress::silent, tiny};
 

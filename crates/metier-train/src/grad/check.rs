@@ -1,5 +1,5 @@
 //! Every step against finite differences.
-#![allow(clippy::unwrap_used, reason = "tests")]
+#![allow(clippy::unwrap_used, clippy::needless_range_loop, reason = "tests; they index several arrays at once")]
 
 use metier_kernels::{Pool, Target, Tier};
 use metier_model::{Encoder, TokenId, specialist::mix, tiny};

@@ -36,6 +36,7 @@ impl Lora<'_> {
     }
 
     /// Adds to `da` (r, k) and `db` (n, r); writes `dx` (rows, k) over or adds to it. `du`: (rows, r) is room to work in.
+    #[allow(clippy::too_many_arguments, reason = "a map, what it kept, and where its derivatives go")]
     pub fn backward(
         &self,
         pool: &Pool,

@@ -4,6 +4,7 @@ use metier_kernels::{MatRef, Pool, Target, elementwise, matmul_f32};
 
 /// Mean over rows that have another row of their class of `−1/|P(i)| · Σ_{j ∈ P(i)} ln softmax_{j ≠ i}(u_i · u_j / temperature)`.
 /// `units`: (rows, width) → adds `weight ·` its derivative to `dunits`.
+#[allow(clippy::needless_range_loop, reason = "several arrays of one length are indexed at once")]
 pub fn supervised_contrast(
     pool: &Pool,
     units: &[f32],

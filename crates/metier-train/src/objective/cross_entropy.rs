@@ -40,6 +40,7 @@ pub fn cross_entropy(
 /// R-Drop (Wu et al. 2021): `weight/2 · (KL(p‖q) + KL(q‖p))`, mean over rows, of two passes over the same rows that dropped other elements:
 /// `logits` is (2 · rows, classes), the second pass below the first. Adds to `dlogits`:
 /// `d/dz_p: weight/2 · (p ∘ (ln p − ln q − KL(p‖q)) + (p − q))`, and the same with p and q exchanged.
+#[allow(clippy::needless_range_loop, reason = "several arrays of one length are indexed at once")]
 pub fn symmetric_divergence(isa: Isa, logits: &[f32], classes: usize, weight: f32, dlogits: &mut [f32]) -> f64 {
     let rows = logits.len() / classes / 2;
     let half = rows * classes;
