@@ -364,7 +364,8 @@ fn the_report_answers_with_yes_no_or_cannot_tell() {
 fn without_time_there_is_no_learning_curve_and_the_bundle_holds_none() {
     let bench = Bench::new(&format!("{EASY}[budget]\nminutes = 1e-9\n"));
     let with = bench.build(None, 1);
-    let workbench = Workbench { encoder: None, pool: &bench.pool, store: &bench.store, seed: 1 };
+    let workbench =
+        Workbench { encoder: None, pool: &bench.pool, store: &bench.store, seed: 1, tuning: Tuning::default() };
     let ticks = std::cell::Cell::new(0u64);
     let clock = || {
         ticks.set(ticks.get() + 1);

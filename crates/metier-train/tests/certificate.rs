@@ -94,7 +94,13 @@ fn scored(study: &Study, data: &std::path::Path) -> Vec<(f32, bool)> {
     let task = TaskFile::parse(&toml, &dir.path().join("task.toml"), &|_| None).unwrap();
     let store = SpecialistStore::open(&dir.path().join("store")).unwrap();
     let pool = Pool::new(2, Tier::detect());
-    let bench = Workbench { encoder: None, pool: &pool, store: &store, seed: 0 };
+    let bench = Workbench {
+        encoder: None,
+        pool: &pool,
+        store: &store,
+        seed: 0,
+        tuning: metier_train::craft::encoder::Recipe::default(),
+    };
     let outcome = build(&task, &bench, &mut silent, &|| Duration::ZERO).unwrap();
     let specialist = Specialist::open(&outcome.path).unwrap();
     let text = [study.text.to_owned()];
