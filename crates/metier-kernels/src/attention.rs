@@ -51,7 +51,9 @@ impl PageShape {
 
     /// Elements of a page: keys, then values.
     const fn elements(self) -> usize {
-        2 * self.head_dim * self.page_len
+        assert!(self.head_dim.is_multiple_of(LANES) && self.page_len.is_multiple_of(LANES), "multiples of 16");
+        let keys = self.head_dim.checked_mul(self.page_len).expect("a page fits into memory");
+        keys.checked_mul(2).expect("a page fits into memory")
     }
 
     /// Length of one page in units of 4 bytes: elements, then (8 bits) the scales of its keys and of its values.

@@ -651,6 +651,9 @@ fn notes(
             task.budget_minutes
         ));
     }
+    if let Some((stage, why)) = &ladder.not_made {
+        notes.push(format!("rung `{}` was not made: {why}", stage.name()));
+    }
     if ladder.rungs.len() == 1 && task.up_to > Stage::Linear {
         notes.push(
             "no encoder was at hand: only the n-gram rung ran, and `auto` cannot find this specialist".to_owned(),

@@ -403,7 +403,7 @@ fn pairs(n: usize, from: u64) -> String {
 /// A task that only the tuned encoder can do: it is chosen, ships its own layers, and answers from disk as it was measured.
 #[test]
 fn a_tuned_encoder_ships_its_layers() {
-    let bench = Bench::new("[budget]\nminutes = 1000000");
+    let bench = Bench::new("[budget]\nminutes = 500000");
     fs::write(bench.dir.path().join("train.csv"), pairs(800, 0)).unwrap();
     fs::write(bench.dir.path().join("test.csv"), pairs(200, 1 << 20)).unwrap();
     let task = fs::read_to_string(bench.dir.path().join("task.toml")).unwrap().replace("out_of_scope = \"none\"\n", "");
@@ -436,7 +436,14 @@ fn a_tuned_encoder_ships_its_layers() {
     assert_eq!(report.value, outcome.value);
 
     // Where the task says so, the rung does not run.
-    fs::write(bench.dir.path().join("task.toml"), task.replace("minutes = 1000000", "up_to = \"both\"")).unwrap();
-    let outcome = bench.build_with(Some(&encoder), 1, tuning);
+    fs::write(bench.dir.path().join("task.toml"), task.replace("minutes = 500000", "up_to = \"both\"")).unwrap();
+    let outcome = bench.build_with(Some(&encoder), 1, tuning.clone());
     assert_eq!(outcome.rungs.last().unwrap().rung, Stage::Both);
+
+    // A rung that comes to nothing leaves the others: once a build failed here, with all of them made.
+    fs::write(bench.dir.path().join("task.toml"), &task).unwrap();
+    let outcome = bench.build_with(Some(&encoder), 2, Tuning { learning_rate: 1e30, ..tuning });
+    assert_eq!(outcome.rungs.last().unwrap().rung, Stage::Both);
+    let notes = outcome.notes.join("\n");
+    assert!(notes.contains("rung `tuned` was not made: training diverged"), "{notes}");
 }

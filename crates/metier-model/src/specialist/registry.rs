@@ -628,9 +628,17 @@ impl Registry {
     }
 
     /// Makes the bundle that was live before answer again, if it is still whole; says which.
-    pub fn roll_back(&self, name: &str, pen: &Pen<'_>) -> Result<Digest, RegistryError> {
-        let before = self.history(name)?.before();
-        let id = before.last().copied().ok_or_else(|| RegistryError::NothingBefore(name.to_owned()))?;
+    pub fn roll_back(&self, name: &str, trust: &Trust, pen: &Pen<'_>) -> Result<Digest, RegistryError> {
+        let history = self.history(name)?;
+        let id = history.before().last().copied().ok_or_else(|| RegistryError::NothingBefore(name.to_owned()))?;
+        // What a server would refuse to serve is no way back.
+        if let Some(standing) = history.standing(id).filter(|_| trust.require_approval) {
+            check_approval(&standing, standing.approved_by.as_deref()).map_err(|reason| RegistryError::Refused {
+                name: name.to_owned(),
+                id,
+                reason,
+            })?;
+        }
         self.write(name, id, pen, |history| {
             // Another process may have been faster.
             let same = history.before().last() == Some(&id);
@@ -738,6 +746,10 @@ impl Registry {
         }
         add(id, event);
         let text = history.lines.join("\n") + "\n";
+        if text.len() as u64 > MAX_RECORDS_BYTES {
+            let reason = format!("the file would have more than the {MAX_RECORDS_BYTES} bytes that are read");
+            return Err(RegistryError::Record { path: self.records(name), line: history.lines.len(), reason });
+        }
         let (staged, path) = (self.store.root().join(name).join(".records.new"), self.records(name));
         bundle::write_durably(&staged, text.as_bytes())?;
         fs::rename(&staged, &path).map_err(at(&path))?;

@@ -98,6 +98,14 @@ pub struct Ladder {
     pub out_of_time: bool,
     /// Rungs that were predicted not to end in time.
     pub skipped: Vec<SkippedRung>,
+    /// A rung that this encoder or these rows do not allow, and why.
+    pub not_made: Option<(Stage, String)>,
+}
+
+/// An error with its causes.
+fn whole_text(error: &dyn std::error::Error) -> String {
+    let causes = std::iter::successors(error.source(), |cause| cause.source());
+    causes.fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
 }
 
 /// One embedding a row, by part.
@@ -157,20 +165,23 @@ pub fn climb(
             .collect();
     let mut steps = Steps { done: 0, total: plans.iter().flat_map(|(_, paths)| *paths).map(|path| path.c.len()).sum() };
     let (mut rungs, mut out_of_time, mut skipped) = (Vec::new(), false, Vec::new());
+    let mut not_made = None;
     for (stage, paths) in plans {
         let (rung, cut) = shop.make(stage, paths, embeddings, &mut steps, progress);
         out_of_time |= cut;
         rungs.push(rung);
     }
     if let Some(encoder) = encoder.filter(|_| up_to >= Stage::Tuned && embeddings.is_some()) {
-        match shop.tune(encoder, tuning, progress)? {
-            Tuned::Rung(rung) => rungs.push(*rung),
-            Tuned::Skipped(rung) => skipped.push(rung),
+        match shop.tune(encoder, tuning, progress) {
+            Ok(Tuned::Rung(rung)) => rungs.push(*rung),
+            Ok(Tuned::Skipped(rung)) => skipped.push(rung),
+            // The rungs below it stand.
+            Err(error) => not_made = Some((Stage::Tuned, whole_text(&error))),
         }
     }
     let gold: Vec<usize> = splits.part(Part::Validation).iter().map(|example| example.class).collect();
     let chosen = choose(&mut rungs, &gold, n_classes, target, run.seed);
-    Ok(Ladder { features, rungs, chosen, out_of_time, skipped })
+    Ok(Ladder { features, rungs, chosen, out_of_time, skipped, not_made })
 }
 
 struct Steps {

@@ -12,6 +12,9 @@ use metier_model::specialist::manifest::Stage;
 
 use super::nearest;
 
+/// Minutes of a budget, at most: a year.
+const MAX_BUDGET_MINUTES: f64 = 525_600.0;
+
 /// Every key there is, by table; the empty table is the top of the file.
 const KEYS: [(&str, &[&str]); 6] = [
     ("", &["name", "kind", "instruction", "data", "reference", "target", "policy", "budget"]),
@@ -305,6 +308,10 @@ impl TaskFile {
         if budget_minutes.is_nan() || budget_minutes <= 0.0 {
             return Err(wrong(format!("`budget.minutes` = {budget_minutes} must be more than 0")));
         }
+        if budget_minutes > MAX_BUDGET_MINUTES {
+            let problem = format!("`budget.minutes` = {budget_minutes} is more than a year ({MAX_BUDGET_MINUTES})");
+            return Err(wrong(problem));
+        }
         Ok(Self {
             instruction: raw.instruction.unwrap_or_else(|| "Which label fits this text?".to_owned()),
             name: raw.name,
@@ -414,6 +421,7 @@ mod tests {
         check(&data("[target]\ndelta = nan"), "`target.delta` = NaN must lie between 0 and 1");
         check(&data("test = \"${NOT_SET}/t.csv\""), "the environment variable `NOT_SET` is not set");
         check(&data("[budget]\nup_to = \"bth\""), "there is no rung `bth`; did you mean `both`?");
+        check(&data("[budget]\nminutes = inf"), "`budget.minutes` = inf is more than a year (525600)");
         check(&data("[budget]\nminutes = 0"), "`budget.minutes` = 0 must be more than 0");
         check(&data("text = []"), "`data.train` and `data.text` must not be empty");
     }

@@ -170,6 +170,11 @@ fn open_gateway(
 fn open_shelf(gateway: &Gateway, settings: &Settings, environment: &Environment) -> Result<server::Shelf, Failure> {
     let dir = settings.specialists_dir(environment).map_err(Failure::usage)?;
     let registry = Registry::new(SpecialistStore::open(&dir).map_err(Failure::environment)?);
+    if settings.registry.require_approval {
+        // This deployment's key is there before the first build asks for it: else its own records would be a stranger's.
+        let state = settings.state_dir(environment).map_err(Failure::usage)?;
+        desk::Desk::open(registry.store(), &state, environment)?;
+    }
     let mut shelf = server::Shelf::new(registry, desk::trust(settings, environment)?);
     shelf.look();
     gateway.reload_specialists(shelf.specialists());

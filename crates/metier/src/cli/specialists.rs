@@ -11,7 +11,7 @@ use metier_model::{
     Digest, Specialist, SpecialistStore,
     specialist::{
         Registry,
-        registry::{Event, PublicKey, Standing, State, by_id, utc},
+        registry::{Event, PublicKey, Standing, State, Trust, by_id, utc},
     },
 };
 use serde_json::json;
@@ -138,7 +138,9 @@ pub fn run(args: &SpecialistsArgs) -> Outcome {
             promote(&desk(&root, &args.common)?, specialist, *to, approver.as_deref(), note.as_deref(), as_json)
         }
         SpecialistsVerb::Rollback { name, note } => {
-            roll_back(&desk(&root, &args.common)?, name, note.as_deref(), as_json)
+            let (settings, environment) = args.common.settings()?;
+            let trust = desk::trust(&settings, &environment)?;
+            roll_back(&desk(&root, &args.common)?, name, &trust, note.as_deref(), as_json)
         }
         SpecialistsVerb::Export { specialist, output } => {
             transfer::export(&desk(&root, &args.common)?, specialist, output.as_deref(), as_json)
@@ -524,8 +526,8 @@ fn promote(
     tell_change(desk, &name, id, &remarks, as_json)
 }
 
-fn roll_back(desk: &Desk, name: &str, note: Option<&str>, as_json: bool) -> Outcome {
-    let id = desk.registry.roll_back(name, &desk.pen(note)).map_err(desk::failure)?;
+fn roll_back(desk: &Desk, name: &str, trust: &Trust, note: Option<&str>, as_json: bool) -> Outcome {
+    let id = desk.registry.roll_back(name, trust, &desk.pen(note)).map_err(desk::failure)?;
     renew_cards(desk, name)?;
     tell_change(desk, name, id, &[], as_json)
 }

@@ -72,6 +72,16 @@ fn without_approvals_what_is_built_answers_and_can_be_rolled_back() {
     assert_eq!(std::os::unix::fs::PermissionsExt::mode(&key.permissions()) & 0o777, 0o600);
 }
 
+/// What the server would refuse is no way back: it would go on with what was rolled back.
+#[test]
+fn with_approvals_one_goes_back_only_to_what_was_approved() {
+    let (desk, [first, second]) = Desk::with_two("");
+    desk.write("metier.toml", APPROVED);
+    desk.run("specialists promote desk --approver grace").check(0, &[&second[..8], "approved by grace"]);
+    desk.run("specialists rollback desk").check(1, &[&first[..8], "it went live without approval"]);
+    desk.check_states(&[(&first, "retired"), (&second, "live")]);
+}
+
 #[test]
 fn where_approval_is_required_nothing_answers_without_a_proof_and_a_second_person() {
     let (desk, [first, second]) = Desk::with_two(APPROVED);

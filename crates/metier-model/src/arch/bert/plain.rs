@@ -118,7 +118,7 @@ fn tensors_of(config: &BertConfig) -> Result<Vec<PlainTensor>, WeightsError> {
     Ok(tensors)
 }
 
-/// The bytes of a safetensors file with these tensors in IEEE halves: what [`Bert::with_tensors`] reads.
+/// The bytes of a safetensors file with these tensors in IEEE halves: what `Encoder::with_tensors` reads.
 ///
 /// # Errors
 ///

@@ -33,7 +33,7 @@ const STATEMENT: &str = "statement.json";
 /// Most members of a file.
 const MAX_MEMBERS: usize = 32;
 /// Most bytes of a member; the bundle has narrower limits of its own for each kind of file.
-const MAX_MEMBER_BYTES: u64 = 512 << 20;
+const MAX_MEMBER_BYTES: u64 = 1 << 30;
 
 pub(super) fn export(desk: &Desk, specialist: &str, output: Option<&Path>, as_json: bool) -> Outcome {
     let (name, id) = find(&desk.registry, specialist, Wanted::Live)?;
