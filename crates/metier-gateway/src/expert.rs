@@ -17,7 +17,7 @@ pub(crate) struct Judged {
     pub(crate) score: f32,
     pub(crate) threshold: Option<f32>,
     pub(crate) accepted: bool,
-    /// `linear`, `head`, `both`, `tuned`.
+    /// `linear`, `pair`, `head`, `both`, `tuned`.
     pub(crate) stage: String,
 }
 
@@ -34,6 +34,10 @@ pub(crate) trait Expert: Send + Sync {
     /// The encoder that was tuned for it, where it reads that one's embeddings and not the server's.
     fn own_encoder(&self) -> Option<&Embedder> {
         None
+    }
+    /// What the encoder that was tuned for it reads of a text.
+    fn own_text(&self, text: &str) -> String {
+        text.to_owned()
     }
     fn centroids(&self) -> &[Vec<f32>];
     fn match_threshold(&self) -> Option<f32>;
@@ -132,6 +136,10 @@ impl Expert for WithEncoder {
 
     fn own_encoder(&self) -> Option<&Embedder> {
         Some(&self.embedder)
+    }
+
+    fn own_text(&self, text: &str) -> String {
+        self.specialist.encoder_text(text).into_owned()
     }
 
     fn centroids(&self) -> &[Vec<f32>] {

@@ -18,6 +18,7 @@ mod files;
 pub mod format;
 pub mod grammar;
 pub mod head;
+pub mod pairs;
 pub mod progress;
 pub mod proof;
 pub mod sample;

@@ -4,6 +4,7 @@
 //! specialist.toml         the manifest, with the SHA-256 of every file below
 //! features.safetensors    n-gram ids and weights                      (linear, both)
 //! head.safetensors        the classifier
+//! pairs.safetensors       what is compared of several inputs, and trees      (pair, tuned)
 //! encoder.safetensors     layers of its own encoder, in IEEE halves   (tuned)
 //! neighbours.safetensors  class centroids and match threshold         (if an encoder was at hand)
 //! probe.jsonl             up to 64 validation texts with their answers
@@ -29,12 +30,13 @@ use super::{
     manifest::{FORMAT, Manifest, Stage},
     tensors::{self, Tensor, TensorError},
 };
-use crate::{Digest, features::Features, head::LinearHead};
+use crate::{Digest, features::Features, head::LinearHead, pairs::PairModel};
 
 const MANIFEST: &str = "specialist.toml";
 const FEATURES: &str = "features.safetensors";
 const HEAD: &str = "head.safetensors";
 const ENCODER: &str = "encoder.safetensors";
+const PAIRS: &str = "pairs.safetensors";
 const NEIGHBOURS: &str = "neighbours.safetensors";
 const PROBE: &str = "probe.jsonl";
 const EVIDENCE: &str = "evidence.json";
@@ -148,6 +150,8 @@ pub struct Contents {
     pub head: LinearHead,
     /// Layers of its own encoder, for stages that have one.
     pub encoder: Option<EncoderFile>,
+    /// How several inputs are compared, for stages that read that.
+    pub pairs: Option<Arc<PairModel>>,
     /// For `auto`.
     pub neighbours: Option<Neighbours>,
     /// At most [`MAX_PROBE_ROWS`].
@@ -194,6 +198,9 @@ pub fn files(contents: &Contents) -> (Digest, BTreeMap<String, Vec<u8>>) {
     }
     if let Some(encoder) = &contents.encoder {
         files.insert(ENCODER.to_owned(), encoder.0.to_vec());
+    }
+    if let Some(pairs) = &contents.pairs {
+        files.insert(PAIRS.to_owned(), pairs.to_bytes());
     }
     if let Some(neighbours) = &contents.neighbours {
         let dim = neighbours.centroids.first().map_or(0, Vec::len);
@@ -301,23 +308,32 @@ fn parse(dir: &Path, manifest: &Manifest, mut files: BTreeMap<&str, Vec<u8>>) ->
     let head = LinearHead::from_bytes(required(HEAD)?).map_err(tensor(HEAD))?;
     let features =
         files.get(FEATURES).map(|bytes| Features::from_bytes(bytes).map_err(tensor(FEATURES))).transpose()?;
+    let fields = manifest.pairs.as_ref().map_or(&[][..], |pairs| &pairs.fields);
+    let pairs =
+        files.get(PAIRS).map(|bytes| PairModel::from_bytes(bytes, fields).map_err(tensor(PAIRS))).transpose()?;
     let neighbours =
         files.get(NEIGHBOURS).map(|bytes| read_neighbours(bytes).map_err(tensor(NEIGHBOURS))).transpose()?;
     let probe = read_probe(required(PROBE)?).ok_or_else(|| inconsistent(format!("`{PROBE}` holds no probe rows")))?;
     let evidence = String::from_utf8(required(EVIDENCE)?.clone())
         .map_err(|_| inconsistent(format!("`{EVIDENCE}` is not UTF-8")))?;
-    if let Some(file) = files.keys().find(|file| ![HEAD, FEATURES, NEIGHBOURS, PROBE, EVIDENCE].contains(file)) {
+    if let Some(file) = files.keys().find(|file| ![HEAD, FEATURES, PAIRS, NEIGHBOURS, PROBE, EVIDENCE].contains(file)) {
         return Err(BundleError::Unknown { dir: dir.to_owned(), file: (*file).to_owned() });
     }
     if encoder.is_some() != manifest.stage.has_own_encoder() {
         return Err(inconsistent("it has an encoder of its own that its stage does not read, or lacks one".to_owned()));
     }
-    check(manifest, &head, features.as_ref()).map_err(inconsistent)?;
-    Ok(Contents { manifest: manifest.clone(), features, head, encoder, neighbours, probe, evidence })
+    check(manifest, &head, features.as_ref(), pairs.as_ref()).map_err(inconsistent)?;
+    let pairs = pairs.map(Arc::new);
+    Ok(Contents { manifest: manifest.clone(), features, head, encoder, pairs, neighbours, probe, evidence })
 }
 
 /// What a hash cannot say: that the parts fit each other, so that answering cannot fail later.
-fn check(manifest: &Manifest, head: &LinearHead, features: Option<&Features>) -> Result<(), String> {
+fn check(
+    manifest: &Manifest,
+    head: &LinearHead,
+    features: Option<&Features>,
+    pairs: Option<&PairModel>,
+) -> Result<(), String> {
     let stage: Stage = manifest.stage;
     if manifest.format != FORMAT {
         return Err(format!("its format is {}, this version reads {FORMAT}", manifest.format));
@@ -331,8 +347,18 @@ fn check(manifest: &Manifest, head: &LinearHead, features: Option<&Features>) ->
     if features.is_some() != stage.reads_ngrams() || features.map_or(0, Features::len) != head.n_features() {
         return Err("the head does not read the features that are there".to_owned());
     }
-    if head.embedding_dim().is_some() != stage.reads_embedding() || (stage.reads_embedding() && manifest.base.is_none())
-    {
+    let format = manifest.pairs.as_ref().map(|pairs| pairs.format.as_str());
+    if format != pairs.map(|_| crate::pairs::FORMAT) || (stage == Stage::Pair && pairs.is_none()) {
+        return Err("how its inputs are compared is missing, or of another version".to_owned());
+    }
+    if pairs.is_some_and(|pairs| !pairs.fits(manifest.inputs.len())) {
+        return Err("its trees read more than its inputs have".to_owned());
+    }
+    let outputs = pairs.map_or(0, |pairs| pairs.n_outputs());
+    let Some(embedding_dim) = head.embedding_dim().unwrap_or(0).checked_sub(outputs) else {
+        return Err("the head does not read what is made of its inputs".to_owned());
+    };
+    if (embedding_dim > 0) != stage.reads_embedding() || (stage.reads_embedding() && manifest.base.is_none()) {
         return Err("the head reads an embedding of no known base, or none although its stage does".to_owned());
     }
     if manifest.features.as_deref() != features.map(|_| crate::features::FORMAT) {

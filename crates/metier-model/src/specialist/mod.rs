@@ -8,7 +8,7 @@
 //!
 //! Deliberately absent: the encoder. A specialist that reads embeddings is handed them, so that hundreds share one base.
 
-use std::path::Path;
+use std::{borrow::Cow, path::Path};
 
 use crate::{Digest, features::Features, head::LinearHead};
 
@@ -20,7 +20,7 @@ pub mod store;
 pub(crate) mod tensors;
 
 pub use bundle::{BundleError, Contents, EncoderFile, Neighbours, ProbeRow};
-pub use inputs::{InputError, render_inputs, render_request};
+pub use inputs::{InputError, Inputs, render_inputs, render_request};
 pub use manifest::Manifest;
 pub use registry::{Registry, RegistryError, RegistryKey};
 pub use store::{SpecialistStore, StoreError, is_name};
@@ -49,7 +49,7 @@ pub struct Answer {
     pub threshold: Option<f32>,
     /// `score ≥ threshold`; always false without a certificate: such a specialist defers everything.
     pub accepted: bool,
-    /// The stage that answered: `linear`, `head`, `both` or `tuned`.
+    /// The stage that answered: `linear`, `pair`, `head`, `both` or `tuned`.
     pub stage: String,
     /// The likeliest labels with their share of the softmax, at most five, best first.
     pub top: Vec<(String, f32)>,
@@ -111,7 +111,18 @@ impl Specialist {
 
     /// Must [`Specialist::answer`] be handed an embedding?
     pub fn needs_embedding(&self) -> bool {
-        self.contents.head.embedding_dim().is_some()
+        self.embedding_dim().is_some()
+    }
+
+    /// Length of the embedding that it must be handed.
+    fn embedding_dim(&self) -> Option<usize> {
+        let outputs = self.contents.pairs.as_ref().map_or(0, |pairs| pairs.n_outputs());
+        self.contents.head.embedding_dim().map(|dim| dim - outputs).filter(|dim| *dim > 0)
+    }
+
+    /// What the encoder must read of a text, where that is its own.
+    pub fn encoder_text<'a>(&self, text: &'a str) -> Cow<'a, str> {
+        if self.encoder_file().is_some() { self.manifest().encoder_text(text) } else { Cow::Borrowed(text) }
     }
 
     /// Layers of its own encoder: then the embedding must be that of
@@ -150,7 +161,7 @@ impl Specialist {
     pub fn margins(&self, text: &str, embedding: Option<&[f32]>) -> Result<Vec<f32>, AnswerError> {
         let head = &self.contents.head;
         let name = || self.contents.manifest.name.clone();
-        let embedding = match (head.embedding_dim(), embedding) {
+        let embedding = match (self.embedding_dim(), embedding) {
             (None, _) => None,
             (Some(_), None) => return Err(AnswerError::NeedsEmbedding(name())),
             (Some(expected), Some(e)) if e.len() != expected => {
@@ -162,7 +173,10 @@ impl Specialist {
             (Some(_), given) => given,
         };
         let row = self.contents.features.as_ref().map(|features| features.apply(text));
-        Ok(head.margins(row.as_ref(), embedding))
+        let Some(pairs) = &self.contents.pairs else { return Ok(head.margins(row.as_ref(), embedding)) };
+        let mut dense = embedding.unwrap_or_default().to_vec();
+        dense.extend(pairs.outputs(&self.contents.manifest.inputs, text));
+        Ok(head.margins(row.as_ref(), Some(&dense)))
     }
 
     /// The label, its score, and whether the specialist stands by it.

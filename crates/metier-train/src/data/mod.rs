@@ -3,12 +3,14 @@
 //! - [`task`]: the task file, read strictly.
 //! - [`table`]: CSV, TSV and JSONL files → rows; every complaint names file and line.
 //! - [`split`]: training, validation, calibration and test rows, by hash of group or text.
+//! - [`positive`]: whose F1, where the metric is the F1 of one label.
 //! - [`leak`]: duplicates and near-duplicates across splits, and equal texts with different labels.
 //!
 //! Deliberately absent: any repair of the data. Near-duplicates of what is measured on are left out of training and
 //! said so; everything else is told to the person who owns the data.
 
 pub mod leak;
+pub mod positive;
 pub mod split;
 pub mod table;
 pub mod task;

@@ -136,7 +136,7 @@ pub fn load(task: &TaskFile, seed: u64) -> Result<Splits, DataError> {
             parts[part as usize].push(example(row, &labels)?);
         }
     }
-    let leak = leak::check(&mut parts);
+    let leak = leak::check(&mut parts, &data.text);
     if parts[Part::Train as usize].is_empty()
         && let Some(first) = leak.listed.first()
     {
