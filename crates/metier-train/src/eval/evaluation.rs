@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::{
     cluster::{self, GroupReport, Groups},
     metrics::{self, ClassMetrics, Measured, ReliabilityBin},
-    rejection::{self, Rejection},
+    rejection::Rejection,
 };
 use crate::data::{split::Example, task::Metric};
 
@@ -249,7 +249,11 @@ pub fn evaluate(rows: &[ScoredRow], yardstick: &Yardstick<'_>) -> EvalReport {
                 recall_at_threshold: share(&is_none, &|row| row.predicted == none || !row.accepted),
                 in_scope_accuracy: share(&is_in, &|row| row.predicted == row.gold),
                 in_scope_accepted_right: share(&is_in, &|row| row.accepted && row.predicted == row.gold),
-                rejection: reject_below.map(|threshold| rejection::reject(threshold, none, &share)),
+                rejection: reject_below.map(|threshold| Rejection {
+                    threshold,
+                    in_scope_right: share(&is_in, &|row| row.score >= threshold && row.predicted == row.gold),
+                    recall: share(&is_none, &|row| row.predicted == none || row.score < threshold),
+                }),
             }
         }),
         reference_accuracy: has_reference.then(|| share(&all, &|row| row.reference_right)),

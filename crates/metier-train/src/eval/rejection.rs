@@ -5,7 +5,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{evaluation::ScoredRow, metrics::Measured};
+use super::metrics::Measured;
 
 /// Share of rows in scope that are to be answered and right.
 pub const IN_SCOPE_RIGHT: f64 = 0.95;
@@ -34,19 +34,6 @@ pub fn threshold(rows: impl Iterator<Item = (f32, bool)>) -> Option<f32> {
     right.sort_by(|a, b| b.total_cmp(a));
     let needed = (n as f64 * IN_SCOPE_RIGHT).ceil() as usize;
     if n == 0 { None } else { right.get(needed.max(1) - 1).copied() }
-}
-
-/// What a threshold does to rows of which those of class `none` are out of scope; `share(of, hit)` measures a share of them.
-pub fn reject(
-    threshold: f32,
-    none: usize,
-    share: &dyn Fn(&dyn Fn(&ScoredRow) -> bool, &dyn Fn(&ScoredRow) -> bool) -> Measured,
-) -> Rejection {
-    Rejection {
-        threshold,
-        in_scope_right: share(&|row| row.gold != none, &|row| row.score >= threshold && row.predicted == row.gold),
-        recall: share(&|row| row.gold == none, &|row| row.predicted == none || row.score < threshold),
-    }
 }
 
 #[cfg(test)]
