@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Prints the figures of docs/accuracy.md: one JSON line a task. Needs METIER_DATA, a folder that holds `banking77` and `clinc150`.
+# Prints the figures of docs/accuracy.md: one JSON line a task. Needs METIER_DATA, a folder that holds the data sets named below.
 set -euo pipefail
 cd "$(git -C "$(dirname "$0")" rev-parse --show-toplevel)"
 export METIER_DATA=${METIER_DATA:-../shared/data}
@@ -7,7 +7,12 @@ METIER_DATA=$(realpath "$METIER_DATA") || { echo "METIER_DATA names no folder: n
 store=$(mktemp -d)
 trap 'rm -rf "$store"' EXIT
 cargo build --release --locked --quiet
-for task in banking77 clinc150; do
+export METIER_PREPARED=$store/prepared
+bench/accuracy/prepare.py "$METIER_PREPARED" >&2
+# What compares two inputs needs no encoder.
+for task in banking77 clinc150 cuad-clauses 'abt-buy --no-encoder' 'amazon-google --no-encoder' 'wdc-computers --no-encoder' 'contract-nli --no-encoder'; do
     # Exit code 1 says that the certificate does not hold on the test rows: a figure like the others, not an accident.
-    target/release/metier build "bench/accuracy/$task.toml" --store "$store" --json | tail -n 1 || [ "${PIPESTATUS[0]}" -eq 1 ]
+    # shellcheck disable=SC2086 # a task and perhaps a flag
+    set -- $task
+    target/release/metier build "bench/accuracy/$1.toml" "${@:2}" --store "$store" --json | tail -n 1 || [ "${PIPESTATUS[0]}" -eq 1 ]
 done
