@@ -271,7 +271,8 @@ pub fn build(
     let contents = specialist.contents();
     let Measured { evidence, rungs, failures } = measured;
     progress(Progress { stage: "learning curve", done: 0, total: None, unit: Unit::Steps });
-    let shop = learning::Workshop { pool: bench.pool, seed: bench.seed, clock: &elapsed, deadline };
+    let shop =
+        learning::Workshop { inputs: &task.data.text, pool: bench.pool, seed: bench.seed, clock: &elapsed, deadline };
     let rung = &ladder.rungs[ladder.chosen];
     let curve = learning::measure(&splits, embeddings.as_ref(), rung, task.target.metric, &shop);
 

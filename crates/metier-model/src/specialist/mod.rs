@@ -117,7 +117,7 @@ impl Specialist {
     /// Length of the embedding that it must be handed.
     fn embedding_dim(&self) -> Option<usize> {
         let outputs = self.contents.pairs.as_ref().map_or(0, |pairs| pairs.n_outputs());
-        self.contents.head.embedding_dim().map(|dim| dim - outputs).filter(|dim| *dim > 0)
+        self.contents.head.embedding_dim().map(|dim| dim.saturating_sub(outputs)).filter(|dim| *dim > 0)
     }
 
     /// What the encoder must read of a text, where that is its own.

@@ -4,7 +4,7 @@
 //! regularises more). Between rungs the paired score test of `proof::paired` decides, again on validation rows: a smaller rung
 //! is taken only if it is shown to be less than `target.margin` behind the best; "cannot tell" keeps the better one.
 
-use std::{sync::Arc, time::Duration};
+use std::{borrow::Cow, sync::Arc, time::Duration};
 
 use metier_kernels::Pool;
 use metier_model::{
@@ -23,7 +23,6 @@ use super::{
     encoder::{self, TuneError, Tuner},
     linear,
     pair::{self, Blend, Pairs},
-    trees,
 };
 use crate::{
     data::{Part, Splits, task::Metric, task::Target},
@@ -173,14 +172,15 @@ pub fn climb(
     let mut steps = Steps { done: 0, total: plans.iter().flat_map(|(_, paths)| *paths).map(|path| path.c.len()).sum() };
     let (mut rungs, mut out_of_time, mut skipped) = (Vec::new(), false, Vec::new());
     let mut not_made = None;
+    let compares = inputs.len() > 1 && n_classes <= pair::MAX_CLASSES;
     let mut pairs = None;
     for (stage, paths) in plans {
         let (rung, cut) = shop.make(stage, paths, embeddings, &mut steps, progress);
         out_of_time |= cut;
         rungs.push(rung);
-        if stage == Stage::Linear && inputs.len() > 1 && up_to >= Stage::Pair {
+        if stage == Stage::Linear && compares && up_to >= Stage::Pair {
             let start = (run.clock)();
-            let made = pair::make(inputs, splits, &trees::Settings::default(), run, progress);
+            let made = pair::make(inputs, splits, run, progress);
             rungs.push(shop.pair(&made, ((run.clock)() - start).as_secs_f64()));
             pairs = Some(made);
         }
@@ -295,7 +295,7 @@ impl Shop<'_> {
     fn pair(&self, pairs: &Pairs, seconds: f64) -> Rung {
         let (n_classes, metric) = (self.splits.labels.len(), self.target.metric);
         let gold: Vec<usize> = self.splits.part(Part::Validation).iter().map(|example| example.class).collect();
-        let margins = pair::by_maker(pairs, Part::Validation, n_classes);
+        let margins = pairs.by_maker(Part::Validation, n_classes);
         let makers = [margins[0].as_slice(), margins[1].as_slice()];
         let blend = Blend::fit(&makers, &gold, n_classes, metric);
         let tail = pair::tail(&pairs.outputs_each(), &blend.weights, n_classes);
@@ -323,7 +323,7 @@ impl Shop<'_> {
     fn with_pairs(&self, rung: &mut Rung, pairs: &Pairs) {
         let (n_classes, metric) = (self.splits.labels.len(), self.target.metric);
         let gold: Vec<usize> = self.splits.part(Part::Validation).iter().map(|example| example.class).collect();
-        let margins = pair::by_maker(pairs, Part::Validation, n_classes);
+        let margins = pairs.by_maker(Part::Validation, n_classes);
         let makers = [rung.validation.as_slice(), margins[0].as_slice(), margins[1].as_slice()];
         let blend = Blend::fit(&makers, &gold, n_classes, metric);
         rung.head = blend.head(&rung.head, &pairs.outputs_each());
@@ -348,7 +348,11 @@ impl Shop<'_> {
         let (run, start) = (self.run, (self.run.clock)());
         let texts = Part::ALL.map(|part| {
             let rows = self.splits.part(part).iter();
-            rows.map(|example| encoder_text(self.inputs, &example.row.text)).collect::<Vec<_>>()
+            rows.map(|example| match pairs {
+                Some(_) => encoder_text(self.inputs, &example.row.text),
+                None => Cow::Borrowed(example.row.text.as_str()),
+            })
+            .collect::<Vec<_>>()
         });
         let rows = |part: Part| -> (Vec<&str>, Vec<usize>) {
             let classes = self.splits.part(part).iter().map(|example| example.class);

@@ -21,10 +21,12 @@ use super::{
     trees::{self, Rows, Settings},
 };
 use crate::{
-    data::{Part, Splits, task::Metric},
-    eval::metrics,
+    data::{Part, Splits, split::Example, task::Metric},
+    eval::{calibrate::predicted, metrics},
 };
 
+/// Classes beyond which it is not looked at how inputs agree: whether two belong together has few answers, and each class costs trees.
+pub const MAX_CLASSES: usize = 12;
 /// Trees that are grown from other draws and averaged.
 const FORESTS: usize = 3;
 /// Training rows that a word must stand in to be weighed.
@@ -49,68 +51,89 @@ pub struct Pairs {
 }
 
 impl Pairs {
+    /// Margins of a part by maker.
+    pub fn by_maker(&self, part: Part, n_classes: usize) -> [Vec<Vec<f32>>; 2] {
+        by_maker(&self.model, &self.outputs[part as usize], n_classes)
+    }
+
     /// Outputs of the trees, and of the words.
     pub fn outputs_each(&self) -> [usize; 2] {
         [self.model.trees.outputs(), self.model.words.outputs()]
     }
 }
 
-/// Makes the model from training rows; validation rows say how many rounds.
-pub fn make(
-    names: &[String],
-    splits: &Splits,
-    settings: &Settings,
-    run: &Run<'_>,
-    progress: &mut dyn FnMut(Progress<'_>),
-) -> Pairs {
-    let texts: Vec<&str> = splits.part(Part::Train).iter().map(|example| example.row.text.as_str()).collect();
-    let features = PairFeatures::fit(names, &texts);
+/// Makes the model from all training rows, and its outputs of every row.
+pub fn make(names: &[String], splits: &Splits, run: &Run<'_>, progress: &mut dyn FnMut(Progress<'_>)) -> Pairs {
     let total = Part::ALL.iter().map(|&part| splits.part(part).len() as u64).sum();
+    let mut progress = |done: u64| {
+        progress(Progress { stage: "comparing inputs", done, total: Some(total), unit: Unit::Rows });
+    };
+    progress(0);
+    let rows: Vec<usize> = (0..splits.part(Part::Train).len()).collect();
+    let model = learn(names, splits, &rows, run);
     let mut done = 0;
-    let numbers = Part::ALL.map(|part| {
+    let outputs = Part::ALL.map(|part| {
         let rows = splits.part(part).iter().map(|example| {
-            progress(Progress { stage: "comparing inputs", done, total: Some(total), unit: Unit::Rows });
             done += 1;
-            features.apply(names, &example.row.text)
+            progress(done);
+            model.outputs(names, &example.row.text)
         });
-        rows.collect::<Vec<_>>()
+        rows.collect()
     });
-    let classes = |part| splits.part(part).iter().map(|example| example.class).collect::<Vec<_>>();
-    let (train, validation) = (classes(Part::Train), classes(Part::Validation));
+    Pairs { model: Arc::new(model), outputs }
+}
+
+/// What a model made from some of the training `rows` calls the validation rows.
+pub fn calls_from(names: &[String], splits: &Splits, rows: &[usize], metric: Metric, run: &Run<'_>) -> Vec<usize> {
+    let (model, n_classes) = (learn(names, splits, rows, run), splits.labels.len());
+    let validation = splits.part(Part::Validation);
+    let outputs: Vec<Vec<f32>> = validation.iter().map(|example| model.outputs(names, &example.row.text)).collect();
+    let gold: Vec<usize> = validation.iter().map(|example| example.class).collect();
+    let margins = by_maker(&model, &outputs, n_classes);
+    let makers = [margins[0].as_slice(), margins[1].as_slice()];
+    let blend = Blend::fit(&makers, &gold, n_classes, metric);
+    (0..gold.len()).map(|row| predicted(&blend.margins(&makers, row))).collect()
+}
+
+/// The model of some of the training `rows`; validation rows say how many rounds, and how words are regularised.
+fn learn(names: &[String], splits: &Splits, rows: &[usize], run: &Run<'_>) -> PairModel {
+    let train: Vec<&Example> = rows.iter().map(|row| &splits.part(Part::Train)[*row]).collect();
+    let validation: Vec<&Example> = splits.part(Part::Validation).iter().collect();
+    let texts: Vec<&str> = train.iter().map(|example| example.row.text.as_str()).collect();
+    let features = PairFeatures::fit(names, &texts);
+    let numbers = [&train, &validation]
+        .map(|rows| rows.iter().map(|example| features.apply(names, &example.row.text)).collect::<Vec<_>>());
+    let classes = [&train, &validation].map(|rows| rows.iter().map(|example| example.class).collect::<Vec<_>>());
+    let n_classes = splits.labels.len();
     let forests: Vec<Trees> = (0..FORESTS as u64)
         .map(|forest| {
             trees::fit(
-                Rows { numbers: &numbers[Part::Train as usize], classes: &train },
-                Rows { numbers: &numbers[Part::Validation as usize], classes: &validation },
-                splits.labels.len(),
-                settings,
+                Rows { numbers: &numbers[0], classes: &classes[0] },
+                Rows { numbers: &numbers[1], classes: &classes[1] },
+                n_classes,
+                &Settings::default(),
                 run.seed.wrapping_add(forest << 32),
                 &trees::by(run.clock, run.deadline),
             )
         })
         .collect();
     let trees = Trees::mean(&forests);
-    let mut outputs: Embeddings = numbers.map(|rows| rows.iter().map(|numbers| trees.apply(numbers)).collect());
-    let ids = Part::ALL.map(|part| {
-        splits.part(part).iter().map(|example| Agreement::ids(names, &example.row.text)).collect::<Vec<_>>()
-    });
-    let of_trees = &outputs[Part::Validation as usize];
-    let words = words(&ids, (&train, &validation), of_trees, splits.labels.len(), run);
-    for (outputs, ids) in outputs.iter_mut().zip(&ids) {
-        outputs.iter_mut().zip(ids).for_each(|(outputs, ids)| outputs.extend(words.apply(ids)));
-    }
-    Pairs { model: Arc::new(PairModel { features, trees, words }), outputs }
+    let of_trees: Vec<Vec<f32>> = numbers[1].iter().map(|numbers| trees.apply(numbers)).collect();
+    let ids = [&train, &validation]
+        .map(|rows| rows.iter().map(|example| Agreement::ids(names, &example.row.text)).collect::<Vec<_>>());
+    let words = words(&ids, (&classes[0], &classes[1]), &of_trees, n_classes, run);
+    PairModel { features, trees, words }
 }
 
 /// Weights of the words of training rows; regularised as it suits validation rows best, the trees beside them.
 fn words(
-    ids: &[Vec<Vec<u32>>; 4],
+    [of_train, of_validation]: &[Vec<Vec<u32>>; 2],
     (train, validation): (&[usize], &[usize]),
     of_trees: &[Vec<f32>],
     n_classes: usize,
     run: &Run<'_>,
 ) -> Agreement {
-    let mut all: Vec<u32> = ids[Part::Train as usize].iter().flatten().copied().collect();
+    let mut all: Vec<u32> = of_train.iter().flatten().copied().collect();
     all.sort_unstable();
     let mut counts: Vec<(usize, u32)> =
         all.chunk_by(|a, b| a == b).filter(|run| run.len() >= MIN_WORD_ROWS).map(|run| (run.len(), run[0])).collect();
@@ -118,7 +141,7 @@ fn words(
     counts.truncate(MAX_WORDS);
     let mut kept: Vec<u32> = counts.into_iter().map(|(_, id)| id).collect();
     kept.sort_unstable();
-    let sparse: Vec<SparseRow> = ids[Part::Train as usize]
+    let sparse: Vec<SparseRow> = of_train
         .iter()
         .map(|ids| {
             let columns: Vec<u32> =
@@ -143,8 +166,7 @@ fn words(
         let outputs = |row: &[f32]| if n_classes == 2 { vec![row[1] - row[0]] } else { row.to_vec() };
         let flat = weights.sparse.chunks_exact(n_classes).flat_map(outputs).collect();
         let words = Agreement::new(kept.clone(), flat, outputs(&weights.bias)).expect("finite weights of sorted ids");
-        let of_words: Vec<Vec<f32>> =
-            ids[Part::Validation as usize].iter().map(|ids| margins(&words.apply(ids), n_classes)).collect();
+        let of_words: Vec<Vec<f32>> = of_validation.iter().map(|ids| margins(&words.apply(ids), n_classes)).collect();
         let loss = Blend::fit(&[&of_trees, &of_words], validation, n_classes, Metric::Accuracy).loss;
         if best.as_ref().is_none_or(|best| loss < best.0) {
             best = Some((loss, words));
@@ -154,12 +176,11 @@ fn words(
 }
 
 /// Margins by maker, trees and words, of some rows' outputs.
-pub fn by_maker(pairs: &Pairs, part: Part, n_classes: usize) -> [Vec<Vec<f32>>; 2] {
-    let n = pairs.model.trees.outputs();
-    let rows = &pairs.outputs[part as usize];
+pub fn by_maker(model: &PairModel, outputs: &[Vec<f32>], n_classes: usize) -> [Vec<Vec<f32>>; 2] {
+    let n = model.trees.outputs();
     [
-        rows.iter().map(|outputs| margins(&outputs[..n], n_classes)).collect(),
-        rows.iter().map(|outputs| margins(&outputs[n..], n_classes)).collect(),
+        outputs.iter().map(|outputs| margins(&outputs[..n], n_classes)).collect(),
+        outputs.iter().map(|outputs| margins(&outputs[n..], n_classes)).collect(),
     ]
 }
 

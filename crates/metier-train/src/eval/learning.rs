@@ -20,7 +20,7 @@ use super::metrics::{self, Measured, quantile};
 use crate::{
     craft::{
         ladder::{self, Embeddings, Held, MIN_FEATURE_ROWS, Rung},
-        linear,
+        linear, pair,
     },
     data::{Part, Splits, split::Example, task::Metric},
 };
@@ -79,6 +79,8 @@ pub struct Aim {
 
 /// What making the rung again needs.
 pub struct Workshop<'a> {
+    /// Names of the inputs.
+    pub inputs: &'a [String],
     /// Threads.
     pub pool: &'a Pool,
     /// Seed of subsets, permutations and resamples.
@@ -98,11 +100,11 @@ pub fn measure(
     shop: &Workshop<'_>,
 ) -> Result<LearningCurve, String> {
     let train = splits.part(Part::Train);
-    if !matches!(rung.stage, Stage::Linear | Stage::Head | Stage::Both) {
+    if rung.stage == Stage::Tuned {
         return Err(format!("no learning curve: the rung `{}` is not made again for it", rung.stage.name()));
     }
-    if matches!(metric, Metric::F1 { .. }) {
-        return Err("no learning curve: it is not made for the F1 of one label".to_owned());
+    if matches!(metric, Metric::F1 { .. }) && rung.stage != Stage::Pair {
+        return Err("no learning curve: for the F1 of one label it is made of the rung `pair` alone".to_owned());
     }
     if train.len() < MIN_ROWS {
         return Err(format!("no learning curve: {} training rows are too few to take parts of", train.len()));
@@ -117,7 +119,7 @@ pub fn measure(
             return Err("no learning curve: the time budget ended before it".to_owned());
         }
         let rows = &order.rows[..order.upto(train.len().div_ceil(divisor))];
-        calls.push((rows.len(), again(splits, embeddings, rung, rows, shop)));
+        calls.push((rows.len(), again(splits, embeddings, rung, rows, metric, shop)));
     }
     calls.push((train.len(), ladder::calls(&rung.validation)));
     let n_classes = splits.labels.len();
@@ -125,7 +127,8 @@ pub fn measure(
         let measured = metrics::measure(metric, calls, &gold, n_classes, shop.seed);
         CurvePoint { n: *n as u64, value: measured.value, interval: measured.interval }
     });
-    let reference = reference(splits.part(Part::Validation)).filter(|_| metric != Metric::MacroF1);
+    let reference =
+        reference(splits.part(Part::Validation)).filter(|_| matches!(metric, Metric::Accuracy | Metric::MicroF1));
     Ok(conclude(rung.stage, points.collect(), &calls, &gold, n_classes, metric, reference, shop.seed))
 }
 
@@ -173,8 +176,13 @@ fn again(
     embeddings: Option<&Embeddings>,
     rung: &Rung,
     rows: &[usize],
+    metric: Metric,
     shop: &Workshop<'_>,
 ) -> Vec<usize> {
+    if rung.stage == Stage::Pair {
+        let run = ladder::Run { pool: shop.pool, seed: shop.seed, clock: shop.clock, deadline: shop.deadline };
+        return pair::calls_from(shop.inputs, splits, rows, metric, &run);
+    }
     let train = splits.part(Part::Train);
     let n_classes = splits.labels.len();
     let texts = || rows.iter().map(|&row| train[row].row.text.as_str());
