@@ -146,6 +146,10 @@ fn row(record: Record, columns: &Columns<'_>) -> Result<Row, DataError> {
             return Err(DataError::row(&place, format!("`{}` is empty", header[at])));
         }
     }
+    if values[label].starts_with('[') && serde_json::from_str::<Vec<serde_json::Value>>(&values[label]).is_ok() {
+        let message = format!("several labels a row (a list in `{}`) are not supported by this version", header[label]);
+        return Err(DataError::row(&place, message));
+    }
     let inputs: Vec<&str> = text.iter().map(|&at| values[at].as_str()).collect();
     let rendered = render_inputs(columns.text, &inputs);
     let extra = (0..values.len())
@@ -328,13 +332,7 @@ fn json_records(
         if header.len() != object.len() || !header.iter().zip(object.keys()).all(|(a, b)| **a == **b) {
             header = object.keys().map(|key| Arc::from(key.as_str())).collect();
         }
-        let values = object.into_iter().map(|(key, value)| match value {
-            serde_json::Value::Array(_) if key == "label" => {
-                Err(DataError::row(&place, "several labels a row are not supported by this version"))
-            }
-            other => Ok(cell(&other)),
-        });
-        let values = values.collect::<Result<Vec<String>, _>>()?;
+        let values = object.values().map(cell).collect();
         if !take(Record { place, header: Arc::clone(&header), values })? {
             return Ok(());
         }
@@ -383,7 +381,11 @@ mod tests {
         check("a.csv", b"text,label\na,b\nc\n", "a.csv:3: 1 cells, the header has 2");
         check("a.csv", b"text,text\na,b\n", "a.csv:1: two columns are named `text`");
         check("a.jsonl", b"{\"text\":\"a\",\"label\":\"b\"}\n\n{\"text\":1", "a.jsonl:3: not a JSON object");
-        check("a.jsonl", b"{\"text\":\"a\",\"label\":[\"b\"]}", "a.jsonl:1: several labels a row are not supported");
+        check(
+            "a.jsonl",
+            b"{\"text\":\"a\",\"label\":[\"b\"]}",
+            "a.jsonl:1: several labels a row (a list in `label`) are not supported",
+        );
         check("a.jsonl", b"{\"text\":\"a\"}", "a.jsonl:1: there is no column `label` among `text`");
         check("a.parquet", b"PAR1", "cannot tell the format of `a.parquet`");
         check("a.csv.gz", b"not gzip", "cannot read `a.csv.gz`");
@@ -402,6 +404,11 @@ mod tests {
         assert_eq!(rows[0].extra, [(Arc::from("region"), "eu".to_owned())]);
         let mut gz = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
         gz.write_all(csv).unwrap();
+        let object = read_bytes("a.jsonl", br#"{"text": {"b": [1, "x"], "a": null, "c": {"d": 2.0}}, "label": true}"#);
+        assert_eq!(
+            object.map(|rows| (rows[0].text.clone(), rows[0].label.clone())),
+            Ok(("b: 1, x\nc.d: 2.0".into(), "true".into()))
+        );
         let others = [
             ("a.csv.gz", gz.finish().unwrap()),
             ("a.tsv", "text\tlabel\tregion\n\"a \"\"b\"\"\nc\"\tx\teu\nd\ty\tus\n".into()),
