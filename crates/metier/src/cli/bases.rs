@@ -5,11 +5,13 @@ use std::{path::Path, sync::Arc};
 
 use anyhow::Context as _;
 use metier_kernels::{Pool, Tier, ceilings};
-use metier_model::{Decoder, Encoder, arch::transformer::WeightFormat, decoder::DecoderOptions};
+use metier_model::{
+    Decoder, Encoder, PackedCache, PackedOutcome, arch::transformer::WeightFormat, decoder::DecoderOptions,
+};
 
 use super::{Failure, models, progress::Bars};
 use crate::{
-    config::{DecoderWeights, Environment, Settings, fetcher},
+    config::{DecoderWeights, Environment, Settings, cache_dir, fetcher},
     fetch::{Catalogue, LocalModel, ModelKind},
 };
 
@@ -64,20 +66,41 @@ pub fn decoder(settings: &Settings, environment: &Environment) -> Result<Option<
     let weights = match settings.models.decoder_weights {
         DecoderWeights::AsFile => WeightFormat::AsFile,
         DecoderWeights::Int8 => WeightFormat::Int8,
+        DecoderWeights::F16 => WeightFormat::F16,
         DecoderWeights::F32 => WeightFormat::F32,
     };
     let models = &settings.models;
-    let options = DecoderOptions { weights, context: models.decoder_context, kv: models.decoder_kv.into() };
+    let options = DecoderOptions {
+        weights,
+        context: models.decoder_context,
+        kv: models.decoder_kv.into(),
+        packed: packed_cache(settings, environment),
+    };
     let open = |path: &Path| {
-        let decoder = Decoder::open_with(path, options);
+        let decoder = Decoder::open_with(path, options.clone());
         let decoder = decoder.with_context(|| format!("cannot open the decoder `{}`", settings.models.decoder));
-        decoder.map_err(Failure::Environment)
+        let decoder = decoder.map_err(Failure::Environment)?;
+        match decoder.packed() {
+            PackedOutcome::Off | PackedOutcome::Read => {}
+            PackedOutcome::Written { bytes } => tracing::info!(bytes, "packed weights kept for the next start"),
+            PackedOutcome::NotWritten { problem } => {
+                tracing::warn!(problem, "packed weights cannot be kept for the next start");
+            }
+        }
+        Ok(decoder)
     };
     if let Some(path) = settings.models.decoder_path() {
         return open(path).map(Some);
     }
     let Some(model) = decoder_files(settings, environment)? else { return Ok(None) };
     Ok(Some(open(model.decoder_path())?.with_name(&model.name)))
+}
+
+/// Where packed weights are kept; `None` where none shall be, or there is no cache folder.
+fn packed_cache(settings: &Settings, environment: &Environment) -> Option<PackedCache> {
+    let limit_bytes = settings.models.packed_cache_mb.saturating_mul(1_000_000);
+    let dir = cache_dir(environment).ok()?.join("packed");
+    (limit_bytes > 0).then(|| PackedCache::new(dir, limit_bytes))
 }
 
 fn ensure(
