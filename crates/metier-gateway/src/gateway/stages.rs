@@ -454,6 +454,14 @@ fn last_user_text(request: &ChatRequest) -> Result<&str, GatewayError> {
             code: "invalid_value",
         });
     }
+    if request.label_scores.is_some() {
+        return Err(GatewayError::Invalid {
+            message: "`label_scores` asks for the labels of one request: ask for a base, a specialist has its own"
+                .into(),
+            param: "label_scores".into(),
+            code: "invalid_value",
+        });
+    }
     request.last_user_text().filter(|text| !text.trim().is_empty()).ok_or_else(|| GatewayError::Invalid {
         message: "`messages` must hold a `user` message with text: a specialist reads the last one".into(),
         param: "messages".into(),
