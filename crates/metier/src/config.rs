@@ -10,7 +10,7 @@ use std::{
 };
 
 use etcetera::BaseStrategy as _;
-use metier_model::{EncoderWeights, cache::KvFormat};
+use metier_model::{EncoderWeights, arch::transformer::WeightFormat, cache::KvFormat};
 use serde::{Deserialize, Serialize};
 
 /// Typing errors up to which a known word is suggested for an unknown one.
@@ -360,7 +360,7 @@ pub enum PrefixCache {
 }
 
 /// How a decoder's weights lie in memory.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize, clap::ValueEnum)]
 #[serde(rename_all = "kebab-case")]
 pub enum DecoderWeights {
     /// The bits of the file.
@@ -371,6 +371,17 @@ pub enum DecoderWeights {
     F16,
     /// Four bytes a weight.
     F32,
+}
+
+impl From<DecoderWeights> for WeightFormat {
+    fn from(weights: DecoderWeights) -> Self {
+        match weights {
+            DecoderWeights::AsFile => Self::AsFile,
+            DecoderWeights::Int8 => Self::Int8,
+            DecoderWeights::F16 => Self::F16,
+            DecoderWeights::F32 => Self::F32,
+        }
+    }
 }
 
 /// How a decoder's keys and values lie in memory.

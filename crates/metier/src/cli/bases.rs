@@ -5,13 +5,11 @@ use std::{path::Path, sync::Arc};
 
 use anyhow::Context as _;
 use metier_kernels::{Pool, Tier, ceilings};
-use metier_model::{
-    Decoder, Encoder, PackedCache, PackedOutcome, arch::transformer::WeightFormat, decoder::DecoderOptions,
-};
+use metier_model::{Decoder, Encoder, PackedCache, PackedOutcome, decoder::DecoderOptions};
 
 use super::{Failure, models, progress::Bars};
 use crate::{
-    config::{DecoderWeights, Environment, Settings, cache_dir, fetcher},
+    config::{Environment, Settings, cache_dir, fetcher},
     fetch::{Catalogue, LocalModel, ModelKind},
 };
 
@@ -63,15 +61,9 @@ pub fn decoder_files(settings: &Settings, environment: &Environment) -> Result<O
 /// # Errors
 /// As [`decoder_files`], or it cannot be opened.
 pub fn decoder(settings: &Settings, environment: &Environment) -> Result<Option<Decoder>, Failure> {
-    let weights = match settings.models.decoder_weights {
-        DecoderWeights::AsFile => WeightFormat::AsFile,
-        DecoderWeights::Int8 => WeightFormat::Int8,
-        DecoderWeights::F16 => WeightFormat::F16,
-        DecoderWeights::F32 => WeightFormat::F32,
-    };
     let models = &settings.models;
     let options = DecoderOptions {
-        weights,
+        weights: models.decoder_weights.into(),
         context: models.decoder_context,
         kv: models.decoder_kv.into(),
         packed: packed_cache(settings, environment),

@@ -18,7 +18,7 @@ use serde::Serialize;
 
 pub(super) use self::machine::{bandwidth, peak};
 use super::{CommonArgs, Outcome, line};
-use crate::config::DecoderKv;
+use crate::config::{DecoderKv, DecoderWeights};
 
 /// About 21 tokens of MiniLM: a support message.
 const SENTENCE: &str = "My order arrived with a cracked screen and I would like to send it back for a refund, please.";
@@ -60,6 +60,9 @@ struct EngineArgs {
     /// How our decoders keep keys and values
     #[arg(long, value_name = "FORMAT", default_value = "f32")]
     kv: DecoderKv,
+    /// How our decoders keep weights
+    #[arg(long, value_name = "FORMAT", default_value = "as-file")]
+    weights: DecoderWeights,
     /// A text file (UTF-8): perplexity of each of the peers' files on its beginning
     #[arg(long, value_name = "FILE")]
     text: Option<PathBuf>,
