@@ -2,12 +2,14 @@
 //!
 //! - [`task`]: the task file, read strictly.
 //! - [`table`]: CSV, TSV and JSONL files → rows; every complaint names file and line.
+//! - [`answers`]: what a teacher answered to rows, in a file beside them.
 //! - [`split`]: training, validation, calibration and test rows, by hash of group or text.
 //! - [`leak`]: duplicates and near-duplicates across splits, and equal texts with different labels.
 //!
 //! Deliberately absent: any repair of the data. Near-duplicates of what is measured on are left out of training and
 //! said so; everything else is told to the person who owns the data.
 
+pub mod answers;
 pub mod leak;
 pub mod split;
 pub mod table;
@@ -17,7 +19,7 @@ use std::path::PathBuf;
 
 pub use leak::{Contradiction, Leak, LeakReport};
 pub use split::{Part, Splits, load};
-pub use table::{Columns, DataError, Row};
+pub use table::{Columns, DataError, Input, Row, inputs};
 pub use task::{TaskError, TaskFile};
 
 /// A file and the line in it, for messages.

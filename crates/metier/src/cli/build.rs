@@ -9,12 +9,18 @@ use clap::Args;
 use metier_model::{
     SpecialistStore,
     proof::{Certificate, Verdict},
-    specialist::registry::State,
+    specialist::{RegistryError, registry::State},
 };
 use metier_train::{BuildError, BuildOutcome, Embed, Plan, TaskFile, Workbench, build::RungOutcome, data::LeakReport};
 use serde::Serialize;
 
-use super::{CommonArgs, Failure, Outcome, bases, desk::Desk, line, progress::Bars, specialists};
+use super::{
+    CommonArgs, Failure, Outcome, bases,
+    desk::{self, Desk},
+    line,
+    progress::Bars,
+    specialists,
+};
 use crate::config::variable;
 
 /// Makes a specialist from a task file: trains the rungs, takes the smallest that is good enough, certifies it.
@@ -76,17 +82,19 @@ pub fn run(args: &BuildArgs) -> Outcome {
         }
         return Ok(());
     }
+    // Before hours of work, not behind them: without its key a bundle could not go on record.
+    let state_dir = settings.state_dir(&environment).map_err(Failure::usage)?;
+    let desk = Desk::open(&store, &state_dir, &environment)?;
     let mut bars = Bars::new();
     let outcome = metier_train::build(&task, &bench, &mut |progress| bars.show(progress), &clock).map_err(failure)?;
     bars.finish();
-    let state_dir = settings.state_dir(&environment).map_err(Failure::usage)?;
-    let desk = Desk::open(&store, &state_dir, &environment)?;
     let state = desk.built(&outcome.name, outcome.bundle, settings.registry.require_approval)?;
     if args.common.json {
         line(&Built { outcome: &outcome, state });
     } else {
         tell(&outcome);
-        tell_state(&outcome, state);
+        let trust = desk::trust(&settings, &environment)?;
+        tell_state(&outcome, state, desk.registry.serving(&outcome.name, &trust).err());
     }
     if outcome.held == Some(false) { Err(Failure::Found) } else { Ok(()) }
 }
@@ -99,10 +107,12 @@ struct Built<'a> {
     state: State,
 }
 
-fn tell_state(outcome: &BuildOutcome, state: State) {
-    match state {
-        State::Live => println!("  state        live: `metier serve` answers with it from now on"),
-        state => println!(
+/// `refused`: why no server here would answer with what is live.
+fn tell_state(outcome: &BuildOutcome, state: State, refused: Option<RegistryError>) {
+    match (state, refused) {
+        (State::Live, None) => println!("  state        live: `metier serve` answers with it from now on"),
+        (State::Live, Some(error)) => println!("  state        live, but no server here answers with it: {error}"),
+        (state, _) => println!(
             "  state        {}: `metier specialists promote {}@{} --approver NAME` makes it answer",
             state.name(),
             outcome.name,

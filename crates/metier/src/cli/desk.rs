@@ -165,6 +165,12 @@ pub fn check_proof(specialist: &Specialist) -> Result<Vec<String>, String> {
         100.0 * loss.interval[1],
         100.0 * loss.epsilon
     )];
+    if !loss.shown {
+        remarks.push(format!(
+            "these rows are too few to show that it holds: {:.2} % may be wrong for all that they say",
+            100.0 * loss.interval[1]
+        ));
+    }
     if evidence.rows != "test" {
         remarks.push("there were no test rows: those rows also chose the rung".to_owned());
     }
