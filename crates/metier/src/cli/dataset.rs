@@ -106,7 +106,12 @@ fn tell(found: &Curation, output: Option<&Path>) {
     for (given, likelier, n) in found.confused.iter().take(LISTED / 2) {
         println!("  between      `{given}` and `{likelier}`: {n} rows");
     }
-    println!("  personal     not looked for: this version has no detector of personal data");
+    if found.personal.is_empty() {
+        println!("  personal     nothing that has a form of its own; names and addresses of people are not looked for");
+    }
+    for (kind, counted) in &found.personal {
+        println!("  personal     {} in {} rows, such as {}", kind.words(), counted.rows, counted.places.join(", "));
+    }
     match output {
         Some(output) => println!("every suspected row is in `{}`; nothing else was written", output.display()),
         None => println!("nothing was changed; `--output suspects.csv` writes every suspected row"),
