@@ -128,6 +128,7 @@ impl Expert for Scripted {
             threshold: self.threshold,
             accepted: self.threshold.is_some_and(|threshold| self.score >= threshold),
             stage: "both".into(),
+            extracted: None,
         })
     }
 }
