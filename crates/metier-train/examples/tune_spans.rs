@@ -4,7 +4,10 @@
 //! Keys are those of `Recipe`, `seed`, `threads`, `minutes`, and `rows`: so many training rows. Test rows are not looked at: `metier build`
 //! measures on them.
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "an example has no other way to answer")]
-#![allow(clippy::disallowed_methods, reason = "an example stands where the roof stands: it may read the environment and the clock")]
+#![allow(
+    clippy::disallowed_methods,
+    reason = "an example stands where the roof stands: it may read the environment and the clock"
+)]
 
 use std::{
     error::Error,
@@ -34,7 +37,8 @@ fn main() -> Result<(), Box<dyn Error>> {
     };
     let task = TaskFile::read(Path::new(task), &|name| std::env::var(name).ok())?;
     let extract = task.extract.as_ref().ok_or("the task is no extraction")?;
-    let (mut seed, mut threads, mut minutes, mut rows) = (0u64, std::thread::available_parallelism()?.get(), 600.0, usize::MAX);
+    let (mut seed, mut threads, mut minutes, mut rows) =
+        (0u64, std::thread::available_parallelism()?.get(), 600.0, usize::MAX);
     let splits = split::load_texts(&task, seed)?;
     let mut recipe = Recipe::for_rows(splits.part(Part::Train).len());
     for argument in rest {
@@ -84,7 +88,12 @@ fn main() -> Result<(), Box<dyn Error>> {
         tokens += step.tokens;
         if (step.step + 1).is_multiple_of(100) {
             let speed = tokens as f64 / at.elapsed().as_secs_f64();
-            eprintln!("step {:5}  loss {:.4}  gradient {:.2}  {speed:.0} tokens/s", step.step + 1, step.loss, step.gradient_norm);
+            eprintln!(
+                "step {:5}  loss {:.4}  gradient {:.2}  {speed:.0} tokens/s",
+                step.step + 1,
+                step.loss,
+                step.gradient_norm
+            );
             (tokens, at) = (0, Instant::now());
         }
     };

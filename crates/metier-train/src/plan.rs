@@ -56,7 +56,8 @@ pub struct Plan {
 
 /// Reads and parts the rows as a build would, tries the encoder for a second, and writes nothing.
 pub fn plan(task: &TaskFile, bench: &Workbench<'_>, clock: &dyn Fn() -> Duration) -> Result<Plan, BuildError> {
-    let splits = if task.extract.is_some() { split::load_texts(task, bench.seed)? } else { split::load(task, bench.seed)? };
+    let splits =
+        if task.extract.is_some() { split::load_texts(task, bench.seed)? } else { split::load(task, bench.seed)? };
     let alignment = task.extract.as_ref().map(|extract| align(&splits, extract)).transpose()?;
     let texts: Vec<&str> = Part::ALL.iter().flat_map(|&p| splits.part(p)).map(|e| e.row.text.as_str()).collect();
     let mut rows_a_second = None;

@@ -237,9 +237,15 @@ impl Gateway {
                             match deferral::answer_of(&text, expert.schema()) {
                                 Ok(content) => content,
                                 Err(why) => {
-                                    let source = BackendError::Failed(format!("its answer does not meet the schema: {why}"));
-                                    tracing::warn!(backend = remote.facts.id, why, "a backend's answer does not meet the schema");
-                                    last_error = Some(GatewayError::Backend { backend: remote.facts.id.clone(), source });
+                                    let source =
+                                        BackendError::Failed(format!("its answer does not meet the schema: {why}"));
+                                    tracing::warn!(
+                                        backend = remote.facts.id,
+                                        why,
+                                        "a backend's answer does not meet the schema"
+                                    );
+                                    last_error =
+                                        Some(GatewayError::Backend { backend: remote.facts.id.clone(), source });
                                     continue;
                                 }
                             }

@@ -206,7 +206,8 @@ impl Extractor<'_> {
             .enumerate()
             .flat_map(|(text, tokenised)| tokenised.windows(self.encoder).into_iter().map(move |window| (text, window)))
             .collect();
-        let mut logits: Vec<Vec<f32>> = tokenised.iter().map(|text| Vec::with_capacity(text.words.len() * n_tags)).collect();
+        let mut logits: Vec<Vec<f32>> =
+            tokenised.iter().map(|text| Vec::with_capacity(text.words.len() * n_tags)).collect();
         let mut n_tokens = vec![0; texts.len()];
         let width = self.head.embedding_dim().unwrap_or_default();
         // Of a text with several windows they follow each other, so its logits are put in order of its words.
@@ -226,7 +227,9 @@ impl Extractor<'_> {
             }
         }
         let readings = texts.iter().zip(&tokenised).zip(logits.iter().zip(n_tokens));
-        Ok(readings.map(|((text, tokenised), (logits, n_tokens))| self.decode(text, &tokenised.words, logits, n_tokens)).collect())
+        Ok(readings
+            .map(|((text, tokenised), (logits, n_tokens))| self.decode(text, &tokenised.words, logits, n_tokens))
+            .collect())
     }
 
     /// From logits to an answer.
@@ -379,7 +382,8 @@ mod tests {
             assert!(schema.values(reading.answer.as_ref().unwrap()).is_ok());
             for found in &reading.found {
                 n_found += 1;
-                let characters: String = text.chars().skip(found.characters.start).take(found.characters.len()).collect();
+                let characters: String =
+                    text.chars().skip(found.characters.start).take(found.characters.len()).collect();
                 assert_eq!((characters.as_str(), &text[found.bytes.clone()]), (found.raw.as_str(), found.raw.as_str()));
                 assert!(found.log_probability <= 0.0 && found.log_probability >= reading.log_probability - 1e-9);
             }

@@ -92,8 +92,7 @@ fn decimal(raw: &str) -> Option<String> {
     if !number.chars().all(|c| c.is_ascii_digit() || is_separator(c)) {
         return None;
     }
-    let before = raw[..first].trim_end();
-    let negative = before.ends_with(['-', '−']) || before.ends_with('(') && raw[last + 1..].trim().starts_with(')');
+    let negative = is_negative(&raw[..first], &raw[last + 1..]);
     let places: Vec<(usize, char)> = number.char_indices().filter(|(_, c)| is_separator(*c)).collect();
     // A run of separators is no way to write a number.
     if places.windows(2).any(|pair| pair[0].0 + pair[0].1.len_utf8() == pair[1].0) {
@@ -103,7 +102,9 @@ fn decimal(raw: &str) -> Option<String> {
     let count = |of: char| points.iter().filter(|c| **c == of).count();
     let point = match (points.last(), count('.'), count(',')) {
         (Some('.'), 1, _) => Some('.'),
-        (Some(','), 0, 1) if number.rsplit(',').next()?.len() == 3 && points.len() == 1 && !number.starts_with('0') => None,
+        (Some(','), 0, 1) if number.rsplit(',').next()?.len() == 3 && points.len() == 1 && !number.starts_with('0') => {
+            None
+        }
         (Some(','), _, 1) => Some(','),
         _ => None,
     };
@@ -132,6 +133,16 @@ fn decimal(raw: &str) -> Option<String> {
     Some(if fraction.is_empty() { format!("{sign}{whole}") } else { format!("{sign}{whole}.{fraction}") })
 }
 
+/// A minus before the number with at most a symbol between, or brackets around both. The hyphen of `PO-5` is no minus.
+fn is_negative(before: &str, after: &str) -> bool {
+    let minus = before.char_indices().rev().find(|(_, c)| matches!(c, '-' | '−'));
+    let is_minus = minus.is_some_and(|(at, _)| {
+        !before[..at].ends_with(char::is_alphanumeric) && !before[at..].contains(char::is_alphanumeric)
+    });
+    let bracketed = before.trim_start().starts_with('(') && after.trim_end().ends_with(')');
+    is_minus || bracketed && !before.contains(char::is_alphanumeric)
+}
+
 /// What stands around the number.
 fn around(raw: &str) -> Option<(String, String)> {
     let first = raw.find(|c: char| c.is_ascii_digit())?;
@@ -142,7 +153,8 @@ fn around(raw: &str) -> Option<(String, String)> {
 fn money(raw: &str) -> Option<String> {
     let amount = decimal(raw)?;
     let (before, after) = around(raw)?;
-    let strip = |side: &str| side.trim_matches(|c: char| c.is_whitespace() || matches!(c, '-' | '−' | '(' | ')')).to_owned();
+    let strip =
+        |side: &str| side.trim_matches(|c: char| c.is_whitespace() || matches!(c, '-' | '−' | '(' | ')')).to_owned();
     let found: Vec<&str> = [strip(&before), strip(&after)].iter().filter_map(|side| find(&CURRENCIES, side)).collect();
     match found[..] {
         [code] => Some(format!("{amount} {code}")),
@@ -199,7 +211,15 @@ fn date(raw: &str, month_first: bool) -> Option<String> {
 
 /// Runs of ASCII digits and runs of letters; what is between them is no part of a date's writing but for a few marks.
 fn runs(raw: &str) -> Vec<&str> {
-    let class = |c: char| if c.is_ascii_digit() { 1 } else if c.is_alphabetic() { 2 } else { 0 };
+    let class = |c: char| {
+        if c.is_ascii_digit() {
+            1
+        } else if c.is_alphabetic() {
+            2
+        } else {
+            0
+        }
+    };
     let mut runs = Vec::new();
     let (mut start, mut last) = (0, 0);
     for (at, c) in raw.char_indices().chain([(raw.len(), ' ')]) {
@@ -240,8 +260,28 @@ fn month(word: &str) -> Option<u32> {
 
 const FILLERS: [&str; 14] = ["st", "nd", "rd", "th", "of", "the", "on", "de", "del", "den", "der", "am", "le", "el"];
 const WEEKDAYS: [&str; 22] = [
-    "monday", "tuesday", "wednesday", "thursday", "friday", "saturday", "sunday", "mon", "tue", "tues", "wed", "thu", "thur", "thurs",
-    "fri", "sat", "sun", "montag", "dienstag", "mittwoch", "donnerstag", "freitag",
+    "monday",
+    "tuesday",
+    "wednesday",
+    "thursday",
+    "friday",
+    "saturday",
+    "sunday",
+    "mon",
+    "tue",
+    "tues",
+    "wed",
+    "thu",
+    "thur",
+    "thurs",
+    "fri",
+    "sat",
+    "sun",
+    "montag",
+    "dienstag",
+    "mittwoch",
+    "donnerstag",
+    "freitag",
 ];
 /// English, German, French, Spanish.
 const MONTHS: [&[&str]; 12] = [
@@ -415,6 +455,8 @@ mod tests {
                 ("-7", Some("-7")),
                 ("(3.20)", Some("-3.2")),
                 ("$ 40", Some("40")),
+                ("-£ 2", Some("-2")),
+                ("PO-5", Some("5")),
                 ("007", Some("7")),
                 ("3 to 5", None),
                 ("12,34,56", None),
@@ -467,10 +509,19 @@ mod tests {
             ],
         );
         check(Normaliser::Currency, &[("Euros", Some("EUR")), ("chf", Some("CHF")), ("kr.", None)]);
-        check(Normaliser::Country, &[("The  Netherlands", Some("NL")), ("U.K.", Some("GB")), ("deu", Some("DE")), ("EU", None)]);
+        check(
+            Normaliser::Country,
+            &[("The  Netherlands", Some("NL")), ("U.K.", Some("GB")), ("deu", Some("DE")), ("EU", None)],
+        );
         check(
             Normaliser::Quantity,
-            &[("10.6 Oz", Some("10.6 oz")), ("2,000 kilograms", Some("2000 kg")), ("12 units", Some("12 pcs")), ("about 3 kg", None), ("3", None)],
+            &[
+                ("10.6 Oz", Some("10.6 oz")),
+                ("2,000 kilograms", Some("2000 kg")),
+                ("12 units", Some("12 pcs")),
+                ("about 3 kg", None),
+                ("3", None),
+            ],
         );
         check(Normaliser::Text, &[(" a \n b ", Some("a b")), ("  ", None)]);
     }
@@ -478,7 +529,10 @@ mod tests {
     #[test]
     fn codes_are_unique() {
         for table in [CURRENCIES.as_slice(), &COUNTRIES, &UNITS] {
-            let mut all: Vec<String> = table.iter().flat_map(|(code, names)| names.iter().map(|n| (*n).to_owned()).chain([code.to_lowercase()])).collect();
+            let mut all: Vec<String> = table
+                .iter()
+                .flat_map(|(code, names)| names.iter().map(|n| (*n).to_owned()).chain([code.to_lowercase()]))
+                .collect();
             let n = all.len();
             all.sort();
             all.dedup();

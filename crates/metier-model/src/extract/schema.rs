@@ -89,7 +89,8 @@ impl Schema {
         if object.types()? != (vec!["object"], false) {
             return wrong("/type", "an extraction answers with an object: `\"type\": \"object\"`");
         }
-        let mut schema = Self { source: source.to_string(), fields: Vec::new(), closed: object.closed()?, groups: BTreeMap::new() };
+        let mut schema =
+            Self { source: source.to_string(), fields: Vec::new(), closed: object.closed()?, groups: BTreeMap::new() };
         let required = object.required()?;
         for (key, node) in object.properties()? {
             let is_required = required.contains(&key.as_str());
@@ -116,7 +117,10 @@ impl Schema {
     fn group(&mut self, key: &str, node: &Node<'_>, is_required: bool) -> Result<()> {
         node.only(&["type", "properties", "required", "additionalProperties"])?;
         if node.types()?.1 {
-            return wrong(&node.path, "an object that may be null is not supported: leave it out of `required` instead");
+            return wrong(
+                &node.path,
+                "an object that may be null is not supported: leave it out of `required` instead",
+            );
         }
         let required = node.required()?;
         self.groups.insert(key.to_owned(), (is_required, node.closed()?));
@@ -148,7 +152,8 @@ impl Schema {
     pub fn assemble(&self, values: &[Vec<Value>]) -> std::result::Result<Value, String> {
         let mut answer = Map::new();
         for (group, (required, _)) in &self.groups {
-            let filled = self.fields.iter().zip(values).any(|(f, v)| f.keys.len() == 2 && f.keys[0] == *group && !v.is_empty());
+            let filled =
+                self.fields.iter().zip(values).any(|(f, v)| f.keys.len() == 2 && f.keys[0] == *group && !v.is_empty());
             if *required || filled {
                 answer.insert(group.clone(), Value::Object(Map::new()));
             }
@@ -182,7 +187,11 @@ impl Schema {
     /// Where it does not, and why.
     pub fn values(&self, answer: &Value) -> std::result::Result<Vec<Vec<Value>>, String> {
         let top = answer.as_object().ok_or("the answer is no JSON object")?;
-        let known = |keys: &[&str]| self.fields.iter().any(|field| field.keys.iter().zip(keys).all(|(a, b)| a == b) && field.keys.len() >= keys.len());
+        let known = |keys: &[&str]| {
+            self.fields
+                .iter()
+                .any(|field| field.keys.iter().zip(keys).all(|(a, b)| a == b) && field.keys.len() >= keys.len())
+        };
         for (key, value) in top {
             if !known(&[key]) && self.closed {
                 return Err(format!("the schema has no property `{key}`"));
@@ -193,7 +202,9 @@ impl Schema {
                 return Err(format!("the schema has no property `{key}.{unknown}`"));
             }
         }
-        if let Some((group, _)) = self.groups.iter().find(|(group, (required, _))| *required && !top.contains_key(*group)) {
+        if let Some((group, _)) =
+            self.groups.iter().find(|(group, (required, _))| *required && !top.contains_key(*group))
+        {
             return Err(format!("`{group}` is required and is not there"));
         }
         self.fields
@@ -275,7 +286,9 @@ impl Field {
             (Value::Number(number), Normaliser::Number) => {
                 let x = number.as_f64().unwrap_or(f64::NAN);
                 let (low, high) = self.limits.number;
-                (!self.limits.integer || x.fract() == 0.0) && low.is_none_or(|low| x >= low) && high.is_none_or(|high| x <= high)
+                (!self.limits.integer || x.fract() == 0.0)
+                    && low.is_none_or(|low| x >= low)
+                    && high.is_none_or(|high| x <= high)
             }
             (_, Normaliser::Number) => false,
             (Value::String(text), _) => {
@@ -319,14 +332,27 @@ fn field(keys: Vec<String>, node: &Node<'_>, required: bool) -> Result<Field> {
     };
     let value = items.as_ref().unwrap_or(node);
     value.only(&[
-        "type", "enum", "format", "minimum", "maximum", "minLength", "maxLength", "x-metier-normalise", "x-metier-synonyms",
+        "type",
+        "enum",
+        "format",
+        "minimum",
+        "maximum",
+        "minLength",
+        "maxLength",
+        "x-metier-normalise",
+        "x-metier-synonyms",
     ])?;
     let (types, items_nullable) = if many { value.types()? } else { (types, false) };
     let is_number = match types[..] {
         ["string"] => false,
         ["number" | "integer"] => true,
         ["array"] => return wrong(&value.path, "lists of lists are not supported"),
-        ["object"] => return wrong(&value.path, "lists of objects are not supported: spans do not say which of them belong together"),
+        ["object"] => {
+            return wrong(
+                &value.path,
+                "lists of objects are not supported: spans do not say which of them belong together",
+            );
+        }
         ["boolean"] => return wrong(&value.path, "a span is no truth value: use an enumeration of strings"),
         _ => return wrong(&value.path, "one type: `string`, `number` or `integer`, perhaps with `null`"),
     };
@@ -355,7 +381,10 @@ fn field(keys: Vec<String>, node: &Node<'_>, required: bool) -> Result<Field> {
     if let (Some(choices), (Some(low), _), true) = (&field.choices, field.limits.items, field.limits.unique)
         && low > choices.len() as u64
     {
-        return wrong(&node.path, format!("{low} different values of {} cannot be: no answer can meet this", choices.len()));
+        return wrong(
+            &node.path,
+            format!("{low} different values of {} cannot be: no answer can meet this", choices.len()),
+        );
     }
     Ok(field)
 }
@@ -380,11 +409,20 @@ impl<'a> Node<'a> {
         let unknown = self.object.keys().find(|key| !known.contains(&key.as_str()) && !REMARKS.contains(&key.as_str()));
         match unknown.map(String::as_str) {
             None => Ok(()),
-            Some(key @ ("anyOf" | "oneOf" | "allOf" | "not" | "if" | "then" | "else" | "$ref" | "$defs" | "definitions")) => {
-                wrong(&format!("{}/{key}", self.path), "alternatives and references are not supported: write each field out")
-            }
-            Some("pattern") => wrong(&format!("{}/pattern", self.path), "patterns are not supported: what stands in the text is what is found; check it afterwards"),
-            Some(key) => wrong(&format!("{}/{key}", self.path), format!("this key is not supported here; known are `{}`", known.join("`, `"))),
+            Some(
+                key @ ("anyOf" | "oneOf" | "allOf" | "not" | "if" | "then" | "else" | "$ref" | "$defs" | "definitions"),
+            ) => wrong(
+                &format!("{}/{key}", self.path),
+                "alternatives and references are not supported: write each field out",
+            ),
+            Some("pattern") => wrong(
+                &format!("{}/pattern", self.path),
+                "patterns are not supported: what stands in the text is what is found; check it afterwards",
+            ),
+            Some(key) => wrong(
+                &format!("{}/{key}", self.path),
+                format!("this key is not supported here; known are `{}`", known.join("`, `")),
+            ),
         }
     }
 
@@ -393,7 +431,9 @@ impl<'a> Node<'a> {
         let path = format!("{}/type", self.path);
         let all: Vec<&str> = match self.object.get("type") {
             Some(Value::String(one)) => vec![one],
-            Some(Value::Array(many)) if many.is_empty() => return wrong(&path, "no type is allowed: no answer can meet this"),
+            Some(Value::Array(many)) if many.is_empty() => {
+                return wrong(&path, "no type is allowed: no answer can meet this");
+            }
             Some(Value::Array(many)) => match many.iter().map(Value::as_str).collect::<Option<Vec<_>>>() {
                 Some(many) => many,
                 None => return wrong(&path, "types are names"),
@@ -416,7 +456,10 @@ impl<'a> Node<'a> {
         let Some(properties) = self.object.get("properties") else { return Ok(Vec::new()) };
         let Value::Object(properties) = properties else { return wrong(&path, "it must be an object of fields") };
         let escape = |key: &str| key.replace('~', "~0").replace('/', "~1");
-        properties.iter().map(|(key, value)| Ok((key.clone(), Node::at(&format!("{path}/{}", escape(key)), value)?))).collect()
+        properties
+            .iter()
+            .map(|(key, value)| Ok((key.clone(), Node::at(&format!("{path}/{}", escape(key)), value)?)))
+            .collect()
     }
 
     fn required(&self) -> Result<Vec<&'a str>> {
@@ -438,7 +481,10 @@ impl<'a> Node<'a> {
         match self.object.get("additionalProperties") {
             None | Some(Value::Bool(true)) => Ok(false),
             Some(Value::Bool(false)) => Ok(true),
-            Some(_) => wrong(&format!("{}/additionalProperties", self.path), "only `true` and `false` are supported: name each field"),
+            Some(_) => wrong(
+                &format!("{}/additionalProperties", self.path),
+                "only `true` and `false` are supported: name each field",
+            ),
         }
     }
 
@@ -475,13 +521,17 @@ impl<'a> Node<'a> {
                 let other = other.unwrap_or("?");
                 return wrong(
                     &format!("{}/format", self.path),
-                    format!("format `{other}` is not supported, only `date`: leave it out, or use `x-metier-normalise`"),
+                    format!(
+                        "format `{other}` is not supported, only `date`: leave it out, or use `x-metier-normalise`"
+                    ),
                 );
             }
         };
         match (asked.or(format), is_number) {
             (None, true) | (Some(Normaliser::Number), true) => Ok(Normaliser::Number),
-            (Some(Normaliser::Number), false) => wrong(&path, "`number` gives numbers: the type must be `number` or `integer`"),
+            (Some(Normaliser::Number), false) => {
+                wrong(&path, "`number` gives numbers: the type must be `number` or `integer`")
+            }
             (Some(_), true) => wrong(&path, "this gives strings, and the type is a number"),
             (None, false) => Ok(Normaliser::Text),
             (Some(normaliser), false) => Ok(normaliser),
@@ -497,7 +547,9 @@ impl<'a> Node<'a> {
             if choices.is_some_and(|choices| !choices.contains(value)) {
                 return wrong(&path, format!("`{value}` is not in `enum`"));
             }
-            let Some(writings) = writings.as_array() else { return wrong(&path, format!("`{value}` needs a list of writings")) };
+            let Some(writings) = writings.as_array() else {
+                return wrong(&path, format!("`{value}` needs a list of writings"));
+            };
             for writing in writings {
                 let Some(writing) = writing.as_str() else { return wrong(&path, "writings are strings") };
                 if found.insert(fold_case(writing), value.clone()).is_some_and(|other| other != *value) {
@@ -508,7 +560,12 @@ impl<'a> Node<'a> {
         Ok(found)
     }
 
-    fn bounds<T: PartialOrd + Copy>(&self, low: &str, high: &str, read: fn(&Value) -> Option<T>) -> Result<(Option<T>, Option<T>)> {
+    fn bounds<T: PartialOrd + Copy>(
+        &self,
+        low: &str,
+        high: &str,
+        read: fn(&Value) -> Option<T>,
+    ) -> Result<(Option<T>, Option<T>)> {
         let one = |key: &str| match self.object.get(key) {
             None => Ok(None),
             Some(value) => match read(value) {
@@ -517,7 +574,9 @@ impl<'a> Node<'a> {
             },
         };
         match (one(low)?, one(high)?) {
-            (Some(a), Some(b)) if a > b => wrong(&self.path, format!("`{low}` is above `{high}`: no answer can meet this")),
+            (Some(a), Some(b)) if a > b => {
+                wrong(&self.path, format!("`{low}` is above `{high}`: no answer can meet this"))
+            }
             bounds => Ok(bounds),
         }
     }
@@ -555,7 +614,10 @@ mod tests {
         check("{\"type\": \"array\"}", "schema at `/type`: an extraction answers with an object");
         check("false", "no answer can meet this");
         check("{\"type\": \"object\"}", "`/properties`: it names no field");
-        check("{\"type\": \"object\", \"required\": [\"a\"]}", "`/required`: `a` is required but is no property: no answer can meet this");
+        check(
+            "{\"type\": \"object\", \"required\": [\"a\"]}",
+            "`/required`: `a` is required but is no property: no answer can meet this",
+        );
         check(&of(json!({"a": false})), "`/properties/a`: `false` allows nothing");
         check(&of(json!({"a": {}})), "`/properties/a`: it needs a `type`");
         check(&of(json!({"a/b": {"type": "boolean"}})), "`/properties/a~1b`: a span is no truth value");
@@ -563,7 +625,10 @@ mod tests {
         check(&of(json!({"a": {"enum": []}})), "`/properties/a/enum`: it is empty: no answer can meet this");
         check(&of(json!({"a": {"anyOf": []}})), "`/properties/a`: it needs a `type`");
         check(&of(json!({"a": {"type": "string", "anyOf": []}})), "`/properties/a/anyOf`: alternatives");
-        check(&of(json!({"a": {"type": "string", "pattern": "x"}})), "`/properties/a/pattern`: patterns are not supported");
+        check(
+            &of(json!({"a": {"type": "string", "pattern": "x"}})),
+            "`/properties/a/pattern`: patterns are not supported",
+        );
         check(&of(json!({"a": {"type": "number", "minimum": 3, "maximum": 2}})), "`minimum` is above `maximum`");
         check(&of(json!({"a": {"type": "integer", "minimum": 0.2, "maximum": 0.8}})), "no integer lies between");
         check(&of(json!({"a": {"type": "string", "minLength": -1}})), "`/properties/a/minLength`");
@@ -571,10 +636,19 @@ mod tests {
         check(&of(json!({"a": {"type": "string", "x-metier-normalise": "datum"}})), "known are `text`, `number`");
         check(&of(json!({"a": {"type": "array"}})), "a list needs `items`");
         check(&of(json!({"a": {"type": "array", "items": {"type": "object"}}})), "lists of objects");
-        check(&of(json!({"a": {"type": "object", "properties": {"b": {"type": "object"}}}})), "`/properties/a/properties/b`: objects are read one level deep");
-        check(&of(json!({"a.b": {"type": "string"}, "a": {"type": "object", "properties": {"b": {"type": "string"}}}})), "two fields are called `a.b`");
+        check(
+            &of(json!({"a": {"type": "object", "properties": {"b": {"type": "object"}}}})),
+            "`/properties/a/properties/b`: objects are read one level deep",
+        );
+        check(
+            &of(json!({"a.b": {"type": "string"}, "a": {"type": "object", "properties": {"b": {"type": "string"}}}})),
+            "two fields are called `a.b`",
+        );
         check(&of(json!({"a": {"enum": ["x"], "x-metier-synonyms": {"y": ["z"]}}})), "`y` is not in `enum`");
-        check(&of(json!({"a": {"type": "array", "minItems": 3, "uniqueItems": true, "items": {"enum": ["x"]}}})), "no answer can meet this");
+        check(
+            &of(json!({"a": {"type": "array", "minItems": 3, "uniqueItems": true, "items": {"enum": ["x"]}}})),
+            "no answer can meet this",
+        );
         check(&of(json!({"a": {"enum": ["abc"], "maxLength": 2}})), "`abc` of `enum` does not meet");
     }
 
@@ -622,9 +696,15 @@ mod tests {
         check(json!({"tags": []}), "`number` is required and is not there");
         check(json!({"number": "a", "tags": [], "colour": 1}), "the schema has no property `colour`");
         check(json!({"number": 1, "tags": []}), "`number` cannot be 1");
-        check(json!({"number": "a", "tags": [], "due": "3 May"}), "`due` cannot be \"3 May\": dates are written `YYYY-MM-DD`");
+        check(
+            json!({"number": "a", "tags": [], "due": "3 May"}),
+            "`due` cannot be \"3 May\": dates are written `YYYY-MM-DD`",
+        );
         check(json!({"number": "a", "tags": "b"}), "`tags` must be a list");
-        check(json!({"number": "a", "tags": [], "total": {"amount": 1, "currency": "GBP"}}), "`total.currency` cannot be \"GBP\"");
+        check(
+            json!({"number": "a", "tags": [], "total": {"amount": 1, "currency": "GBP"}}),
+            "`total.currency` cannot be \"GBP\"",
+        );
         check(json!({"number": "a", "tags": [], "total": 3}), "`total` is no object");
         assert!(schema.values(&json!({"number": "a", "tags": [], "due": null})).is_ok());
     }

@@ -169,7 +169,8 @@ impl<'a> Lattice<'a> {
         let mut free = vec![0.0; n];
         for word in (0..n.saturating_sub(1)).rev() {
             let row = self.row(word + 1);
-            let after: Vec<f64> = (0..tags).map(|tag| f64::from(row[tag]) + backward[(word + 1) * tags + tag]).collect();
+            let after: Vec<f64> =
+                (0..tags).map(|tag| f64::from(row[tag]) + backward[(word + 1) * tags + tag]).collect();
             let starts: Vec<f64> =
                 after.iter().enumerate().filter(|(tag, _)| *tag == OUTSIDE || tag % 2 == 1).map(|(_, x)| *x).collect();
             free[word] = log_sum_exp(&starts);

@@ -38,7 +38,8 @@ enum Class {
 
 impl Class {
     fn of(c: char) -> Self {
-        let ideograph = matches!(u32::from(c), 0x3040..=0x30ff | 0x3400..=0x9fff | 0xf900..=0xfaff | 0x2_0000..=0x3_ffff);
+        let ideograph =
+            matches!(u32::from(c), 0x3040..=0x30ff | 0x3400..=0x9fff | 0xf900..=0xfaff | 0x2_0000..=0x3_ffff);
         match c {
             _ if c.is_whitespace() || c.is_control() => Self::Space,
             _ if ideograph => Self::Single,

@@ -303,10 +303,11 @@ pub fn read_unnamed(dir: &Path) -> Result<(Digest, Contents), BundleError> {
 
 fn parse(dir: &Path, manifest: &Manifest, mut files: BTreeMap<&str, Vec<u8>>) -> Result<Contents, BundleError> {
     let encoder = files.remove(ENCODER).map(|bytes| EncoderFile(Arc::new(bytes)));
-    let schema = files.remove(SCHEMA).map(String::from_utf8).transpose().map_err(|_| BundleError::Inconsistent {
-        dir: dir.to_owned(),
-        reason: format!("`{SCHEMA}` is not UTF-8"),
-    })?;
+    let schema = files
+        .remove(SCHEMA)
+        .map(String::from_utf8)
+        .transpose()
+        .map_err(|_| BundleError::Inconsistent { dir: dir.to_owned(), reason: format!("`{SCHEMA}` is not UTF-8") })?;
     let tensor = |file: &str| {
         let file = file.to_owned();
         move |source| BundleError::Tensor { dir: dir.to_owned(), file, source }
@@ -371,7 +372,10 @@ fn check(manifest: &Manifest, head: &LinearHead, features: Option<&Features>) ->
 /// The parts of an extraction stand and fall together.
 fn check_kind(manifest: &Manifest, schema: Option<&str>) -> Result<(), String> {
     let is_extract = manifest.kind == Kind::Extract;
-    if is_extract != schema.is_some() || is_extract != manifest.scores.is_some() || is_extract != (manifest.stage == Stage::Span) {
+    if is_extract != schema.is_some()
+        || is_extract != manifest.scores.is_some()
+        || is_extract != (manifest.stage == Stage::Span)
+    {
         return Err("an extraction needs a schema, scores and the stage `span`, and nothing else has them".to_owned());
     }
     let (Some(schema), Some(scores)) = (schema, &manifest.scores) else { return Ok(()) };
@@ -379,7 +383,11 @@ fn check_kind(manifest: &Manifest, schema: Option<&str>) -> Result<(), String> {
     if !schema.fields().iter().map(|field| &field.name).eq(&manifest.labels) {
         return Err("its labels are not the fields of its schema".to_owned());
     }
-    if scores.field.is_valid() && scores.row.is_valid() { Ok(()) } else { Err("its scores are not monotone".to_owned()) }
+    if scores.field.is_valid() && scores.row.is_valid() {
+        Ok(())
+    } else {
+        Err("its scores are not monotone".to_owned())
+    }
 }
 
 fn read_neighbours(bytes: &[u8]) -> Result<Neighbours, TensorError> {

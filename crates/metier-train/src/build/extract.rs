@@ -23,8 +23,8 @@ use metier_model::{
 use serde_json::Value;
 
 use super::{
-    BYTES_A_MIB, BuildError, BuildOutcome, EXCERPT_CHARACTERS, Evidence, FailedRow, MATCH_MISSES, MAX_FAILURES, RungOutcome, Workbench,
-    own_encoder, peak_rss_bytes, yardstick,
+    BYTES_A_MIB, BuildError, BuildOutcome, EXCERPT_CHARACTERS, Evidence, FailedRow, MATCH_MISSES, MAX_FAILURES,
+    RungOutcome, Workbench, own_encoder, peak_rss_bytes, yardstick,
 };
 use crate::{
     craft::{
@@ -126,7 +126,11 @@ pub(super) fn build(
     let neighbours = neighbours(task, &splits, encoder, bench.pool, progress)?;
     let embed_seconds = elapsed().as_secs_f64();
 
-    let lookup = Lookup::fit(parts[0].iter().map(|row| (row.example.row.text.as_str(), row.text.words.as_slice(), row.gold.spans.as_slice())));
+    let lookup = Lookup::fit(
+        parts[0]
+            .iter()
+            .map(|row| (row.example.row.text.as_str(), row.text.words.as_slice(), row.gold.spans.as_slice())),
+    );
     let lookup_seconds = elapsed().as_secs_f64() - embed_seconds;
     let deadline = Duration::from_secs_f64(task.budget_minutes * 60.0);
     let run = Run { pool: bench.pool, seed: bench.seed, clock: &elapsed, deadline };
@@ -199,8 +203,11 @@ pub(super) fn build(
 
     let calibration = readings(Part::Calibration, progress)?;
     let outcomes = judge(&parts[Part::Calibration as usize], &calibration, fields);
-    let losses: Vec<(f32, bool)> =
-        calibration.iter().zip(&outcomes).map(|(reading, outcome)| (reading.score(&scores), !is_right(reading, outcome))).collect();
+    let losses: Vec<(f32, bool)> = calibration
+        .iter()
+        .zip(&outcomes)
+        .map(|(reading, outcome)| (reading.score(&scores), !is_right(reading, outcome)))
+        .collect();
     let mut contents = contents;
     match learn_then_test(&losses, task.target.epsilon, task.target.delta) {
         Ok(certificate) => contents.manifest.certificate = Some(certificate),
@@ -212,7 +219,12 @@ pub(super) fn build(
     let read_on = readings(part, progress)?;
     let rows = &parts[part as usize];
     let outcomes = judge(rows, &read_on, fields);
-    let figures = Figures { metric: extract.metric, seed: bench.seed, slices: &task.data.slice, alignment: Some(alignment.clone()) };
+    let figures = Figures {
+        metric: extract.metric,
+        seed: bench.seed,
+        slices: &task.data.slice,
+        alignment: Some(alignment.clone()),
+    };
     let mut evaluation = report(&specialist, rows, &read_on, &outcomes, &figures);
     let looked = calls(part);
     if let Some(extract) = &mut evaluation.extract {
@@ -318,21 +330,37 @@ pub(super) fn evaluate(
         schema: schema.clone(),
         spans: is_spans.then(|| columns.label.to_owned()),
         has_output: !is_spans,
-        metric: if manifest.recipe.metric == ExtractMetric::ExactMatch.name() { ExtractMetric::ExactMatch } else { ExtractMetric::FieldF1 },
+        metric: if manifest.recipe.metric == ExtractMetric::ExactMatch.name() {
+            ExtractMetric::ExactMatch
+        } else {
+            ExtractMetric::FieldF1
+        },
         tune: RawTune::default(),
     };
     let examples: Vec<Example> = rows.into_iter().map(|row| Example { row, class: 0 }).collect();
-    let rows = examples.iter().map(|example| align(example, &own, &task, &manifest.name)).collect::<Result<Vec<_>, _>>()?;
+    let rows =
+        examples.iter().map(|example| align(example, &own, &task, &manifest.name)).collect::<Result<Vec<_>, _>>()?;
     let mut alignment = Alignment::default();
     rows.iter().for_each(|row| alignment.add(&row.example.row, &row.gold, schema));
     let extractor = Extractor { schema, head: specialist.head(), encoder: &own };
     let texts: Vec<&str> = rows.iter().map(|row| row.example.row.text.as_str()).collect();
     let readings = read(&extractor, pool, &texts, &manifest.name, progress)?;
     let outcomes = judge(&rows, &readings, schema.fields());
-    Ok(report(specialist, &rows, &readings, &outcomes, &Figures { metric: task.metric, seed, slices: &[], alignment: Some(alignment) }))
+    Ok(report(
+        specialist,
+        &rows,
+        &readings,
+        &outcomes,
+        &Figures { metric: task.metric, seed, slices: &[], alignment: Some(alignment) },
+    ))
 }
 
-fn align<'a>(example: &'a Example, encoder: &Encoder, task: &ExtractTask, name: &str) -> Result<Aligned<'a>, BuildError> {
+fn align<'a>(
+    example: &'a Example,
+    encoder: &Encoder,
+    task: &ExtractTask,
+    name: &str,
+) -> Result<Aligned<'a>, BuildError> {
     let text = Tokenised::of(encoder, &example.row.text).map_err(|source| read_error(name, source))?;
     let gold = extract::gold(&example.row, &text.words, task)?;
     Ok(Aligned { example, text, gold })
@@ -351,7 +379,12 @@ fn read(
 ) -> Result<Vec<Reading>, BuildError> {
     let mut all = Vec::with_capacity(texts.len());
     for chunk in texts.chunks(ROWS_AT_A_TIME) {
-        progress(Progress { stage: "reading", done: all.len() as u64, total: Some(texts.len() as u64), unit: Unit::Rows });
+        progress(Progress {
+            stage: "reading",
+            done: all.len() as u64,
+            total: Some(texts.len() as u64),
+            unit: Unit::Rows,
+        });
         all.extend(extractor.read_all(pool, chunk).map_err(|source| read_error(name, source))?);
     }
     Ok(all)
@@ -423,7 +456,8 @@ fn neighbours(
         let rows = splits.part(part);
         let step = rows.len().div_ceil(MAX_CENTRE_ROWS).max(1);
         let texts: Vec<&str> = rows.iter().step_by(step).map(|example| example.row.text.as_str()).collect();
-        let error = |source: metier_model::EncoderError| BuildError::Embed { name: task.name.clone(), source: source.into() };
+        let error =
+            |source: metier_model::EncoderError| BuildError::Embed { name: task.name.clone(), source: source.into() };
         encoder.embed_all(pool, &texts, progress).map_err(error)
     };
     let (train, validation) = (embed(Part::Train)?, embed(Part::Validation)?);
@@ -495,7 +529,8 @@ fn looked_up(rows: &[Aligned<'_>], lookup: &Lookup, fields: &[Field]) -> Vec<Out
 /// A value whose words cannot be read by the field's rule is missed as well.
 fn row_pairs(values: &[Vec<Value>], row: &Aligned<'_>) -> Pairs {
     let mut counts = pairs(values, &row.gold.values);
-    let known: usize = row.gold.unplaced.iter().filter(|(field, value)| !row.gold.values[*field].contains(value)).count();
+    let known: usize =
+        row.gold.unplaced.iter().filter(|(field, value)| !row.gold.values[*field].contains(value)).count();
     counts.gold += known as u64;
     counts
 }
@@ -526,9 +561,10 @@ fn fit_scores(rows: &[Aligned<'_>], readings: &[Reading], outcomes: &[Outcome]) 
 /// The metric with its 95 % interval: Wilson for shares, resampled rows for F1.
 fn measure(metric: ExtractMetric, outcomes: &[Outcome], seed: u64) -> Measured {
     match metric {
-        ExtractMetric::ExactMatch => {
-            metrics::share(outcomes.iter().filter(|outcome| outcome.counts.is_right()).count() as u64, outcomes.len() as u64)
-        }
+        ExtractMetric::ExactMatch => metrics::share(
+            outcomes.iter().filter(|outcome| outcome.counts.is_right()).count() as u64,
+            outcomes.len() as u64,
+        ),
         ExtractMetric::FieldF1 => f1(&outcomes.iter().map(|outcome| outcome.counts).collect::<Vec<_>>(), seed),
     }
 }
@@ -539,7 +575,10 @@ fn f1(rows: &[Pairs], seed: u64) -> Measured {
         picked.for_each(|row| all.add(rows[row]));
         all.f1()
     };
-    Measured { value: of(&mut (0..rows.len())), interval: metrics::bootstrap(rows.len(), seed, None, |drawn| of(&mut drawn.iter().copied())) }
+    Measured {
+        value: of(&mut (0..rows.len())),
+        interval: metrics::bootstrap(rows.len(), seed, None, |drawn| of(&mut drawn.iter().copied())),
+    }
 }
 
 /// How a report is made.
@@ -588,7 +627,8 @@ fn report(
         })
         .collect();
     report.per_class = per_field(rows, outcomes, fields);
-    let present: Vec<f64> = report.per_class.iter().filter(|class| class.n + class.predicted > 0).map(|class| class.f1).collect();
+    let present: Vec<f64> =
+        report.per_class.iter().filter(|class| class.n + class.predicted > 0).map(|class| class.f1).collect();
     let mean = present.iter().sum::<f64>() / present.len().max(1) as f64;
     report.macro_f1 = Measured { value: mean, interval: report.macro_f1.interval };
     report.macro_f1.interval = macro_interval(rows, outcomes, fields.len(), figures.seed);
@@ -673,7 +713,10 @@ fn confusions(rows: &[Aligned<'_>], outcomes: &[Outcome], fields: &[Field]) -> V
     let mut all: Vec<_> = counts.into_iter().collect();
     all.sort_by_key(|&(pair, n)| (std::cmp::Reverse(n), pair));
     let name = |field: usize| fields[field].name.clone();
-    all.into_iter().take(MAX_CONFUSIONS).map(|((gold, called), n)| Confusion { gold: name(gold), predicted: name(called), n }).collect()
+    all.into_iter()
+        .take(MAX_CONFUSIONS)
+        .map(|((gold, called), n)| Confusion { gold: name(gold), predicted: name(called), n })
+        .collect()
 }
 
 /// The first validation rows in an order that hangs on their text alone.
@@ -708,7 +751,14 @@ fn failures(
             text.push('…');
         }
         let (gold, called) = differences(&row.gold.values, &outcomes[at].values, fields);
-        FailedRow { place: row.example.row.place.to_string(), text, gold, called, score: answer.score, accepted: answer.accepted }
+        FailedRow {
+            place: row.example.row.place.to_string(),
+            text,
+            gold,
+            called,
+            score: answer.score,
+            accepted: answer.accepted,
+        }
     });
     failed.collect()
 }
@@ -729,8 +779,12 @@ fn differences(gold: &[Vec<Value>], called: &[Vec<Value>], fields: &[Field]) -> 
 fn alignment_notes(alignment: &Alignment) -> Vec<String> {
     let mut notes = Vec::new();
     if alignment.unplaced > 0 {
-        let fields: Vec<String> = alignment.unplaced_by_field.iter().map(|(field, n)| format!("`{field}` {n}")).collect();
-        let first = alignment.listed.first().map_or_else(String::new, |(place, field, value)| format!("; the first: {place}, `{field}` {value}"));
+        let fields: Vec<String> =
+            alignment.unplaced_by_field.iter().map(|(field, n)| format!("`{field}` {n}")).collect();
+        let first = alignment
+            .listed
+            .first()
+            .map_or_else(String::new, |(place, field, value)| format!("; the first: {place}, `{field}` {value}"));
         notes.push(format!(
             "{} of {} values, in {} rows, do not stand in their text and cannot be found ({}){first}",
             alignment.unplaced,

@@ -29,7 +29,9 @@ impl Lookup {
             }
         }
         // Of equals the field that stands first in the schema.
-        let most = |counts: BTreeMap<usize, u64>| counts.into_iter().fold((0, 0), |best, (f, n)| if n > best.1 { (f, n) } else { best }).0;
+        let most = |counts: BTreeMap<usize, u64>| {
+            counts.into_iter().fold((0, 0), |best, (f, n)| if n > best.1 { (f, n) } else { best }).0
+        };
         Self { fields: counts.into_iter().map(|(value, counts)| (value, most(counts))).collect() }
     }
 
@@ -68,7 +70,12 @@ mod tests {
     #[test]
     fn finds_what_it_has_seen_the_longest_first() {
         let seen = |from: usize, to: usize, field: usize| vec![Span { words: from..to, field }];
-        let rows = [("a red wine", seen(1, 3, 0)), ("a red car", seen(1, 2, 1)), ("red", seen(0, 1, 1)), ("a red hat", seen(1, 2, 0))];
+        let rows = [
+            ("a red wine", seen(1, 3, 0)),
+            ("a red car", seen(1, 2, 1)),
+            ("red", seen(0, 1, 1)),
+            ("a red hat", seen(1, 2, 0)),
+        ];
         let cut: Vec<_> = rows.iter().map(|(text, spans)| (*text, words(text), spans)).collect();
         let lookup = Lookup::fit(cut.iter().map(|(text, words, spans)| (*text, words.as_slice(), spans.as_slice())));
         let text = "Red, red wine and white wine";

@@ -297,7 +297,12 @@ impl<'a> Tagger<'a> {
             let kept = average.as_ref().unwrap_or(&values);
             let counts = pool.enter(|| self.evaluate(pool, kept));
             let missed = (counts.found + counts.gold - 2 * counts.right) as f64;
-            epochs.push(EpochLog { epoch, loss: sum / batches as f64, validation: counts.f1(), validation_loss: missed });
+            epochs.push(EpochLog {
+                epoch,
+                loss: sum / batches as f64,
+                validation: counts.f1(),
+                validation_loss: missed,
+            });
             told(&epochs[epochs.len() - 1]);
             // Of equals the later: it was trained longer.
             if best.as_ref().is_none_or(|best| counts.f1() >= best.0) {
@@ -319,7 +324,11 @@ impl<'a> Tagger<'a> {
         let recipe = self.recipe;
         let groups = self.net.params.tensors().iter().map(|tensor| Group {
             range: tensor.range.clone(),
-            learning_rate: if tensor.name.starts_with("head.") { recipe.head_learning_rate } else { recipe.learning_rate },
+            learning_rate: if tensor.name.starts_with("head.") {
+                recipe.head_learning_rate
+            } else {
+                recipe.learning_rate
+            },
             decay: if tensor.decays() { recipe.weight_decay } else { 0.0 },
         });
         AdamW::new(Settings::default(), groups.collect(), self.net.params.values.len())
@@ -399,11 +408,21 @@ impl<'a> Tagger<'a> {
     }
 
     /// Leaves hidden rows in the pass; rows of the words, in order.
-    fn forward(&mut self, pool: &Pool, values: &[f32], windows: &[&TaggedWindow], dropout: Option<Dropout>) -> Vec<usize> {
+    fn forward(
+        &mut self,
+        pool: &Pool,
+        values: &[f32],
+        windows: &[&TaggedWindow],
+        dropout: Option<Dropout>,
+    ) -> Vec<usize> {
         let ids: Vec<TokenId> = windows.iter().flat_map(|window| window.ids.iter().copied()).collect();
         let segments = Segments::of(windows.iter().map(|window| window.ids.len()));
         self.net.forward(pool, values, &ids, &segments, dropout, &mut self.pass);
-        windows.iter().zip(segments.ranges()).flat_map(|(w, range)| w.rows.iter().map(move |row| range.start + row)).collect()
+        windows
+            .iter()
+            .zip(segments.ranges())
+            .flat_map(|(w, range)| w.rows.iter().map(move |row| range.start + row))
+            .collect()
     }
 
     fn gather(&self, rows: &[usize]) -> Vec<f32> {
@@ -472,13 +491,23 @@ mod tests {
                 let (first, field) = if h.is_multiple_of(2) { ("buy", 0) } else { ("sell", 1) };
                 let two = (h >> 9) % 2 == 1;
                 let span = if two { format!("{} {}", animal(16), animal(24)) } else { animal(16).to_owned() };
-                (format!("in {} {first} {span} of {}", animal(32), animal(40)), vec![Span { words: 3..4 + usize::from(two), field }])
+                (
+                    format!("in {} {first} {span} of {}", animal(32), animal(40)),
+                    vec![Span { words: 3..4 + usize::from(two), field }],
+                )
             })
             .collect()
     }
 
     fn recipe(path_loss: bool) -> Recipe {
-        Recipe { epochs: 30, batch_rows: 8, learning_rate: 3e-3, head_learning_rate: 1e-2, path_loss, ..Recipe::for_rows(32) }
+        Recipe {
+            epochs: 30,
+            batch_rows: 8,
+            learning_rate: 3e-3,
+            head_learning_rate: 1e-2,
+            path_loss,
+            ..Recipe::for_rows(32)
+        }
     }
 
     fn encoder() -> (tempfile::TempDir, Encoder) {
@@ -489,7 +518,9 @@ mod tests {
     }
 
     fn tagged(encoder: &Encoder) -> Vec<TaggedText> {
-        let tag = |(text, spans): (String, Vec<Span>)| TaggedText::new(encoder, &Tokenised::of(encoder, &text).unwrap(), spans);
+        let tag = |(text, spans): (String, Vec<Span>)| {
+            TaggedText::new(encoder, &Tokenised::of(encoder, &text).unwrap(), spans)
+        };
         texts().into_iter().map(tag).collect()
     }
 

@@ -90,14 +90,18 @@ impl ExtractTask {
         tune: Option<RawTune>,
     ) -> Result<Self, String> {
         let (output, spans) = columns;
-        let path = schema.ok_or("`data.schema` is missing: an extraction needs a JSON Schema file that says what to answer")?;
-        let text = std::fs::read_to_string(path).map_err(|error| format!("cannot read the schema `{}`: {error}", path.display()))?;
+        let path = schema
+            .ok_or("`data.schema` is missing: an extraction needs a JSON Schema file that says what to answer")?;
+        let text = std::fs::read_to_string(path)
+            .map_err(|error| format!("cannot read the schema `{}`: {error}", path.display()))?;
         let schema = Schema::parse(&text).map_err(|error| format!("`{}`: {error}", path.display()))?;
         let metric = match metric {
             None | Some("field_f1") => ExtractMetric::FieldF1,
             Some("exact_match") => ExtractMetric::ExactMatch,
             Some(other) => {
-                return Err(format!("there is no metric `{other}` for `extract`: it knows `field_f1` and `exact_match`"));
+                return Err(format!(
+                    "there is no metric `{other}` for `extract`: it knows `field_f1` and `exact_match`"
+                ));
             }
         };
         if spans.is_some() && n_inputs > 1 {
@@ -173,13 +177,19 @@ pub fn gold(row: &Row, words: &[Range<usize>], task: &ExtractTask) -> Result<Gol
     let wrong = |message: String| DataError::row(&row.place, message);
     let mut gold = Gold { values: vec![Vec::new(); task.schema.fields().len()], ..Gold::default() };
     if task.has_output {
-        let answer: Value = serde_json::from_str(&row.label)
-            .map_err(|error| wrong(format!("the answer is no JSON (column {}): {}", error.column(), excerpt(&row.label))))?;
-        gold.values = task.schema.values(&answer).map_err(|why| wrong(format!("the answer does not meet the schema: {why}")))?;
+        let answer: Value = serde_json::from_str(&row.label).map_err(|error| {
+            wrong(format!("the answer is no JSON (column {}): {}", error.column(), excerpt(&row.label)))
+        })?;
+        gold.values =
+            task.schema.values(&answer).map_err(|why| wrong(format!("the answer does not meet the schema: {why}")))?;
     }
     match &task.spans {
         Some(column) => {
-            let text = if task.has_output { row.extra.iter().find(|(name, _)| **name == **column).map(|(_, text)| text) } else { Some(&row.label) };
+            let text = if task.has_output {
+                row.extra.iter().find(|(name, _)| **name == **column).map(|(_, text)| text)
+            } else {
+                Some(&row.label)
+            };
             let text = text.ok_or_else(|| wrong(format!("there is no column `{column}` (`data.spans`)")))?;
             place_spans(row, text, words, task, &mut gold).map_err(wrong)?;
         }
@@ -195,7 +205,13 @@ fn excerpt(text: &str) -> String {
 }
 
 /// Spans with offsets in Unicode code points.
-fn place_spans(row: &Row, text: &str, words: &[Range<usize>], task: &ExtractTask, gold: &mut Gold) -> Result<(), String> {
+fn place_spans(
+    row: &Row,
+    text: &str,
+    words: &[Range<usize>],
+    task: &ExtractTask,
+    gold: &mut Gold,
+) -> Result<(), String> {
     let fields = task.schema.fields();
     let list: Vec<serde_json::Map<String, Value>> = if text.trim().is_empty() {
         Vec::new()
@@ -216,14 +232,19 @@ fn place_spans(row: &Row, text: &str, words: &[Range<usize>], task: &ExtractTask
             return Err(format!("the schema has no field `{name}`{near}"));
         };
         if start >= end || end >= places.len() {
-            return Err(format!("a span of `{name}` from {start} to {end} does not lie in a text of {} characters", places.len() - 1));
+            return Err(format!(
+                "a span of `{name}` from {start} to {end} does not lie in a text of {} characters",
+                places.len() - 1
+            ));
         }
         let bytes = places[start]..places[end];
         let raw = &row.text[bytes.clone()];
         if let Some(value) = span.get("value").or_else(|| span.get("text")).and_then(Value::as_str)
             && normalise::squeeze(value) != normalise::squeeze(raw)
         {
-            return Err(format!("a span of `{name}` says `{value}`, and its text has `{raw}` there: offsets count Unicode characters from 0"));
+            return Err(format!(
+                "a span of `{name}` says `{value}`, and its text has `{raw}` there: offsets count Unicode characters from 0"
+            ));
         }
         if !task.has_output {
             match fields[field].value(raw) {
@@ -278,7 +299,9 @@ fn places(text: &str, words: &[Range<usize>], field: &Field, value: &Value) -> V
         for equal in rules {
             let found: Vec<Range<usize>> = words
                 .windows(parts.len().max(1))
-                .filter(|run| !parts.is_empty() && run.iter().zip(&parts).all(|(word, part)| equal(&text[word.clone()], part)))
+                .filter(|run| {
+                    !parts.is_empty() && run.iter().zip(&parts).all(|(word, part)| equal(&text[word.clone()], part))
+                })
                 .map(|run| run[0].start..run[run.len() - 1].end)
                 .collect();
             if !found.is_empty() {
@@ -291,7 +314,8 @@ fn places(text: &str, words: &[Range<usize>], field: &Field, value: &Value) -> V
         for (first, word) in words.iter().enumerate() {
             // The shortest writing from here on.
             let ends = words[first..].iter().take(MAX_RULE_WORDS).map(|last| last.end);
-            if let Some(end) = ends.into_iter().find(|end| field.value(&text[word.start..*end]).as_ref() == Some(value)) {
+            if let Some(end) = ends.into_iter().find(|end| field.value(&text[word.start..*end]).as_ref() == Some(value))
+            {
                 found.push(word.start..end);
             }
         }
@@ -365,10 +389,25 @@ mod tests {
 
     #[test]
     fn places_values_on_words() {
-        check("Order PO-7 is due 3 March 2026", json!({"number": "PO-7", "due": "2026-03-03"}), &[("number", "PO-7"), ("due", "3 March 2026")], &[]);
-        check("we pay € 1.200,50 for it", json!({"amount": 1200.5, "currency": "EUR"}), &[("currency", "€"), ("amount", "1.200,50")], &[]);
+        check(
+            "Order PO-7 is due 3 March 2026",
+            json!({"number": "PO-7", "due": "2026-03-03"}),
+            &[("number", "PO-7"), ("due", "3 March 2026")],
+            &[],
+        );
+        check(
+            "we pay € 1.200,50 for it",
+            json!({"amount": 1200.5, "currency": "EUR"}),
+            &[("currency", "€"), ("amount", "1.200,50")],
+            &[],
+        );
         check("po-7, again PO 7 and po-7", json!({"number": "PO-7"}), &[("number", "po-7"), ("number", "po-7")], &[]);
-        check("a red  wine, dark red", json!({"colours": ["red", "red wine"]}), &[("colours", "red  wine"), ("colours", "red")], &[]);
+        check(
+            "a red  wine, dark red",
+            json!({"colours": ["red", "red wine"]}),
+            &[("colours", "red  wine"), ("colours", "red")],
+            &[],
+        );
         check("item X200b", json!({"number": "X200"}), &[("number", "X200")], &[]);
         check("item Xyzzy", json!({"number": "yzz"}), &[("number", "Xyzzy")], &[]);
         check("nothing here", json!({"number": "PO-9", "amount": 3}), &[], &["number", "amount"]);
@@ -386,7 +425,10 @@ mod tests {
         assert_eq!(good.values[0], [json!("PO-7")]);
         let wrong = |spans: Value, message: &str| {
             let error = read("é PO-7 due", spans).unwrap_err();
-            assert!(error.contains(message) && error.starts_with("a.jsonl:7: "), "`{error}` does not contain `{message}`");
+            assert!(
+                error.contains(message) && error.starts_with("a.jsonl:7: "),
+                "`{error}` does not contain `{message}`"
+            );
         };
         wrong(json!([{"start": 3, "end": 7, "slot": "number", "value": "PO-7"}]), "offsets count Unicode characters");
         wrong(json!([{"start": 3, "end": 99, "slot": "number"}]), "does not lie in a text of 10 characters");
@@ -397,7 +439,8 @@ mod tests {
 
     #[test]
     fn refuses_answers_that_do_not_meet_the_schema() {
-        let refused = |answer: &str| gold(&row("a", answer), &words::words("a"), &task(None, true)).unwrap_err().to_string();
+        let refused =
+            |answer: &str| gold(&row("a", answer), &words::words("a"), &task(None, true)).unwrap_err().to_string();
         assert_eq!(refused("{\"number\": 3}"), "a.jsonl:7: the answer does not meet the schema: `number` cannot be 3");
         assert!(refused("PO-7").contains("the answer is no JSON"));
     }

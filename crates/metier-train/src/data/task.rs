@@ -287,7 +287,9 @@ impl TaskFile {
         let text = raw.data.text.map_or_else(|| vec!["text".to_owned()], OneOrMany::list);
         let schema = extract::only(paths(raw.data.schema.map(OneOrMany::One))?);
         let foreign = |keys: &[(&str, bool)], owner: &str| match keys.iter().find(|(_, is_there)| *is_there) {
-            Some((key, _)) => Err(wrong(format!("`{key}` belongs to `kind = \"{owner}\"`, and this is `{}`", raw.kind))),
+            Some((key, _)) => {
+                Err(wrong(format!("`{key}` belongs to `kind = \"{owner}\"`, and this is `{}`", raw.kind)))
+            }
             None => Ok(()),
         };
         let (output, spans) = (raw.data.output.as_deref(), raw.data.spans.clone());
@@ -301,7 +303,8 @@ impl TaskFile {
             let task = ExtractTask::new(metric.as_deref(), schema.as_deref(), (output, spans), text.len(), raw.tune);
             extract = Some(task.map_err(wrong)?);
         } else {
-            let keys = [("data.schema", schema.is_some()), ("data.spans", spans.is_some()), ("data.output", output.is_some())];
+            let keys =
+                [("data.schema", schema.is_some()), ("data.spans", spans.is_some()), ("data.output", output.is_some())];
             foreign(&keys, "extract")?;
             foreign(&[("tune", raw.tune.is_some())], "extract")?;
         }
@@ -453,7 +456,10 @@ mod tests {
         check(&data("colour = 1"), "there is no key `data.colour`");
         check(&data("text = 1"), "is not well formed");
         check("name = \"A b\"\nkind = \"classify\"\n[data]\ntrain = \"a\"", "digits and hyphens, at most 63");
-        check("name = \"a\"\nkind = \"extrct\"\n[data]\ntrain = \"a\"", "there is no kind `extrct`; did you mean `extract`?");
+        check(
+            "name = \"a\"\nkind = \"extrct\"\n[data]\ntrain = \"a\"",
+            "there is no kind `extrct`; did you mean `extract`?",
+        );
         let extract = |rest: &str| format!("name = \"a\"\nkind = \"extract\"\n[data]\ntrain = \"a.csv\"\n{rest}");
         check(&extract(""), "an extraction needs a JSON Schema file that says what to answer");
         check(&extract("label = \"x\""), "`data.label` belongs to `kind = \"classify\"`, and this is `extract`");

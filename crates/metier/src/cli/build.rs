@@ -12,7 +12,8 @@ use metier_model::{
     specialist::registry::State,
 };
 use metier_train::{
-    BuildError, BuildOutcome, Embed, Plan, TaskFile, Workbench, build::RungOutcome, data::LeakReport, eval::evaluation::ExtractFigures,
+    BuildError, BuildOutcome, Embed, Plan, TaskFile, Workbench, build::RungOutcome, data::LeakReport,
+    eval::evaluation::ExtractFigures,
 };
 use serde::Serialize;
 
