@@ -232,6 +232,8 @@ impl Gateway {
                 Ok(answer) => {
                     let spent = answer.usage.unwrap_or_default();
                     let text = first_text(&answer);
+                    let cost = self.remote_cost(remote, answer.usage, context.now_ms);
+                    decision.cost_picousd = sum(&[decision.cost_picousd, cost]);
                     let content = match &task {
                         Some((expert, _)) if expert.schema().is_some() => {
                             match deferral::answer_of(&text, expert.schema()) {
@@ -259,8 +261,6 @@ impl Gateway {
                     decision.outcome = Outcome::Deferred;
                     decision.escalated = Escalated::Llm;
                     decision.backend = Some(remote.facts.id.clone());
-                    let cost = self.remote_cost(remote, answer.usage, context.now_ms);
-                    decision.cost_picousd = sum(&[decision.cost_picousd, cost]);
                     let prompt_tokens = usage.prompt_tokens.saturating_add(spent.prompt_tokens);
                     let usage = Usage::of(prompt_tokens, spent.completion_tokens);
                     let model = answered_by(&answer, &remote.model);

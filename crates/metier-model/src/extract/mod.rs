@@ -97,7 +97,7 @@ pub struct Found {
 /// What was found in a text.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Reading {
-    /// All spans of the likeliest tags, in order; those that write no allowed value are left out.
+    /// All spans of the likeliest tags with their bytes, in order: also those whose words write no allowed value.
     pub spans: Vec<(Span, Range<usize>)>,
     /// The values that the answer is made of, in the schema's order.
     pub found: Vec<Found>,

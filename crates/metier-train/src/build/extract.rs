@@ -646,6 +646,7 @@ fn report(
     });
     report.extract = Some(ExtractFigures {
         field_f1,
+        present_f1: f1(&present_pairs(rows, outcomes), figures.seed),
         precision: total.right as f64 / total.found.max(1) as f64,
         recall: total.right as f64 / total.gold.max(1) as f64,
         values: total.gold,
@@ -655,6 +656,18 @@ fn report(
         alignment: figures.alignment.clone(),
     });
     report
+}
+
+/// Pairs of each row, of the fields that it has alone.
+fn present_pairs(rows: &[Aligned<'_>], outcomes: &[Outcome]) -> Vec<Pairs> {
+    let of = |(row, outcome): (&Aligned<'_>, &Outcome)| {
+        let there = (0..outcome.values.len()).map(|field| by_field(row, outcome, field)).filter(|pairs| pairs.gold > 0);
+        there.fold(Pairs::default(), |mut sum, pairs| {
+            sum.add(pairs);
+            sum
+        })
+    };
+    rows.iter().zip(outcomes).map(of).collect()
 }
 
 /// Right, found and gold values of each field, row by row.

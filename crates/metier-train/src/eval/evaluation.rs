@@ -117,6 +117,9 @@ pub struct EvalReport {
 pub struct ExtractFigures {
     /// F1 of the pairs (field, value) of all rows together; a pair is right if its value equals the gold value up to white space.
     pub field_f1: Measured,
+    /// The same without values that were found for fields that the row does not have: what is not there cannot be called wrong (so ExtractGPT
+    /// counts, Brinkmann et al. 2023).
+    pub present_f1: Measured,
     /// Share of the values found that are right.
     pub precision: f64,
     /// Share of the gold values that are found.

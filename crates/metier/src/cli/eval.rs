@@ -97,6 +97,7 @@ fn tell(report: &EvalReport) {
     };
     if let Some(extract) = &report.extract {
         row("field F1", &extract.field_f1);
+        row("of fields it has", &extract.present_f1);
         println!("  precision, recall  {:.4}, {:.4} of {} values", extract.precision, extract.recall, extract.values);
         row("span F1", &extract.span_f1);
         row("rows all right", &extract.exact_match);
