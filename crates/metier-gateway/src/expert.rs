@@ -2,23 +2,38 @@
 
 use std::sync::Arc;
 
+use metier_kernels::Pool;
 use metier_model::{
-    BaseId, Digest,
+    BaseId, Digest, Encoder,
+    extract::Schema,
     specialist::{Specialist, render_request},
 };
+use serde_json::Value;
 
 use crate::backend::embedder::Embedder;
 
 /// What a specialist says of a text.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Judged {
+    /// The label, or the answer in JSON.
     pub(crate) label: String,
     /// Calibrated, 0 to 1.
     pub(crate) score: f32,
     pub(crate) threshold: Option<f32>,
     pub(crate) accepted: bool,
-    /// `linear`, `head`, `both`, `tuned`.
+    /// `linear`, `head`, `both`, `tuned`, `span`.
     pub(crate) stage: String,
+    /// Of an extraction.
+    pub(crate) extracted: Option<Extracted>,
+}
+
+/// What an extraction adds to its answer.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Extracted {
+    /// Of each value: field, value, words, where they stand, score.
+    pub(crate) fields: Value,
+    /// Tokens that its encoder read.
+    pub(crate) n_tokens: u64,
 }
 
 /// See above.
@@ -33,6 +48,14 @@ pub(crate) trait Expert: Send + Sync {
     fn needs_embedding(&self) -> bool;
     /// The encoder that was tuned for it, where it reads that one's embeddings and not the server's.
     fn own_encoder(&self) -> Option<&Embedder> {
+        None
+    }
+    /// Does it run on something of its own that is worth keeping when specialists are looked at again?
+    fn keeps_running(&self) -> bool {
+        self.own_encoder().is_some()
+    }
+    /// What it answers, where that is JSON.
+    fn schema(&self) -> Option<&Schema> {
         None
     }
     fn centroids(&self) -> &[Vec<f32>];
@@ -69,6 +92,10 @@ impl Expert for Specialist {
 
     fn needs_embedding(&self) -> bool {
         self.needs_embedding()
+    }
+
+    fn schema(&self) -> Option<&Schema> {
+        self.schema()
     }
 
     fn centroids(&self) -> &[Vec<f32>] {
@@ -159,5 +186,85 @@ fn judged(specialist: &Specialist, text: &str, embedding: Option<&[f32]>) -> Res
         threshold: answer.threshold,
         accepted: answer.accepted,
         stage: answer.stage,
+        extracted: None,
     })
+}
+
+/// A specialist that extracts: it reads texts with an encoder of its own, on whatever thread asks; calls take turns on the pool.
+pub(crate) struct WithReader {
+    pub(crate) specialist: Arc<Specialist>,
+    pub(crate) encoder: Encoder,
+    pub(crate) pool: Arc<Pool>,
+}
+
+impl Expert for WithReader {
+    fn name(&self) -> &str {
+        Expert::name(&*self.specialist)
+    }
+
+    fn id(&self) -> Digest {
+        self.specialist.id()
+    }
+
+    fn base(&self) -> Option<&BaseId> {
+        Expert::base(&*self.specialist)
+    }
+
+    fn instruction(&self) -> &str {
+        Expert::instruction(&*self.specialist)
+    }
+
+    fn labels(&self) -> &[String] {
+        Expert::labels(&*self.specialist)
+    }
+
+    fn may_leave(&self) -> bool {
+        Expert::may_leave(&*self.specialist)
+    }
+
+    fn needs_embedding(&self) -> bool {
+        false
+    }
+
+    fn keeps_running(&self) -> bool {
+        true
+    }
+
+    fn schema(&self) -> Option<&Schema> {
+        self.specialist.schema()
+    }
+
+    fn centroids(&self) -> &[Vec<f32>] {
+        self.specialist.centroids()
+    }
+
+    fn match_threshold(&self) -> Option<f32> {
+        self.specialist.match_threshold()
+    }
+
+    fn read(&self, message: &str) -> Result<String, String> {
+        Expert::read(&*self.specialist, message)
+    }
+
+    fn judge(&self, text: &str, _: Option<&[f32]>) -> Result<Judged, String> {
+        let manifest = self.specialist.manifest();
+        let (Some(schema), Some(scores)) = (self.specialist.schema(), &manifest.scores) else {
+            return Err(format!("specialist `{}` has no schema", manifest.name));
+        };
+        let readings = self.specialist.read(&self.encoder, &self.pool, &[text]).unwrap_or_else(|| Ok(Vec::new()));
+        let reading = readings.map_err(|error| error.to_string())?.pop();
+        let reading = reading.ok_or_else(|| format!("specialist `{}` read nothing", manifest.name))?;
+        let answer = self.specialist.answer_of(&reading);
+        Ok(Judged {
+            label: answer.label,
+            score: answer.score,
+            threshold: answer.threshold,
+            accepted: answer.accepted,
+            stage: answer.stage,
+            extracted: Some(Extracted {
+                fields: reading.evidence(schema, scores, &manifest.inputs, text),
+                n_tokens: reading.n_tokens as u64,
+            }),
+        })
+    }
 }

@@ -474,6 +474,7 @@ fn direct(receipt: ReceiptId) -> Decision {
         task: None,
         backend: None,
         reason: None,
+        fields: None,
     }
 }
 

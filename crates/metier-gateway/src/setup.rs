@@ -19,7 +19,7 @@ use crate::{
         local::{LOCAL, LocalBase},
         remote::{BackendConfig, RETRY_BACKOFF, Remote, SetupError},
     },
-    expert::{Expert, WithEncoder},
+    expert::{Expert, WithEncoder, WithReader},
     gateway::{BaseSlot, EncoderSlot, Gateway, Limits, Parts, RemoteSlot},
     meter::Meter,
 };
@@ -126,7 +126,7 @@ impl Gateway {
         let running = self.experts();
         let known = |specialist: &Specialist| running.iter().find(|expert| expert.id() == specialist.id()).cloned();
         let experts = specialists.into_iter().map(|specialist| match known(&specialist) {
-            Some(expert) if expert.own_encoder().is_some() => expert,
+            Some(expert) if expert.keeps_running() => expert,
             _ => self.with_own_encoder(specialist),
         });
         self.replace_experts(experts.collect());
@@ -143,7 +143,17 @@ impl Gateway {
         if specialist.manifest().base.as_ref().is_none_or(|made_with| made_with.mismatch(base.base()).is_some()) {
             return specialist;
         }
-        let started = base.tuned(&file.0).map_err(|error| error.to_string()).and_then(|encoder| {
+        let tuned = base.tuned(&file.0).map_err(|error| error.to_string());
+        if specialist.schema().is_some() {
+            return match tuned {
+                Ok(encoder) => Arc::new(WithReader { specialist, encoder, pool: Arc::clone(pool) }),
+                Err(error) => {
+                    tracing::warn!("specialist `{}` cannot answer: {error}", specialist.manifest().name);
+                    specialist
+                }
+            };
+        }
+        let started = tuned.and_then(|encoder| {
             let queue = EncoderQueue::new(Arc::new(encoder), QueueLimits::default());
             Embedder::start(PooledEncoder { queue, pool: Arc::clone(pool) }).map_err(|error| error.to_string())
         });

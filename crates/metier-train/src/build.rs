@@ -7,6 +7,8 @@
 //! test ────────► what is reported
 //! ```
 
+mod extract;
+
 use std::{
     collections::BTreeMap,
     error::Error,
@@ -245,6 +247,9 @@ pub fn build(
     progress: &mut dyn FnMut(Progress<'_>),
     clock: &dyn Fn() -> Duration,
 ) -> Result<BuildOutcome, BuildError> {
+    if let Some(extract) = &task.extract {
+        return extract::build(task, extract, bench, progress, clock);
+    }
     let start = clock();
     let elapsed = || clock().saturating_sub(start);
     progress(Progress { stage: "reading rows", done: 0, total: None, unit: Unit::Rows });
@@ -335,6 +340,9 @@ pub fn evaluate(
     progress: &mut dyn FnMut(Progress<'_>),
 ) -> Result<EvalReport, BuildError> {
     let manifest = specialist.manifest();
+    if manifest.kind == Kind::Extract {
+        return extract::evaluate(specialist, encoder, pool, file, columns, seed, progress);
+    }
     let rows = table::read(file, columns)?;
     let examples = split::examples(rows, &manifest.labels)?;
     let texts: Vec<&str> = examples.iter().map(|example| example.row.text.as_str()).collect();
@@ -426,6 +434,7 @@ fn prove(
         base: bench.encoder.map(Embed::base),
         features: rung.stage.reads_ngrams().then(|| FEATURE_FORMAT.to_owned()),
         calibrator,
+        scores: None,
         certificate: None,
         refusal: None,
         recipe: Recipe {
@@ -446,6 +455,7 @@ fn prove(
         head: rung.head.clone(),
         encoder: rung.own.as_ref().map(|own| own.file.clone()),
         neighbours: embeddings.and_then(|all| neighbours(splits, all, task.data.out_of_scope.as_deref())),
+        schema: None,
         probe: Vec::new(),
         evidence: String::new(),
     });
@@ -597,6 +607,42 @@ fn notes(
     measured_on: &str,
     class_mix: Option<&ClassMix>,
 ) -> Vec<String> {
+    let mut notes = base_notes(task, splits, manifest, measured_on);
+    const SURPRISING: f64 = 0.01;
+    if let Some(mix) = class_mix.filter(|mix| mix.p_value < SURPRISING) {
+        notes.push(format!(
+            "calibration and {measured_on} rows differ in class mix (`{}`: {:.1} % against {:.1} %): the certificate speaks \
+             of traffic like the calibration rows",
+            mix.label,
+            100.0 * mix.calibration,
+            100.0 * mix.test
+        ));
+    }
+    if ladder.out_of_time {
+        notes.push(format!("the budget of {} minutes ended before every setting was tried", task.budget_minutes));
+    }
+    for skipped in &ladder.skipped {
+        notes.push(format!(
+            "rung `{}` was not tried: it needs about {:.1} minutes, and {:.1} of the budget of {} are left",
+            skipped.stage.name(),
+            skipped.needed_seconds / 60.0,
+            skipped.left_seconds / 60.0,
+            task.budget_minutes
+        ));
+    }
+    if let Some((stage, why)) = &ladder.not_made {
+        notes.push(format!("rung `{}` was not made: {why}", stage.name()));
+    }
+    if ladder.rungs.len() == 1 && task.up_to > Stage::Linear {
+        notes.push(
+            "no encoder was at hand: only the n-gram rung ran, and `auto` cannot find this specialist".to_owned(),
+        );
+    }
+    notes
+}
+
+/// What is said of every kind of build.
+fn base_notes(task: &TaskFile, splits: &Splits, manifest: &Manifest, measured_on: &str) -> Vec<String> {
     let mut notes = Vec::new();
     let leak = &splits.leak;
     if leak.removed > 0 {
@@ -628,36 +674,6 @@ fn notes(
     if measured_on == Part::Validation.name() {
         notes
             .push("there are no test rows: figures are those of validation rows, which also chose the rung".to_owned());
-    }
-    const SURPRISING: f64 = 0.01;
-    if let Some(mix) = class_mix.filter(|mix| mix.p_value < SURPRISING) {
-        notes.push(format!(
-            "calibration and {measured_on} rows differ in class mix (`{}`: {:.1} % against {:.1} %): the certificate speaks \
-             of traffic like the calibration rows",
-            mix.label,
-            100.0 * mix.calibration,
-            100.0 * mix.test
-        ));
-    }
-    if ladder.out_of_time {
-        notes.push(format!("the budget of {} minutes ended before every setting was tried", task.budget_minutes));
-    }
-    for skipped in &ladder.skipped {
-        notes.push(format!(
-            "rung `{}` was not tried: it needs about {:.1} minutes, and {:.1} of the budget of {} are left",
-            skipped.stage.name(),
-            skipped.needed_seconds / 60.0,
-            skipped.left_seconds / 60.0,
-            task.budget_minutes
-        ));
-    }
-    if let Some((stage, why)) = &ladder.not_made {
-        notes.push(format!("rung `{}` was not made: {why}", stage.name()));
-    }
-    if ladder.rungs.len() == 1 && task.up_to > Stage::Linear {
-        notes.push(
-            "no encoder was at hand: only the n-gram rung ran, and `auto` cannot find this specialist".to_owned(),
-        );
     }
     notes
 }

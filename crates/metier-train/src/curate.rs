@@ -108,6 +108,12 @@ pub fn curate(
     progress: &mut dyn FnMut(Progress<'_>),
 ) -> Result<Curation, DataError> {
     progress(Progress { stage: "reading rows", done: 0, total: None, unit: Unit::Rows });
+    if task.extract.is_some() {
+        return Err(DataError::Task(format!(
+            "`{}` is an extraction, and this check is about labels: `metier build --dry-run` checks its answers, duplicates and leaks",
+            task.name
+        )));
+    }
     let splits = split::load(task, seed)?;
     let rows: Vec<(Part, &Example)> =
         Part::ALL.iter().flat_map(|&part| splits.part(part).iter().map(move |example| (part, example))).collect();

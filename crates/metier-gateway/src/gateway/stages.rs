@@ -130,9 +130,17 @@ impl Gateway {
             task: Some(expert.name().to_owned()),
             backend: Some(LOCAL.into()),
             reason: None,
+            fields: None,
         };
         if route::cascade(judged.score, judged.threshold, judged.accepted) == Step::Accept {
-            let content = deferral::in_format(&judged.label, Some(judged.score), &request.response_format);
+            let content = match judged.extracted {
+                // JSON of its own schema, whatever format was asked for.
+                Some(extracted) => {
+                    decision.fields = Some(extracted.fields);
+                    judged.label
+                }
+                None => deferral::in_format(&judged.label, Some(judged.score), &request.response_format),
+            };
             return Ok(Settled { said: Said::Content(content), model: expert.name().to_owned(), usage, decision });
         }
         decision.backend = None;
@@ -183,7 +191,10 @@ impl Gateway {
             expert.judge(&text, embedding.map(Vec::as_slice))
         });
         match judging.await {
-            Ok(Ok(judged)) => Ok((judged, n_tokens)),
+            Ok(Ok(judged)) => {
+                let read = judged.extracted.as_ref().map_or(0, |extracted| extracted.n_tokens);
+                Ok((judged, n_tokens + read))
+            }
             Ok(Err(reason)) => Err(local_error(BackendError::Failed(reason))),
             Err(_) => Err(GatewayError::Internal("a specialist panicked".into())),
         }
@@ -221,7 +232,26 @@ impl Gateway {
                 Ok(answer) => {
                     let spent = answer.usage.unwrap_or_default();
                     let text = first_text(&answer);
+                    let cost = self.remote_cost(remote, answer.usage, context.now_ms);
+                    decision.cost_picousd = sum(&[decision.cost_picousd, cost]);
                     let content = match &task {
+                        Some((expert, _)) if expert.schema().is_some() => {
+                            match deferral::answer_of(&text, expert.schema()) {
+                                Ok(content) => content,
+                                Err(why) => {
+                                    let source =
+                                        BackendError::Failed(format!("its answer does not meet the schema: {why}"));
+                                    tracing::warn!(
+                                        backend = remote.facts.id,
+                                        why,
+                                        "a backend's answer does not meet the schema"
+                                    );
+                                    last_error =
+                                        Some(GatewayError::Backend { backend: remote.facts.id.clone(), source });
+                                    continue;
+                                }
+                            }
+                        }
                         Some((expert, _)) => match deferral::label_of(&text, expert.labels()) {
                             Some(label) => deferral::in_format(label, None, &request.response_format),
                             None => deferral::without_label(&text, &request.response_format),
@@ -231,8 +261,6 @@ impl Gateway {
                     decision.outcome = Outcome::Deferred;
                     decision.escalated = Escalated::Llm;
                     decision.backend = Some(remote.facts.id.clone());
-                    let cost = self.remote_cost(remote, answer.usage, context.now_ms);
-                    decision.cost_picousd = sum(&[decision.cost_picousd, cost]);
                     let prompt_tokens = usage.prompt_tokens.saturating_add(spent.prompt_tokens);
                     let usage = Usage::of(prompt_tokens, spent.completion_tokens);
                     let model = answered_by(&answer, &remote.model);

@@ -6,6 +6,7 @@
 //! head.safetensors        the classifier
 //! encoder.safetensors     layers of its own encoder, in IEEE halves   (tuned)
 //! neighbours.safetensors  class centroids and match threshold         (if an encoder was at hand)
+//! schema.json             what an extraction answers               (extract)
 //! probe.jsonl             up to 64 validation texts with their answers
 //! evidence.json           the evaluation that the report shows
 //! ─────────────────────── hashed above, free below
@@ -26,16 +27,22 @@ use safetensors::SafeTensors;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    manifest::{FORMAT, Manifest, Stage},
+    manifest::{FORMAT, Kind, Manifest, Stage},
     tensors::{self, Tensor, TensorError},
 };
-use crate::{Digest, features::Features, head::LinearHead};
+use crate::{
+    Digest,
+    extract::{Schema, tags},
+    features::Features,
+    head::LinearHead,
+};
 
 const MANIFEST: &str = "specialist.toml";
 const FEATURES: &str = "features.safetensors";
 const HEAD: &str = "head.safetensors";
 const ENCODER: &str = "encoder.safetensors";
 const NEIGHBOURS: &str = "neighbours.safetensors";
+const SCHEMA: &str = "schema.json";
 const PROBE: &str = "probe.jsonl";
 const EVIDENCE: &str = "evidence.json";
 /// Files that may lie beside a bundle: what a run measured and what is rendered. They are neither hashed nor read.
@@ -150,6 +157,8 @@ pub struct Contents {
     pub encoder: Option<EncoderFile>,
     /// For `auto`.
     pub neighbours: Option<Neighbours>,
+    /// JSON Schema of its answers, where they have one.
+    pub schema: Option<String>,
     /// At most [`MAX_PROBE_ROWS`].
     pub probe: Vec<ProbeRow>,
     /// The evaluation, as JSON text.
@@ -201,6 +210,9 @@ pub fn files(contents: &Contents) -> (Digest, BTreeMap<String, Vec<u8>>) {
         let threshold = Tensor::f32(&[1], &[neighbours.match_threshold]);
         let all = BTreeMap::from([("centroids", tensor), ("match_threshold", threshold)]);
         files.insert(NEIGHBOURS.to_owned(), tensors::write(&all));
+    }
+    if let Some(schema) = &contents.schema {
+        files.insert(SCHEMA.to_owned(), schema.clone().into_bytes());
     }
     let probe: String = contents
         .probe
@@ -291,6 +303,11 @@ pub fn read_unnamed(dir: &Path) -> Result<(Digest, Contents), BundleError> {
 
 fn parse(dir: &Path, manifest: &Manifest, mut files: BTreeMap<&str, Vec<u8>>) -> Result<Contents, BundleError> {
     let encoder = files.remove(ENCODER).map(|bytes| EncoderFile(Arc::new(bytes)));
+    let schema = files
+        .remove(SCHEMA)
+        .map(String::from_utf8)
+        .transpose()
+        .map_err(|_| BundleError::Inconsistent { dir: dir.to_owned(), reason: format!("`{SCHEMA}` is not UTF-8") })?;
     let tensor = |file: &str| {
         let file = file.to_owned();
         move |source| BundleError::Tensor { dir: dir.to_owned(), file, source }
@@ -313,7 +330,8 @@ fn parse(dir: &Path, manifest: &Manifest, mut files: BTreeMap<&str, Vec<u8>>) ->
         return Err(inconsistent("it has an encoder of its own that its stage does not read, or lacks one".to_owned()));
     }
     check(manifest, &head, features.as_ref()).map_err(inconsistent)?;
-    Ok(Contents { manifest: manifest.clone(), features, head, encoder, neighbours, probe, evidence })
+    check_kind(manifest, schema.as_deref()).map_err(inconsistent)?;
+    Ok(Contents { manifest: manifest.clone(), features, head, encoder, neighbours, schema, probe, evidence })
 }
 
 /// What a hash cannot say: that the parts fit each other, so that answering cannot fail later.
@@ -325,7 +343,11 @@ fn check(manifest: &Manifest, head: &LinearHead, features: Option<&Features>) ->
     if !super::store::is_name(&manifest.name) {
         return Err(format!("`{}` is no name of a specialist", manifest.name));
     }
-    if manifest.labels.len() != head.n_classes() {
+    let n_classes = match manifest.kind {
+        Kind::Extract => tags::n_tags(manifest.labels.len()),
+        _ => manifest.labels.len(),
+    };
+    if n_classes != head.n_classes() {
         return Err(format!("{} labels, {} classes in the head", manifest.labels.len(), head.n_classes()));
     }
     if features.is_some() != stage.reads_ngrams() || features.map_or(0, Features::len) != head.n_features() {
@@ -345,6 +367,27 @@ fn check(manifest: &Manifest, head: &LinearHead, features: Option<&Features>) ->
         return Err("its threshold is no probability".to_owned());
     }
     Ok(())
+}
+
+/// The parts of an extraction stand and fall together.
+fn check_kind(manifest: &Manifest, schema: Option<&str>) -> Result<(), String> {
+    let is_extract = manifest.kind == Kind::Extract;
+    if is_extract != schema.is_some()
+        || is_extract != manifest.scores.is_some()
+        || is_extract != (manifest.stage == Stage::Span)
+    {
+        return Err("an extraction needs a schema, scores and the stage `span`, and nothing else has them".to_owned());
+    }
+    let (Some(schema), Some(scores)) = (schema, &manifest.scores) else { return Ok(()) };
+    let schema = Schema::parse(schema).map_err(|error| error.to_string())?;
+    if !schema.fields().iter().map(|field| &field.name).eq(&manifest.labels) {
+        return Err("its labels are not the fields of its schema".to_owned());
+    }
+    if scores.field.is_valid() && scores.row.is_valid() {
+        Ok(())
+    } else {
+        Err("its scores are not monotone".to_owned())
+    }
 }
 
 fn read_neighbours(bytes: &[u8]) -> Result<Neighbours, TensorError> {

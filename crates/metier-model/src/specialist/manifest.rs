@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     BaseId, Digest,
+    extract::Scores,
     proof::{Calibrator, Certificate, NonInferiority, Refusal},
 };
 
@@ -41,8 +42,11 @@ pub struct Manifest {
     /// Name of the n-gram format, where the stage reads n-grams.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub features: Option<String>,
-    /// Margins → probability of being right.
+    /// Margins → probability of being right; of an extraction: of tags, as they were trained.
     pub calibrator: Calibrator,
+    /// How an extraction's scores are made.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub scores: Option<Scores>,
     /// The bound under which it answers alone, with its threshold.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub certificate: Option<Certificate>,
@@ -68,6 +72,8 @@ impl Manifest {
 pub enum Kind {
     /// One label out of a fixed list.
     Classify,
+    /// Values that stand in the text, for the fields of a schema: the manifest's labels are their names.
+    Extract,
 }
 
 /// A rung of the ladder, smallest first.
@@ -82,35 +88,41 @@ pub enum Stage {
     Both,
     /// One linear model on n-grams and the embedding of an encoder that was tuned for this task: layers of its own over the base's tables.
     Tuned,
+    /// Of an extraction: values seen in training, found again. Measured, never shipped: it would carry the values along.
+    Lookup,
+    /// Of an extraction: tags on the hidden rows of an encoder that was tuned for it.
+    Span,
 }
 
 impl Stage {
-    /// All rungs, smallest first.
+    /// All rungs of a classification, smallest first.
     pub const ALL: [Self; 4] = [Self::Linear, Self::Head, Self::Both, Self::Tuned];
 
-    /// `linear`, `head`, `both` or `tuned`.
+    /// `linear`, `head`, `both`, `tuned`, `lookup` or `span`.
     pub fn name(self) -> &'static str {
         match self {
             Self::Linear => "linear",
             Self::Head => "head",
             Self::Both => "both",
             Self::Tuned => "tuned",
+            Self::Lookup => "lookup",
+            Self::Span => "span",
         }
     }
 
     /// Does it read n-grams?
     pub fn reads_ngrams(self) -> bool {
-        self != Self::Head
+        matches!(self, Self::Linear | Self::Both | Self::Tuned)
     }
 
-    /// Does it read an embedding?
+    /// Does it read an embedding, or an encoder's hidden rows?
     pub fn reads_embedding(self) -> bool {
-        self != Self::Linear
+        !matches!(self, Self::Linear | Self::Lookup)
     }
 
     /// Does it read the embedding of an encoder of its own?
     pub fn has_own_encoder(self) -> bool {
-        self == Self::Tuned
+        matches!(self, Self::Tuned | Self::Span)
     }
 }
 

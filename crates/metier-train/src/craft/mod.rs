@@ -3,9 +3,12 @@
 //! - [`linear`]: rows and classes → weights.
 //! - [`encoder`]: texts and classes → an encoder's layers.
 //! - [`lora`]: prompts with answers → an adapter.
+//! - [`span`]: texts with tagged words → an encoder's layers and a head over its rows; [`lookup`]: what that must beat.
 //! - [`ladder`]: which rungs run, with which settings, and which of them is the smallest that is good enough.
 
 pub mod encoder;
 pub mod ladder;
 pub mod linear;
+pub mod lookup;
 pub mod lora;
+pub mod span;

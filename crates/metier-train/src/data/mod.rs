@@ -4,12 +4,14 @@
 //! - [`table`]: CSV, TSV and JSONL files → rows; every complaint names file and line.
 //! - [`answers`]: what a teacher answered to rows, in a file beside them.
 //! - [`split`]: training, validation, calibration and test rows, by hash of group or text.
+//! - [`extract`]: values or offsets of an extraction → words of the text.
 //! - [`leak`]: duplicates and near-duplicates across splits, and equal texts with different labels.
 //!
 //! Deliberately absent: any repair of the data. Near-duplicates of what is measured on are left out of training and
 //! said so; everything else is told to the person who owns the data.
 
 pub mod answers;
+pub mod extract;
 pub mod leak;
 pub mod split;
 pub mod table;

@@ -10,14 +10,19 @@ use serde::Deserialize;
 
 use metier_model::specialist::manifest::Stage;
 
-use super::nearest;
+use super::{
+    extract::{self, ExtractTask, RawTune},
+    nearest,
+};
+
+pub use metier_model::specialist::manifest::Kind;
 
 /// Minutes of a budget, at most: a year.
 const MAX_BUDGET_MINUTES: f64 = 525_600.0;
 
 /// Every key there is, by table; the empty table is the top of the file.
-const KEYS: [(&str, &[&str]); 6] = [
-    ("", &["name", "kind", "instruction", "data", "reference", "target", "policy", "budget"]),
+const KEYS: [(&str, &[&str]); 7] = [
+    ("", &["name", "kind", "instruction", "data", "reference", "target", "policy", "budget", "tune"]),
     (
         "data",
         &[
@@ -29,6 +34,7 @@ const KEYS: [(&str, &[&str]); 6] = [
             "label",
             "output",
             "schema",
+            "spans",
             "out_of_scope",
             "group",
             "slice",
@@ -38,6 +44,7 @@ const KEYS: [(&str, &[&str]); 6] = [
     ("target", &["metric", "margin", "epsilon", "delta"]),
     ("policy", &["may_leave"]),
     ("budget", &["minutes", "up_to"]),
+    ("tune", &["epochs", "learning_rate", "batch_rows"]),
 ];
 
 /// A task file, read and checked.
@@ -45,6 +52,8 @@ const KEYS: [(&str, &[&str]); 6] = [
 pub struct TaskFile {
     /// Name of the specialist to be.
     pub name: String,
+    /// What it gives back.
+    pub kind: Kind,
     /// The task in one sentence.
     pub instruction: String,
     /// Where the rows are.
@@ -59,6 +68,8 @@ pub struct TaskFile {
     pub budget_minutes: f64,
     /// The highest rung that may run.
     pub up_to: Stage,
+    /// What an extraction needs beside that, where it is one.
+    pub extract: Option<ExtractTask>,
 }
 
 /// Files and columns.
@@ -74,7 +85,7 @@ pub struct Data {
     pub test: Vec<PathBuf>,
     /// Columns with the inputs.
     pub text: Vec<String>,
-    /// Column with the label.
+    /// Column with the label, or with the answer of an extraction.
     pub label: String,
     /// Label that means "none of these".
     pub out_of_scope: Option<String>,
@@ -174,6 +185,7 @@ struct RawTask {
     target: Option<RawTarget>,
     policy: Option<RawPolicy>,
     budget: Option<RawBudget>,
+    tune: Option<RawTune>,
 }
 
 #[derive(Deserialize)]
@@ -184,6 +196,9 @@ struct RawData {
     test: Option<OneOrMany>,
     text: Option<OneOrMany>,
     label: Option<String>,
+    output: Option<String>,
+    schema: Option<String>,
+    spans: Option<String>,
     out_of_scope: Option<String>,
     group: Option<String>,
     slice: Option<OneOrMany>,
@@ -249,13 +264,17 @@ impl TaskFile {
                 raw.name
             )));
         }
-        match raw.kind.as_str() {
-            "classify" => {}
-            "extract" | "generate" => {
-                return Err(wrong(format!("kind `{}` is not supported by this version, only `classify`", raw.kind)));
+        let kind = match raw.kind.as_str() {
+            "classify" => Kind::Classify,
+            "extract" => Kind::Extract,
+            "generate" => {
+                return Err(wrong(format!("kind `{}` is not supported by this version", raw.kind)));
             }
-            other => return Err(wrong(format!("there is no kind `{other}`; this version knows `classify`"))),
-        }
+            other => {
+                let near = nearest(other, ["classify", "extract"]).map(str::to_owned);
+                return Err(wrong(format!("there is no kind `{other}`{}", hint(&near))));
+            }
+        };
         let folder = path.parent().unwrap_or(Path::new(""));
         let paths = |files: Option<OneOrMany>| -> Result<Vec<PathBuf>, TaskError> {
             files
@@ -264,13 +283,38 @@ impl TaskFile {
                 .map(|file| Ok(folder.join(expand(file, environment).map_err(wrong)?)))
                 .collect()
         };
+        let mut target = raw.target.unwrap_or_default();
+        let text = raw.data.text.map_or_else(|| vec!["text".to_owned()], OneOrMany::list);
+        let schema = extract::only(paths(raw.data.schema.map(OneOrMany::One))?);
+        let foreign = |keys: &[(&str, bool)], owner: &str| match keys.iter().find(|(_, is_there)| *is_there) {
+            Some((key, _)) => {
+                Err(wrong(format!("`{key}` belongs to `kind = \"{owner}\"`, and this is `{}`", raw.kind)))
+            }
+            None => Ok(()),
+        };
+        let (output, spans) = (raw.data.output.as_deref(), raw.data.spans.clone());
+        let (mut extract, mut answer) = (None, raw.data.label.clone().unwrap_or_else(|| "label".to_owned()));
+        if kind == Kind::Extract {
+            let (label, none) = (raw.data.label.is_some(), raw.data.out_of_scope.is_some());
+            let reference = raw.reference.is_some();
+            foreign(&[("data.label", label), ("data.out_of_scope", none), ("reference", reference)], "classify")?;
+            let metric = target.metric.take();
+            answer = output.or(spans.as_deref()).unwrap_or("output").to_owned();
+            let task = ExtractTask::new(metric.as_deref(), schema.as_deref(), (output, spans), text.len(), raw.tune);
+            extract = Some(task.map_err(wrong)?);
+        } else {
+            let keys =
+                [("data.schema", schema.is_some()), ("data.spans", spans.is_some()), ("data.output", output.is_some())];
+            foreign(&keys, "extract")?;
+            foreign(&[("tune", raw.tune.is_some())], "extract")?;
+        }
         let data = Data {
             train: paths(Some(raw.data.train))?,
             validation: paths(raw.data.validation)?,
             calibration: paths(raw.data.calibration)?,
             test: paths(raw.data.test)?,
-            text: raw.data.text.map_or_else(|| vec!["text".to_owned()], OneOrMany::list),
-            label: raw.data.label.unwrap_or_else(|| "label".to_owned()),
+            text,
+            label: answer,
             out_of_scope: raw.data.out_of_scope,
             group: raw.data.group,
             slice: raw.data.slice.map_or_else(Vec::new, OneOrMany::list),
@@ -278,7 +322,6 @@ impl TaskFile {
         if data.train.is_empty() || data.text.is_empty() {
             return Err(wrong("`data.train` and `data.text` must not be empty".to_owned()));
         }
-        let target = raw.target.unwrap_or_default();
         let metric = match target.metric.as_deref() {
             None | Some("accuracy") => Metric::Accuracy,
             Some("macro_f1") => Metric::MacroF1,
@@ -313,8 +356,12 @@ impl TaskFile {
             return Err(wrong(problem));
         }
         Ok(Self {
-            instruction: raw.instruction.unwrap_or_else(|| "Which label fits this text?".to_owned()),
+            instruction: raw.instruction.unwrap_or_else(|| match kind {
+                Kind::Extract => "Which values does this text give for the fields of the schema?".to_owned(),
+                _ => "Which label fits this text?".to_owned(),
+            }),
             name: raw.name,
+            kind,
             data,
             reference: raw.reference.map(|reference| reference.column),
             target: Target {
@@ -326,6 +373,7 @@ impl TaskFile {
             may_leave: raw.policy.unwrap_or_default().may_leave.unwrap_or(false),
             budget_minutes,
             up_to,
+            extract,
         })
     }
 }
@@ -409,9 +457,14 @@ mod tests {
         check(&data("text = 1"), "is not well formed");
         check("name = \"A b\"\nkind = \"classify\"\n[data]\ntrain = \"a\"", "digits and hyphens, at most 63");
         check(
-            "name = \"a\"\nkind = \"extract\"\n[data]\ntrain = \"a\"",
-            "is not supported by this version, only `classify`",
+            "name = \"a\"\nkind = \"extrct\"\n[data]\ntrain = \"a\"",
+            "there is no kind `extrct`; did you mean `extract`?",
         );
+        let extract = |rest: &str| format!("name = \"a\"\nkind = \"extract\"\n[data]\ntrain = \"a.csv\"\n{rest}");
+        check(&extract(""), "an extraction needs a JSON Schema file that says what to answer");
+        check(&extract("label = \"x\""), "`data.label` belongs to `kind = \"classify\"`, and this is `extract`");
+        check(&data("output = \"x\""), "`data.output` belongs to `kind = \"extract\"`, and this is `classify`");
+        check(&data("[tune]\nepochs = 3"), "`tune` belongs to `kind = \"extract\"`, and this is `classify`");
         check(
             &data("[target]\nmetric = \"token_f1\""),
             "metric `token_f1` is not supported by this version for `classify`",

@@ -4,7 +4,7 @@ use metier_model::{
     Specialist,
     specialist::{
         bundle::{BESIDE, MAX_PROBE_ROWS},
-        manifest::Manifest,
+        manifest::{Kind, Manifest},
         registry::{Standing, State, UNKNOWN, utc},
     },
 };
@@ -23,20 +23,24 @@ pub fn render(specialist: &Specialist, outcome: &BuildOutcome, standing: Option<
     let evaluation = &outcome.evaluation;
     let mut card = format!("# {}\n\n{}\n\n", manifest.name, manifest.instruction);
     card += &format!(
-        "| | |\n|---|---|\n| bundle | `{}` |\n| kind | classify, {} labels |\n| inputs | {} |\n| rung | {} |\n| base | {} |\n| may leave the boundary | {} |\n\n",
+        "| | |\n|---|---|\n| bundle | `{}` |\n| kind | {} |\n| inputs | {} |\n| rung | {} |\n| base | {} |\n| may leave the boundary | {} |\n\n",
         outcome.bundle,
-        manifest.labels.len(),
+        kind(manifest),
         manifest.inputs.iter().map(|input| format!("`{input}`")).collect::<Vec<_>>().join(", "),
         describe(manifest),
         manifest.base.as_ref().map_or_else(|| "none".to_owned(), |b| format!("{} (`{}`)", b.name, b.digest.short())),
         if manifest.may_leave { "yes, when it defers" } else { "no" },
     );
-    card += &format!(
-        "## What is it for?\n\nIt answers the question above with one of {} labels{}, for texts like those that it was made and measured on. It is not for other \
-         texts, other languages than in those rows, or decisions that need a reason beyond the label. What it is not sure of it defers.\n\n",
-        manifest.labels.len(),
-        manifest.out_of_scope.as_ref().map_or_else(String::new, |none| format!(", `{none}` meaning none of them")),
-    );
+    if manifest.kind == Kind::Extract {
+        card += &format!(
+            "## What is it for?\n\nIt finds the values of {} fields where they stand in the text, and gives each with the characters that it was \
+             read from. It writes nothing that is not there. It is for texts like those that it was made and measured on. What it is not sure \
+             of it defers.\n\n",
+            manifest.labels.len()
+        );
+    } else {
+        card += &purpose(manifest);
+    }
     card += "## May it be used?\n\n";
     card += &approval(standing);
     card += "\n\n## When does it answer alone?\n\n";
@@ -85,6 +89,22 @@ pub fn render(specialist: &Specialist, outcome: &BuildOutcome, standing: Option<
     card
 }
 
+fn kind(manifest: &Manifest) -> String {
+    match manifest.kind {
+        Kind::Extract => format!("extract, {} fields", manifest.labels.len()),
+        _ => format!("classify, {} labels", manifest.labels.len()),
+    }
+}
+
+fn purpose(manifest: &Manifest) -> String {
+    format!(
+        "## What is it for?\n\nIt answers the question above with one of {} labels{}, for texts like those that it was made and measured on. It is not for other \
+         texts, other languages than in those rows, or decisions that need a reason beyond the label. What it is not sure of it defers.\n\n",
+        manifest.labels.len(),
+        manifest.out_of_scope.as_ref().map_or_else(String::new, |none| format!(", `{none}` meaning none of them")),
+    )
+}
+
 /// Where it is weakest.
 fn limits(outcome: &BuildOutcome) -> String {
     const WEAKEST: usize = 5;
@@ -93,7 +113,8 @@ fn limits(outcome: &BuildOutcome) -> String {
     let mut classes: Vec<_> = evaluation.per_class.iter().filter(|class| class.n > 0).collect();
     classes.sort_by(|a, b| a.f1.total_cmp(&b.f1).then_with(|| a.label.cmp(&b.label)));
     let weakest = classes.iter().take(WEAKEST).map(|c| format!("`{}` (F1 {:.2}, n = {})", c.label, c.f1, c.n));
-    text += &format!("- Weakest labels: {}.\n", weakest.collect::<Vec<_>>().join(", "));
+    let what = if evaluation.extract.is_some() { "fields" } else { "labels" };
+    text += &format!("- Weakest {what}: {}.\n", weakest.collect::<Vec<_>>().join(", "));
     if let Some(pair) = evaluation.confusions.first() {
         text += &format!("- Most often `{}` is called `{}` ({} rows).\n", pair.gold, pair.predicted, pair.n);
     }
@@ -156,6 +177,7 @@ fn describe(manifest: &Manifest) -> String {
     let what = match manifest.stage.name() {
         "linear" => "a linear model on word and character n-grams",
         "head" => "a linear model on the embedding of a frozen encoder",
+        "span" => "tags on the words of a text, from an encoder that was tuned for this task",
         "tuned" => "one linear model on n-grams and the embedding of an encoder that was tuned for this task",
         _ => "one linear model on n-grams and the embedding of a frozen encoder",
     };

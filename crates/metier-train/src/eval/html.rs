@@ -57,7 +57,8 @@ pub fn render(specialist: &Specialist, outcome: &BuildOutcome) -> String {
     page += &reliability(outcome);
     page += "</div>";
     page += &learning_curve(outcome);
-    page += "<h2>Labels, weakest first</h2>";
+    let what = if outcome.evaluation.extract.is_some() { "Fields" } else { "Labels" };
+    let _ = write!(page, "<h2>{what}, weakest first</h2>");
     page += &classes(outcome);
     page += &confusions(outcome);
     page += &slices(outcome);

@@ -11,7 +11,10 @@ use metier_model::{
     proof::{Certificate, Verdict},
     specialist::{RegistryError, registry::State},
 };
-use metier_train::{BuildError, BuildOutcome, Embed, Plan, TaskFile, Workbench, build::RungOutcome, data::LeakReport};
+use metier_train::{
+    BuildError, BuildOutcome, Embed, Plan, TaskFile, Workbench, build::RungOutcome, data::LeakReport,
+    eval::evaluation::ExtractFigures,
+};
 use serde::Serialize;
 
 use super::{
@@ -130,8 +133,20 @@ pub fn failure(error: BuildError) -> Failure {
 }
 
 fn tell_plan(task: &TaskFile, plan: &Plan) {
-    println!("{}: {} labels, {}", plan.name, plan.labels.len(), rows(&plan.rows));
+    match &task.extract {
+        Some(extract) => println!("{}: {} fields, {}", plan.name, extract.schema.fields().len(), rows(&plan.rows)),
+        None => println!("{}: {} labels, {}", plan.name, plan.labels.len(), rows(&plan.rows)),
+    }
     tell_leak(&plan.leak);
+    if let Some(alignment) = &plan.alignment {
+        println!(
+            "  values       {}, of which {} in {} rows do not stand in their text and cannot be found",
+            alignment.values, alignment.unplaced, alignment.unplaced_rows
+        );
+        for (place, field, value) in &alignment.listed {
+            println!("               {place}: `{field}` {value}");
+        }
+    }
     let (epsilon, delta) = (task.target.epsilon, task.target.delta);
     let calibration = plan.rows.get("calibration").copied().unwrap_or_default();
     match (plan.enough, plan.rows_needed) {
@@ -148,7 +163,9 @@ fn tell_plan(task: &TaskFile, plan: &Plan) {
         println!("  embedding    {rate:.0} rows a second");
     }
     println!("  time         about {:.1} minutes (budget {})", plan.minutes, task.budget_minutes);
-    println!("  labels       rows by part (train, validation, calibration, test)");
+    if !plan.labels.is_empty() {
+        println!("  labels       rows by part (train, validation, calibration, test)");
+    }
     for (label, parts) in &plan.labels {
         let count = |part: &str| parts.get(part).copied().unwrap_or_default();
         println!(
@@ -178,10 +195,11 @@ fn tell(outcome: &BuildOutcome) {
             compared(rung)
         );
     }
-    println!(
-        "  chosen       {}: the smallest rung that the validation rows do not show to be worse than the margin allows",
-        outcome.rung.name()
-    );
+    if let Some(extract) = &outcome.evaluation.extract {
+        tell_extract(extract);
+    } else {
+        tell_chosen(outcome);
+    }
     certificate(outcome.certificate.as_ref(), outcome.rows_needed);
     if let (Some(loss), Some([low, high]), Some(held)) = (outcome.test_loss, outcome.test_loss_interval, outcome.held) {
         let verdict = if held { "held" } else { "NOT HELD: the whole interval lies above ε" };
@@ -213,6 +231,29 @@ fn tell(outcome: &BuildOutcome) {
             println!("  {what:12} {}", path.display());
         }
     }
+}
+
+fn tell_chosen(outcome: &BuildOutcome) {
+    println!(
+        "  chosen       {}: the smallest rung that the validation rows do not show to be worse than the margin allows",
+        outcome.rung.name()
+    );
+}
+
+fn tell_extract(extract: &ExtractFigures) {
+    println!("  chosen       span: the lookup is there to be beaten, and is never shipped");
+    println!(
+        "  values       {} of them: precision {:.4}, recall {:.4}; field F1 {:.4} [{:.4}, {:.4}]",
+        extract.values,
+        extract.precision,
+        extract.recall,
+        extract.field_f1.value,
+        extract.field_f1.interval[0],
+        extract.field_f1.interval[1]
+    );
+    let (rows, spans) = (&extract.exact_match, &extract.span_f1);
+    println!("  rows         right as a whole {:.4} [{:.4}, {:.4}]", rows.value, rows.interval[0], rows.interval[1]);
+    println!("  spans        F1 {:.4} [{:.4}, {:.4}]", spans.value, spans.interval[0], spans.interval[1]);
 }
 
 fn compared(rung: &RungOutcome) -> String {
