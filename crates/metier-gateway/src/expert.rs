@@ -7,7 +7,11 @@ use metier_model::{
     specialist::{Specialist, render_request},
 };
 
-use crate::backend::embedder::Embedder;
+use serde_json::Value;
+
+use metier_model::specialist::{Judgement, Written, manifest::Kind};
+
+use crate::backend::{Backend, embedder::Embedder};
 
 /// What a specialist says of a text.
 #[derive(Clone, Debug, PartialEq)]
@@ -33,6 +37,14 @@ pub(crate) trait Expert: Send + Sync {
     fn needs_embedding(&self) -> bool;
     /// The encoder that was tuned for it, where it reads that one's embeddings and not the server's.
     fn own_encoder(&self) -> Option<&Embedder> {
+        None
+    }
+    /// Who writes its answers, where they are written and not chosen from labels.
+    fn pen(&self) -> Option<&Pen> {
+        None
+    }
+    /// How sure it is of an answer that its pen wrote.
+    fn judge_written(&self, _written: Written<'_>) -> Option<Judgement> {
         None
     }
     fn centroids(&self) -> &[Vec<f32>];
@@ -84,6 +96,13 @@ impl Expert for Specialist {
     }
 
     fn judge(&self, text: &str, embedding: Option<&[f32]>) -> Result<Judged, String> {
+        if self.manifest().kind == Kind::Generate {
+            return Err(format!(
+                "specialist `{}` cannot answer: {}",
+                self.manifest().name,
+                "its decoder is not the one that this server has, or its adapter could not be loaded"
+            ));
+        }
         // The server's embeddings are not those that it was made with: see `WithEncoder`.
         if self.encoder_file().is_some() {
             return Err(format!(
@@ -132,6 +151,78 @@ impl Expert for WithEncoder {
 
     fn own_encoder(&self) -> Option<&Embedder> {
         Some(&self.embedder)
+    }
+
+    fn centroids(&self) -> &[Vec<f32>] {
+        self.specialist.centroids()
+    }
+
+    fn match_threshold(&self) -> Option<f32> {
+        self.specialist.match_threshold()
+    }
+
+    fn read(&self, message: &str) -> Result<String, String> {
+        Expert::read(&*self.specialist, message)
+    }
+
+    fn judge(&self, text: &str, embedding: Option<&[f32]>) -> Result<Judged, String> {
+        judged(&self.specialist, text, embedding)
+    }
+}
+
+/// Who writes a specialist's answers: the base, under an adapter where it has one.
+pub(crate) struct Pen {
+    pub(crate) backend: Arc<dyn Backend>,
+    /// The decoder, for the record.
+    pub(crate) decoder: Digest,
+    /// `adapter`, or `prompted` without one.
+    pub(crate) stage: &'static str,
+    pub(crate) max_tokens: u32,
+    /// JSON Schema of what is written.
+    pub(crate) schema: Option<Value>,
+}
+
+/// A specialist whose answers are written.
+pub(crate) struct WithPen {
+    pub(crate) specialist: Arc<Specialist>,
+    pub(crate) pen: Pen,
+}
+
+impl Expert for WithPen {
+    fn name(&self) -> &str {
+        Expert::name(&*self.specialist)
+    }
+
+    fn id(&self) -> Digest {
+        self.specialist.id()
+    }
+
+    fn base(&self) -> Option<&BaseId> {
+        Expert::base(&*self.specialist)
+    }
+
+    fn instruction(&self) -> &str {
+        Expert::instruction(&*self.specialist)
+    }
+
+    fn labels(&self) -> &[String] {
+        Expert::labels(&*self.specialist)
+    }
+
+    fn may_leave(&self) -> bool {
+        Expert::may_leave(&*self.specialist)
+    }
+
+    fn needs_embedding(&self) -> bool {
+        false
+    }
+
+    fn pen(&self) -> Option<&Pen> {
+        Some(&self.pen)
+    }
+
+    fn judge_written(&self, written: Written<'_>) -> Option<Judgement> {
+        Some(self.specialist.judge(written))
     }
 
     fn centroids(&self) -> &[Vec<f32>] {

@@ -1,6 +1,7 @@
 //! Which rows may be used for what? A task file in; rows with their split, and what is suspicious about them, out.
 //!
 //! - [`task`]: the task file, read strictly.
+//! - [`generate`]: what it says of a task whose answers are written.
 //! - [`table`]: CSV, TSV and JSONL files → rows; every complaint names file and line.
 //! - [`split`]: training, validation, calibration and test rows, by hash of group or text.
 //! - [`leak`]: duplicates and near-duplicates across splits, and equal texts with different labels.
@@ -8,6 +9,7 @@
 //! Deliberately absent: any repair of the data. Near-duplicates of what is measured on are left out of training and
 //! said so; everything else is told to the person who owns the data.
 
+pub mod generate;
 pub mod leak;
 pub mod split;
 pub mod table;
@@ -15,6 +17,7 @@ pub mod task;
 
 use std::path::PathBuf;
 
+pub use generate::{GenerateTask, TextMetric, Tune};
 pub use leak::{Contradiction, Leak, LeakReport};
 pub use split::{Part, Splits, load};
 pub use table::{Columns, DataError, Row};

@@ -10,14 +10,19 @@ use serde::Deserialize;
 
 use metier_model::specialist::manifest::Stage;
 
-use super::nearest;
+use super::{
+    generate::{GenerateTask, RawTune},
+    nearest,
+};
+
+pub use metier_model::specialist::manifest::Kind;
 
 /// Minutes of a budget, at most: a year.
 const MAX_BUDGET_MINUTES: f64 = 525_600.0;
 
 /// Every key there is, by table; the empty table is the top of the file.
-const KEYS: [(&str, &[&str]); 6] = [
-    ("", &["name", "kind", "instruction", "data", "reference", "target", "policy", "budget"]),
+const KEYS: [(&str, &[&str]); 7] = [
+    ("", &["name", "kind", "instruction", "data", "reference", "target", "policy", "budget", "tune"]),
     (
         "data",
         &[
@@ -38,6 +43,7 @@ const KEYS: [(&str, &[&str]); 6] = [
     ("target", &["metric", "margin", "epsilon", "delta"]),
     ("policy", &["may_leave"]),
     ("budget", &["minutes", "up_to"]),
+    ("tune", &["rank", "alpha", "learning_rate", "epochs"]),
 ];
 
 /// A task file, read and checked.
@@ -45,6 +51,8 @@ const KEYS: [(&str, &[&str]); 6] = [
 pub struct TaskFile {
     /// Name of the specialist to be.
     pub name: String,
+    /// What it gives back.
+    pub kind: Kind,
     /// The task in one sentence.
     pub instruction: String,
     /// Where the rows are.
@@ -59,6 +67,8 @@ pub struct TaskFile {
     pub budget_minutes: f64,
     /// The highest rung that may run.
     pub up_to: Stage,
+    /// What a generation needs beside that, where it is one.
+    pub generate: Option<GenerateTask>,
 }
 
 /// Files and columns.
@@ -74,7 +84,7 @@ pub struct Data {
     pub test: Vec<PathBuf>,
     /// Columns with the inputs.
     pub text: Vec<String>,
-    /// Column with the label.
+    /// Column with the label, or with the output of a generation.
     pub label: String,
     /// Label that means "none of these".
     pub out_of_scope: Option<String>,
@@ -174,6 +184,7 @@ struct RawTask {
     target: Option<RawTarget>,
     policy: Option<RawPolicy>,
     budget: Option<RawBudget>,
+    tune: Option<RawTune>,
 }
 
 #[derive(Deserialize)]
@@ -184,6 +195,8 @@ struct RawData {
     test: Option<OneOrMany>,
     text: Option<OneOrMany>,
     label: Option<String>,
+    output: Option<String>,
+    schema: Option<String>,
     out_of_scope: Option<String>,
     group: Option<String>,
     slice: Option<OneOrMany>,
@@ -249,13 +262,17 @@ impl TaskFile {
                 raw.name
             )));
         }
-        match raw.kind.as_str() {
-            "classify" => {}
-            "extract" | "generate" => {
-                return Err(wrong(format!("kind `{}` is not supported by this version, only `classify`", raw.kind)));
+        let kind = match raw.kind.as_str() {
+            "classify" => Kind::Classify,
+            "generate" => Kind::Generate,
+            "extract" => {
+                return Err(wrong("kind `extract` is not supported by this version".to_owned()));
             }
-            other => return Err(wrong(format!("there is no kind `{other}`; this version knows `classify`"))),
-        }
+            other => {
+                let near = nearest(other, ["classify", "generate"]).map(str::to_owned);
+                return Err(wrong(format!("there is no kind `{other}`{}", hint(&near))));
+            }
+        };
         let folder = path.parent().unwrap_or(Path::new(""));
         let paths = |files: Option<OneOrMany>| -> Result<Vec<PathBuf>, TaskError> {
             files
@@ -264,13 +281,37 @@ impl TaskFile {
                 .map(|file| Ok(folder.join(expand(file, environment).map_err(wrong)?)))
                 .collect()
         };
+        let mut target = raw.target.unwrap_or_default();
+        let generate = match kind {
+            Kind::Classify => {
+                let foreign = [
+                    ("data.output", raw.data.output.is_some()),
+                    ("data.schema", raw.data.schema.is_some()),
+                    ("tune", raw.tune.is_some()),
+                ];
+                if let Some((key, _)) = foreign.into_iter().find(|(_, is_there)| *is_there) {
+                    return Err(wrong(format!("`{key}` belongs to `kind = \"generate\"`, and this is `classify`")));
+                }
+                None
+            }
+            Kind::Generate => {
+                let foreign =
+                    [("data.label", raw.data.label.is_some()), ("data.out_of_scope", raw.data.out_of_scope.is_some())];
+                if let Some((key, _)) = foreign.into_iter().find(|(_, is_there)| *is_there) {
+                    return Err(wrong(format!("`{key}` belongs to `kind = \"classify\"`, and this is `generate`")));
+                }
+                let schema = paths(raw.data.schema.map(OneOrMany::One))?.pop();
+                Some(GenerateTask::new(target.metric.take(), schema, raw.tune).map_err(wrong)?)
+            }
+        };
+        let answer = if kind == Kind::Generate { raw.data.output } else { raw.data.label };
         let data = Data {
             train: paths(Some(raw.data.train))?,
             validation: paths(raw.data.validation)?,
             calibration: paths(raw.data.calibration)?,
             test: paths(raw.data.test)?,
             text: raw.data.text.map_or_else(|| vec!["text".to_owned()], OneOrMany::list),
-            label: raw.data.label.unwrap_or_else(|| "label".to_owned()),
+            label: answer.unwrap_or_else(|| if kind == Kind::Generate { "output" } else { "label" }.to_owned()),
             out_of_scope: raw.data.out_of_scope,
             group: raw.data.group,
             slice: raw.data.slice.map_or_else(Vec::new, OneOrMany::list),
@@ -278,7 +319,6 @@ impl TaskFile {
         if data.train.is_empty() || data.text.is_empty() {
             return Err(wrong("`data.train` and `data.text` must not be empty".to_owned()));
         }
-        let target = raw.target.unwrap_or_default();
         let metric = match target.metric.as_deref() {
             None | Some("accuracy") => Metric::Accuracy,
             Some("macro_f1") => Metric::MacroF1,
@@ -297,10 +337,11 @@ impl TaskFile {
             fits.then_some(value).ok_or_else(|| wrong(format!("`target.{key}` = {value} must lie between 0 and 1")))
         };
         let budget = raw.budget.unwrap_or_default();
+        let rungs: &[Stage] = if kind == Kind::Generate { &Stage::GENERATING[1..] } else { &Stage::ALL };
         let up_to = match budget.up_to.as_deref() {
-            None => Stage::Tuned,
-            Some(name) => Stage::ALL.into_iter().find(|stage| stage.name() == name).ok_or_else(|| {
-                let near = nearest(name, Stage::ALL.map(Stage::name)).map(str::to_owned);
+            None => rungs[rungs.len() - 1],
+            Some(name) => rungs.iter().copied().find(|stage| stage.name() == name).ok_or_else(|| {
+                let near = nearest(name, rungs.iter().map(|rung| rung.name())).map(str::to_owned);
                 wrong(format!("there is no rung `{name}`{}", hint(&near)))
             })?,
         };
@@ -313,8 +354,12 @@ impl TaskFile {
             return Err(wrong(problem));
         }
         Ok(Self {
-            instruction: raw.instruction.unwrap_or_else(|| "Which label fits this text?".to_owned()),
+            instruction: raw.instruction.unwrap_or_else(|| match kind {
+                Kind::Generate => "Write the output for this text.".to_owned(),
+                Kind::Classify => "Which label fits this text?".to_owned(),
+            }),
             name: raw.name,
+            kind,
             data,
             reference: raw.reference.map(|reference| reference.column),
             target: Target {
@@ -326,6 +371,7 @@ impl TaskFile {
             may_leave: raw.policy.unwrap_or_default().may_leave.unwrap_or(false),
             budget_minutes,
             up_to,
+            generate,
         })
     }
 }

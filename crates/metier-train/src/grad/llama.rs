@@ -353,6 +353,27 @@ impl LlamaNet {
         (loss, dhidden)
     }
 
+    /// As [`loss`](Self::loss), without the derivative.
+    pub fn loss_alone(&self, pool: &Pool, pass: &Pass, targets: &[(usize, TokenId)]) -> f64 {
+        let (isa, vocabulary) = (pool.isa(), self.plain.config.vocabulary);
+        let mut sum = 0.0;
+        for some in targets.chunks(LOGIT_ROWS) {
+            let rows: Vec<usize> = some.iter().map(|(row, _)| *row).collect();
+            let logits = self.logits(pool, pass, &rows);
+            let mut losses = vec![0.0f64; rows.len()];
+            pool.run_rows(&mut losses, 1, 1, &|first, losses| {
+                for (i, loss) in losses.iter_mut().enumerate() {
+                    let row = &logits[(first + i) * vocabulary..][..vocabulary];
+                    let mut log_sum = 0.0;
+                    elementwise::log_sum_exp(isa, row, &mut log_sum);
+                    *loss = f64::from(log_sum - row[some[first + i].1.0 as usize]);
+                }
+            });
+            sum += losses.iter().sum::<f64>();
+        }
+        sum / targets.len().max(1) as f64
+    }
+
     fn head(&self) -> Linear<'_> {
         let weight = self.plain.head.as_deref().unwrap_or(&self.plain.embedding);
         Linear { weight, bias: None, n: self.plain.config.vocabulary, k: self.width() }

@@ -2,12 +2,13 @@
 
 use std::{
     path::{Path, PathBuf},
+    sync::Arc,
     time::Instant,
 };
 
 use clap::Args;
 use metier_model::{
-    SpecialistStore,
+    Decoder, SpecialistStore,
     proof::{Certificate, Verdict},
     specialist::registry::State,
 };
@@ -15,7 +16,7 @@ use metier_train::{BuildError, BuildOutcome, Embed, Plan, TaskFile, Workbench, b
 use serde::Serialize;
 
 use super::{CommonArgs, Failure, Outcome, bases, desk::Desk, line, progress::Bars, specialists};
-use crate::config::variable;
+use crate::config::{Environment, Settings, variable};
 
 /// Makes a specialist from a task file: trains the rungs, takes the smallest that is good enough, certifies it.
 #[derive(Debug, Args)]
@@ -67,8 +68,13 @@ pub fn run(args: &BuildArgs) -> Outcome {
     };
     let start = Instant::now();
     let clock = || start.elapsed();
+    let decoder = if task.generate.is_some() { Some(generator(&settings, &environment)?) } else { None };
     if args.dry_run {
-        let plan = metier_train::plan(&task, &bench, &clock).map_err(failure)?;
+        let plan = match decoder {
+            Some(decoder) => metier_train::plan_generator(&task, &bench, decoder, &clock),
+            None => metier_train::plan(&task, &bench, &clock),
+        };
+        let plan = plan.map_err(failure)?;
         if args.common.json {
             line(&plan)
         } else {
@@ -77,7 +83,13 @@ pub fn run(args: &BuildArgs) -> Outcome {
         return Ok(());
     }
     let mut bars = Bars::new();
-    let outcome = metier_train::build(&task, &bench, &mut |progress| bars.show(progress), &clock).map_err(failure)?;
+    let outcome = match decoder {
+        Some(decoder) => {
+            metier_train::build_generator(&task, &bench, decoder, &mut |progress| bars.show(progress), &clock)
+        }
+        None => metier_train::build(&task, &bench, &mut |progress| bars.show(progress), &clock),
+    };
+    let outcome = outcome.map_err(failure)?;
     bars.finish();
     let state_dir = settings.state_dir(&environment).map_err(Failure::usage)?;
     let desk = Desk::open(&store, &state_dir, &environment)?;
@@ -89,6 +101,13 @@ pub fn run(args: &BuildArgs) -> Outcome {
         tell_state(&outcome, state);
     }
     if outcome.held == Some(false) { Err(Failure::Found) } else { Ok(()) }
+}
+
+/// The decoder that writes the answers of a generation.
+fn generator(settings: &Settings, environment: &Environment) -> Result<Arc<Decoder>, Failure> {
+    let decoder = bases::decoder(settings, environment)?;
+    let none = || anyhow::anyhow!("`kind = \"generate\"` needs a decoder, and the settings say `decoder = \"none\"`");
+    Ok(Arc::new(decoder.ok_or_else(|| Failure::usage(none()))?))
 }
 
 /// The result line: the outcome, and where the bundle stands.
@@ -120,7 +139,10 @@ pub fn failure(error: BuildError) -> Failure {
 }
 
 fn tell_plan(task: &TaskFile, plan: &Plan) {
-    println!("{}: {} labels, {}", plan.name, plan.labels.len(), rows(&plan.rows));
+    match &task.generate {
+        None => println!("{}: {} labels, {}", plan.name, plan.labels.len(), rows(&plan.rows)),
+        Some(_) => println!("{}: answers are written, {}", plan.name, rows(&plan.rows)),
+    }
     tell_leak(&plan.leak);
     let (epsilon, delta) = (task.target.epsilon, task.target.delta);
     let calibration = plan.rows.get("calibration").copied().unwrap_or_default();
@@ -135,10 +157,18 @@ fn tell_plan(task: &TaskFile, plan: &Plan) {
         (_, None) => println!("  certificate  cannot be had at ε = {epsilon}, δ = {delta}"),
     }
     if let Some(rate) = plan.rows_a_second {
-        println!("  embedding    {rate:.0} rows a second");
+        match &task.generate {
+            None => println!("  embedding    {rate:.0} rows a second"),
+            Some(generate) => {
+                println!("  writing      {rate:.1} answers a second");
+                println!("  training     at most {} epochs, as many as the budget allows", generate.tune.epochs);
+            }
+        }
     }
     println!("  time         about {:.1} minutes (budget {})", plan.minutes, task.budget_minutes);
-    println!("  labels       rows by part (train, validation, calibration, test)");
+    if !plan.labels.is_empty() {
+        println!("  labels       rows by part (train, validation, calibration, test)");
+    }
     for (label, parts) in &plan.labels {
         let count = |part: &str| parts.get(part).copied().unwrap_or_default();
         println!(
@@ -156,18 +186,20 @@ fn tell(outcome: &BuildOutcome) {
     println!("{}: {}", outcome.name, rows(&outcome.rows));
     tell_leak(&outcome.leak);
     println!("  rungs        {} on {} {} rows, 95 % intervals", outcome.metric, outcome.n, outcome.measured_on);
+    let best = outcome.rungs.iter().map(|rung| rung.validation).fold(0.0, f64::max);
     for rung in &outcome.rungs {
         let taken = if rung.rung == outcome.rung { "*" } else { " " };
         println!(
-            "             {taken} {:7} {:.4} [{:.4}, {:.4}]  {:6.1} s  {}",
+            "             {taken} {:8} {:.4} [{:.4}, {:.4}]  {:6.1} s  {}",
             rung.rung.name(),
             rung.value,
             rung.interval[0],
             rung.interval[1],
             rung.seconds,
-            compared(rung)
+            compared(rung, best)
         );
     }
+    tell_training(outcome);
     println!(
         "  chosen       {}: the smallest rung that the validation rows do not show to be worse than the margin allows",
         outcome.rung.name()
@@ -205,8 +237,31 @@ fn tell(outcome: &BuildOutcome) {
     }
 }
 
-fn compared(rung: &RungOutcome) -> String {
-    let Some(test) = &rung.against_best else { return format!("validation {:.4}, the best", rung.validation) };
+/// How training went, where an adapter was trained.
+fn tell_training(outcome: &BuildOutcome) {
+    let Some(training) = &outcome.training else { return };
+    let speed = training.tokens_a_second.map_or_else(String::new, |rate| format!(", {rate:.0} tokens a second"));
+    let from = training.resumed_at.map_or_else(String::new, |step| format!(", taken up at step {step}"));
+    println!(
+        "  training     {} epochs of {} planned, {} steps{speed}{from}; kept epoch {}",
+        training.epochs.len(),
+        training.planned_epochs,
+        training.steps.len(),
+        training.best_epoch
+    );
+    for epoch in &training.epochs {
+        println!(
+            "               epoch {:<3} loss {:.4}, on validation rows {:.4}",
+            epoch.epoch, epoch.loss, epoch.validation_loss
+        );
+    }
+}
+
+fn compared(rung: &RungOutcome, best: f64) -> String {
+    let Some(test) = &rung.against_best else {
+        let is_best = if rung.validation >= best { ", the best" } else { "" };
+        return format!("validation {:.4}{is_best}", rung.validation);
+    };
     let verdict = match test.verdict {
         Verdict::NonInferior => "not worse than the margin".to_owned(),
         Verdict::Inferior => "worse than the margin".to_owned(),

@@ -407,7 +407,7 @@ fn describe(held: &Held, specialist: &Specialist, as_json: bool) {
     if as_json {
         line(&json!({
             "name": held.name, "id": held.id, "state": held.state(), "current": held.is_live(), "dir": held.dir,
-            "stage": manifest.stage, "labels": manifest.labels.len(), "may_leave": manifest.may_leave,
+            "kind": manifest.kind, "stage": manifest.stage, "labels": manifest.labels.len(), "may_leave": manifest.may_leave,
             "certificate": manifest.certificate, "standing": held.standing,
         }));
         return;
@@ -417,13 +417,16 @@ fn describe(held: &Held, specialist: &Specialist, as_json: bool) {
         |c| format!("error ≤ {} with confidence {}, answers {:.0} %", c.epsilon, 1.0 - c.delta, 100.0 * c.coverage),
     );
     let people = held.standing.as_ref().map(desk::people).filter(|people| !people.is_empty());
+    let gives = match &manifest.generation {
+        None => format!("{:>4} labels", manifest.labels.len()),
+        Some(_) => "      text ".to_owned(),
+    };
     println!(
-        "{:24} {}  {:8} {:7} {:>4} labels  {promise}{}",
+        "{:24} {}  {:8} {:8} {gives}  {promise}{}",
         held.name,
         held.id.short(),
         held.state(),
         manifest.stage.name(),
-        manifest.labels.len(),
         people.map_or_else(String::new, |people| format!("; {people}"))
     );
 }
@@ -458,11 +461,17 @@ fn show(root: &Path, specialist: &str, as_json: bool) -> Outcome {
         Some(base) => println!("  base         {} ({})", base.name, base.digest.short()),
         None => println!("  base         none: n-grams alone"),
     }
+    if let Some(generation) = &manifest.generation {
+        let (decoder, limit) = (&generation.decoder, generation.max_tokens);
+        println!("  written by   {} ({}), at most {limit} tokens", decoder.name, decoder.digest.short());
+    }
     match manifest.inputs.as_slice() {
         [_] => println!("  reads        the text of the last user message"),
         inputs => println!("  reads        a JSON object with `{}`", inputs.join("`, `")),
     }
-    println!("  labels       {}", manifest.labels.join(", "));
+    if !manifest.labels.is_empty() {
+        println!("  labels       {}", manifest.labels.join(", "));
+    }
     if let Some(label) = &manifest.out_of_scope {
         println!("  none of them {label}");
     }
