@@ -291,6 +291,26 @@ impl<'a> Tuner<'a> {
         spent.mul_f64(self.recipe.epochs as f64 * epoch / tokens.max(1) as f64)
     }
 
+    /// Whole steps over the first rows, each with its time and loss: what a bench measures. The numbers move.
+    pub fn timed_steps(&mut self, run: &Run<'_>, steps: usize) -> Vec<(Duration, f64)> {
+        let Self { trainee, train, recipe, .. } = self;
+        let mut values = std::mem::take(&mut trainee.net.params.values);
+        let mut optimiser = AdamW::new(Settings::default(), trainee.groups(recipe), values.len());
+        let mut grads = vec![0.0; values.len()];
+        let n = train.0.len().min(recipe.batch_rows);
+        let rows: Vec<(&[TokenId], usize)> = (0..n).map(|i| (train.0[i].as_slice(), train.1[i])).collect();
+        let timed = (0..steps as u64).map(|step| {
+            let start = (run.clock)();
+            let dropout = Dropout { rate: recipe.dropout, seed: mix(run.seed ^ mix(step)) };
+            let loss = run.pool.enter(|| trainee.step(run.pool, &values, &rows, recipe, Some(dropout), &mut grads));
+            run.pool.enter(|| optimiser.step(run.pool, 1.0, &mut values, &mut grads));
+            ((run.clock)().saturating_sub(start), loss)
+        });
+        let timed = timed.collect();
+        trainee.net.params.values = values;
+        timed
+    }
+
     /// Trains.
     ///
     /// # Errors
@@ -341,7 +361,7 @@ impl Trainee {
         Self { net, head: (weight, bias), classes, scale: recipe.logit_scale, pass: Pass::default() }
     }
 
-    fn optimiser(&self, recipe: &Recipe) -> AdamW {
+    fn groups(&self, recipe: &Recipe) -> Vec<Group> {
         let groups = self.net.params.tensors().iter().map(|tensor| Group {
             range: tensor.range.clone(),
             learning_rate: if tensor.name.starts_with("head.") {
@@ -351,7 +371,11 @@ impl Trainee {
             },
             decay: if tensor.decays() { recipe.weight_decay } else { 0.0 },
         });
-        AdamW::new(Settings::default(), groups.collect(), self.net.params.values.len())
+        groups.collect()
+    }
+
+    fn optimiser(&self, recipe: &Recipe) -> AdamW {
+        AdamW::new(Settings::default(), self.groups(recipe), self.net.params.values.len())
     }
 
     #[allow(clippy::too_many_arguments, reason = "the whole of a training run")]
@@ -707,6 +731,57 @@ mod tests {
             tune(&encoder, all, all, 4, &recipe, &run(&pool), &mut silent, &mut |_| ()).unwrap().file
         };
         assert_eq!(tune(), tune());
+    }
+
+    /// Killed at a step, whichever, it goes on from its last checkpoint and comes to the same bytes.
+    #[test]
+    fn killed_and_taken_up_it_is_the_same() {
+        let pool = Pool::new(2, Tier::detect());
+        let (_dir, encoder) = encoder();
+        let (texts, classes) = rows();
+        let texts: Vec<&str> = texts.iter().map(String::as_str).collect();
+        let all = Rows { texts: &texts, classes: &classes };
+        for recipe in [
+            Recipe { epochs: 5, patience: 2, ..recipe() },
+            Recipe { epochs: 3, average_steps: 6, dropout: 0.3, ..recipe() },
+        ] {
+            let whole = tune(&encoder, all, all, 4, &recipe, &run(&pool), &mut silent, &mut |_| ()).unwrap();
+            let dir = tempfile::tempdir().unwrap();
+            // Every look at this clock is a second later, so that every second step is kept.
+            let ticks = std::cell::Cell::new(0);
+            let clock = || {
+                ticks.set(ticks.get() + 1);
+                Duration::from_secs(ticks.get())
+            };
+            let keeper = || Keeper::new(dir.path(), "t", "encoder", metier_model::Digest::of(b"plan"));
+            let begin = || {
+                let mut tuner = Tuner::new(&encoder, all, all, 4, &recipe, 3).unwrap();
+                tuner.keep(keeper());
+                tuner
+            };
+            assert!(!begin().has_begun());
+            let run = Run { pool: &pool, seed: 3, clock: &clock, deadline: Duration::MAX };
+            let mut steps = Vec::new();
+            for kill_at in [1, 4, 5, 9, 11] {
+                let learn = std::panic::AssertUnwindSafe(|| {
+                    let mut progress = |progress: Progress<'_>| {
+                        steps.push(progress.done);
+                        assert!(progress.done < kill_at, "killed");
+                    };
+                    begin().learn(&run, &mut progress, &mut |_| ()).map(|tuned| tuned.file)
+                });
+                assert!(std::panic::catch_unwind(learn).is_err(), "killed at step {kill_at}");
+                assert!(kill_at < 2 || begin().has_begun());
+            }
+            assert!(steps.iter().filter(|step| **step == 0).count() <= 2, "it began anew: {steps:?}");
+            let taken_up = begin().learn(&run, &mut silent, &mut |_| ()).unwrap();
+            assert_eq!((taken_up.best, taken_up.tokens), (whole.best, whole.tokens));
+            assert!(taken_up.file == whole.file, "other bytes");
+            // What has ended is not trained again.
+            let mut again = 0;
+            let tuned = begin().learn(&run, &mut |_| again += 1, &mut |_| ()).unwrap();
+            assert!(again == 0 && tuned.file == whole.file);
+        }
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! `metier specialists`: which specialists there are, which of them answers, who said that it may, and how they come and go.
 
 mod diff;
+mod leave;
 mod transfer;
 
 use std::path::{Path, PathBuf};
@@ -37,6 +38,7 @@ Examples:
   metier specialists promote support-tickets --approver 'Grace H.'
   metier specialists rollback support-tickets        the bundle that was live before answers again
   metier specialists export support-tickets          one signed file for another machine
+  metier specialists export shelf-labels --format gguf  what it generates with, for llama.cpp
   metier specialists import support-tickets-3f2a91c4.metier"
 )]
 pub struct SpecialistsArgs {
@@ -91,12 +93,15 @@ enum SpecialistsVerb {
         #[arg(long, value_name = "TEXT")]
         note: Option<String>,
     },
-    /// Write a bundle with its report, card and a signed statement into one file
+    /// Write a bundle with its report, card and a signed statement into one file; or what it generates with, for other programs
     Export {
         /// NAME or NAME@ID
         specialist: String,
-        /// The file; default: NAME-ID.metier in the working folder
-        #[arg(long, short, value_name = "FILE")]
+        /// For whom
+        #[arg(long, value_enum, default_value_t)]
+        format: leave::Form,
+        /// The file or folder; default: NAME-ID.metier, NAME-ID-FORMAT in the working folder
+        #[arg(long, short, value_name = "PATH")]
         output: Option<PathBuf>,
     },
     /// Take in what `export` wrote elsewhere, as a draft; exit code 1 if it was changed or a stranger signed it
@@ -142,7 +147,12 @@ pub fn run(args: &SpecialistsArgs) -> Outcome {
             let trust = desk::trust(&settings, &environment)?;
             roll_back(&desk(&root, &args.common)?, name, &trust, note.as_deref(), as_json)
         }
-        SpecialistsVerb::Export { specialist, output } => {
+        SpecialistsVerb::Export { specialist, format, output } if *format != leave::Form::Bundle => {
+            let (specialist, _) = open(&root, specialist)?;
+            let (settings, environment) = args.common.settings()?;
+            leave::run(&specialist, *format, output.as_deref(), &settings, &environment, as_json)
+        }
+        SpecialistsVerb::Export { specialist, output, .. } => {
             transfer::export(&desk(&root, &args.common)?, specialist, output.as_deref(), as_json)
         }
         SpecialistsVerb::Import { file, trust } => {
