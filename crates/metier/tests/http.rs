@@ -3,6 +3,8 @@
 #![allow(clippy::unwrap_used, reason = "tests")]
 
 mod fixture;
+#[path = "http/generate.rs"]
+mod generate;
 
 use std::{
     fs,

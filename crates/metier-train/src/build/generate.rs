@@ -114,6 +114,8 @@ pub struct TrainingLog {
     pub steps: Vec<StepLog>,
     /// The step at which a killed run was taken up.
     pub resumed_at: Option<u64>,
+    /// Seconds that all planned epochs were predicted to take.
+    pub predicted_seconds: f64,
     /// Tokens of training a second, checkpoints and looks at validation rows included.
     pub tokens_a_second: Option<f64>,
 }
@@ -579,6 +581,7 @@ impl Shop<'_> {
             planned_epochs: trained.planned as u64,
             best_epoch: trained.best as u64,
             epochs: trained.epochs,
+            predicted_seconds: trained.predicted_seconds,
             tokens_a_second: trained.resumed_at.is_none().then(|| tokens as f64 / spent.max(1e-6)),
             steps: trained.steps,
             resumed_at: trained.resumed_at,

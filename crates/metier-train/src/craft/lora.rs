@@ -143,6 +143,8 @@ pub struct Trained {
     pub steps: Vec<StepLog>,
     /// The step at which an earlier run was taken up.
     pub resumed_at: Option<u64>,
+    /// Seconds that all planned epochs were predicted to take.
+    pub predicted_seconds: f64,
 }
 
 /// What came of a training.
@@ -163,6 +165,7 @@ pub enum Outcome {
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 struct State {
     planned: usize,
+    predicted_seconds: f64,
     /// Steps that were made.
     step: u64,
     optimiser_steps: i32,
@@ -340,7 +343,9 @@ impl Tuner {
                 if fit == 0 {
                     return Ok(Outcome::Skipped { needed, left });
                 }
-                (State { planned: recipe.epochs.min(fit), ..State::default() }, None)
+                let planned = recipe.epochs.min(fit);
+                let predicted_seconds = needed.as_secs_f64() * planned as f64;
+                (State { planned, predicted_seconds, ..State::default() }, None)
             }
         };
         let epochs: Vec<Vec<Vec<usize>>> = (0..state.planned).map(order).collect();
@@ -393,8 +398,8 @@ impl Tuner {
             }
         }
         self.net.params.values.clone_from(&best_values);
-        let State { planned, epochs, best, steps, .. } = state;
-        Ok(Outcome::Trained(Trained { epochs, best, planned, steps, resumed_at }))
+        let State { planned, epochs, best, steps, predicted_seconds, .. } = state;
+        Ok(Outcome::Trained(Trained { epochs, best, planned, steps, resumed_at, predicted_seconds }))
     }
 
     fn keep(&self, keeper: &mut Keeper, run: &Run<'_>, state: &State, best: &[f32]) -> Result<(), LoraError> {

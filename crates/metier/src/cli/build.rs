@@ -243,9 +243,10 @@ fn tell_training(outcome: &BuildOutcome) {
     let speed = training.tokens_a_second.map_or_else(String::new, |rate| format!(", {rate:.0} tokens a second"));
     let from = training.resumed_at.map_or_else(String::new, |step| format!(", taken up at step {step}"));
     println!(
-        "  training     {} epochs of {} planned, {} steps{speed}{from}; kept epoch {}",
+        "  training     {} epochs of {} planned (predicted {:.1} minutes), {} steps{speed}{from}; kept epoch {}",
         training.epochs.len(),
         training.planned_epochs,
+        training.predicted_seconds / 60.0,
         training.steps.len(),
         training.best_epoch
     );

@@ -28,7 +28,7 @@ const LEAST_EQUAL: f64 = 0.95;
 
 /// What an export is for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
-pub enum Form {
+pub(super) enum Form {
     /// Another registry of metier's: one signed file with everything
     #[default]
     Bundle,
