@@ -31,7 +31,8 @@ async fn a_written_answer_is_accepted_or_deferred() {
     build.args(["build", "--no-encoder", "--json", "--config"]).arg(path("metier.toml")).arg(path("task.toml"));
     let built = build.env("METIER_STATE", path("state")).output().unwrap();
     assert!(built.status.success(), "{}", String::from_utf8_lossy(&built.stderr));
-    let built: Value = serde_json::from_slice(built.stdout.trim_ascii_end().rsplit(|b| *b == b'\n').next().unwrap()).unwrap();
+    let built: Value =
+        serde_json::from_slice(built.stdout.trim_ascii_end().rsplit(|b| *b == b'\n').next().unwrap()).unwrap();
     assert_eq!(built["rung"], "adapter", "{built}");
     let threshold = built["certificate"]["threshold"].as_f64().unwrap();
 
