@@ -10,7 +10,9 @@ use metier_model::{
 };
 use serde_json::Value;
 
-use crate::backend::embedder::Embedder;
+use metier_model::specialist::{Judgement, Written, manifest::Kind};
+
+use crate::backend::{Backend, embedder::Embedder};
 
 /// What a specialist says of a text.
 #[derive(Clone, Debug, PartialEq)]
@@ -52,10 +54,18 @@ pub(crate) trait Expert: Send + Sync {
     }
     /// Does it run on something of its own that is worth keeping when specialists are looked at again?
     fn keeps_running(&self) -> bool {
-        self.own_encoder().is_some()
+        self.own_encoder().is_some() || self.pen().is_some()
     }
     /// What it answers, where that is JSON.
     fn schema(&self) -> Option<&Schema> {
+        None
+    }
+    /// Who writes its answers, where they are written and not chosen from labels.
+    fn pen(&self) -> Option<&Pen> {
+        None
+    }
+    /// How sure it is of an answer that its pen wrote.
+    fn judge_written(&self, _written: Written<'_>) -> Option<Judgement> {
         None
     }
     fn centroids(&self) -> &[Vec<f32>];
@@ -111,6 +121,13 @@ impl Expert for Specialist {
     }
 
     fn judge(&self, text: &str, embedding: Option<&[f32]>) -> Result<Judged, String> {
+        if self.manifest().kind == Kind::Generate {
+            return Err(format!(
+                "specialist `{}` cannot answer: {}",
+                self.manifest().name,
+                "its decoder is not the one that this server has, or its adapter could not be loaded"
+            ));
+        }
         // The server's embeddings are not those that it was made with: see `WithEncoder`.
         if self.encoder_file().is_some() {
             return Err(format!(
@@ -159,6 +176,78 @@ impl Expert for WithEncoder {
 
     fn own_encoder(&self) -> Option<&Embedder> {
         Some(&self.embedder)
+    }
+
+    fn centroids(&self) -> &[Vec<f32>] {
+        self.specialist.centroids()
+    }
+
+    fn match_threshold(&self) -> Option<f32> {
+        self.specialist.match_threshold()
+    }
+
+    fn read(&self, message: &str) -> Result<String, String> {
+        Expert::read(&*self.specialist, message)
+    }
+
+    fn judge(&self, text: &str, embedding: Option<&[f32]>) -> Result<Judged, String> {
+        judged(&self.specialist, text, embedding)
+    }
+}
+
+/// Who writes a specialist's answers: the base, under an adapter where it has one.
+pub(crate) struct Pen {
+    pub(crate) backend: Arc<dyn Backend>,
+    /// The decoder, for the record.
+    pub(crate) decoder: Digest,
+    /// `adapter`, or `prompted` without one.
+    pub(crate) stage: &'static str,
+    pub(crate) max_tokens: u32,
+    /// JSON Schema of what is written.
+    pub(crate) schema: Option<Value>,
+}
+
+/// A specialist whose answers are written.
+pub(crate) struct WithPen {
+    pub(crate) specialist: Arc<Specialist>,
+    pub(crate) pen: Pen,
+}
+
+impl Expert for WithPen {
+    fn name(&self) -> &str {
+        Expert::name(&*self.specialist)
+    }
+
+    fn id(&self) -> Digest {
+        self.specialist.id()
+    }
+
+    fn base(&self) -> Option<&BaseId> {
+        Expert::base(&*self.specialist)
+    }
+
+    fn instruction(&self) -> &str {
+        Expert::instruction(&*self.specialist)
+    }
+
+    fn labels(&self) -> &[String] {
+        Expert::labels(&*self.specialist)
+    }
+
+    fn may_leave(&self) -> bool {
+        Expert::may_leave(&*self.specialist)
+    }
+
+    fn needs_embedding(&self) -> bool {
+        false
+    }
+
+    fn pen(&self) -> Option<&Pen> {
+        Some(&self.pen)
+    }
+
+    fn judge_written(&self, written: Written<'_>) -> Option<Judgement> {
+        Some(self.specialist.judge(written))
     }
 
     fn centroids(&self) -> &[Vec<f32>] {

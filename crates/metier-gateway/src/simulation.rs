@@ -340,6 +340,7 @@ impl Setup {
             base: Some(BaseSlot {
                 backend: Arc::new(ScriptedBackend(LOCAL, base)),
                 adaptable: None,
+                decoder: None,
                 name: "smol".into(),
                 digest: Digest([3; 32]),
             }),

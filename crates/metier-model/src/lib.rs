@@ -13,6 +13,7 @@ pub mod decoder;
 pub mod digest;
 pub mod encoder;
 pub mod engine;
+pub mod export;
 pub mod extract;
 pub mod features;
 mod files;

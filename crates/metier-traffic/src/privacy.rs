@@ -85,10 +85,13 @@ static DATE: LazyLock<Regex> = LazyLock::new(|| {
     )
 });
 
+/// Whether what an expression matched is what it looks like.
+type Check = fn(&str) -> bool;
+
 /// Everything personal in a text that has a form of its own.
 pub fn detect(text: &str) -> Vec<Personal> {
     let mut found: Vec<Personal> = Vec::new();
-    let kinds: [(PersonalKind, &Regex, fn(&str) -> bool); 6] = [
+    let kinds: [(PersonalKind, &Regex, Check); 6] = [
         (PersonalKind::Email, &EMAIL, |_| true),
         (PersonalKind::Iban, &IBAN, is_iban),
         (PersonalKind::CreditCard, &DIGITS, is_card),
@@ -122,7 +125,7 @@ pub fn masked(text: &str) -> String {
 }
 
 /// The candidate as it is, or the longest beginning of an IBAN that passes: words behind it look like more of it.
-fn longest(text: &str, range: Range<usize>, kind: PersonalKind, check: fn(&str) -> bool) -> Option<Range<usize>> {
+fn longest(text: &str, range: Range<usize>, kind: PersonalKind, check: Check) -> Option<Range<usize>> {
     let ends: Vec<usize> = match kind {
         // All that is matched is ASCII.
         PersonalKind::Iban => (range.start + 15..=range.end).rev().collect(),

@@ -8,6 +8,7 @@
 //! ```
 
 mod extract;
+pub mod generate;
 
 use std::{
     collections::BTreeMap,
@@ -20,6 +21,7 @@ use metier_kernels::Pool;
 use metier_model::{
     Digest, Encoder, Progress, Specialist, SpecialistStore, Unit,
     features::FORMAT as FEATURE_FORMAT,
+    head::LinearHead,
     proof::{Certificate, NonInferiority, learn_then_test},
     specialist::{
         AnswerError, BundleError, Contents, Neighbours, ProbeRow, StoreError, bundle,
@@ -30,6 +32,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     craft::{
+        checkpoint,
         encoder::{self as tuning, TuneError},
         ladder::{self, Embeddings, Ground, Held, Ladder, Run},
     },
@@ -123,6 +126,9 @@ pub struct BuildOutcome {
     /// The chosen rung made again from parts of the training rows; `null` where the budget or the rows did not reach.
     #[serde(default)]
     pub learning_curve: Option<LearningCurve>,
+    /// How the adapter was trained, where there is one.
+    #[serde(default)]
+    pub training: Option<generate::TrainingLog>,
     /// Rows that it gets wrong, worst first: those that it would answer alone, surest first, then those that it defers.
     #[serde(default)]
     pub failures: Vec<FailedRow>,
@@ -230,6 +236,15 @@ pub enum BuildError {
     /// A specialist cannot score rows.
     #[error("cannot score rows")]
     Answer(#[from] AnswerError),
+    /// A specialist that writes cannot be made.
+    #[error("cannot make `{name}`, whose answers are written")]
+    Generate {
+        /// The task.
+        name: String,
+        /// Why.
+        #[source]
+        source: generate::GenerateError,
+    },
     /// A specialist reads embeddings and there is no encoder, or another one.
     #[error("specialist `{name}` cannot answer: {why}")]
     Encoder {
@@ -257,7 +272,8 @@ pub fn build(
     let embeddings = bench.encoder.map(|encoder| embed(task, &splits, encoder, bench.pool, progress)).transpose()?;
     let embed_seconds = elapsed().as_secs_f64();
     let deadline = Duration::from_secs_f64(task.budget_minutes * 60.0);
-    let run = Run { pool: bench.pool, seed: bench.seed, clock: &elapsed, deadline };
+    let keeps = Some((bench.store.root(), task.name.as_str()));
+    let run = Run { pool: bench.pool, seed: bench.seed, clock: &elapsed, deadline, keeps };
     let ground = Ground {
         splits: &splits,
         embeddings: embeddings.as_ref(),
@@ -312,6 +328,7 @@ pub fn build(
         failures,
         findings: Vec::new(),
         learning_curve: None,
+        training: None,
     };
     match curve {
         Ok(curve) => outcome.learning_curve = Some(curve),
@@ -326,6 +343,7 @@ pub fn build(
         bundle::write_durably(&staged.dir().join(file), text.as_bytes()).map_err(bundle_error)?;
     }
     bench.store.add(staged, &task.name).map_err(store_error)?;
+    checkpoint::remove(bench.store.root(), &task.name, ladder::ENCODER_CHECKPOINT);
     Ok(outcome)
 }
 
@@ -342,6 +360,13 @@ pub fn evaluate(
     let manifest = specialist.manifest();
     if manifest.kind == Kind::Extract {
         return extract::evaluate(specialist, encoder, pool, file, columns, seed, progress);
+    }
+    if specialist.head().is_none() {
+        let message = format!(
+            "`{}` writes its answers: this version measures such specialists when they are built, with a `data.test` file",
+            manifest.name
+        );
+        return Err(DataError::Task(message).into());
     }
     let rows = table::read(file, columns)?;
     let examples = split::examples(rows, &manifest.labels)?;
@@ -432,6 +457,7 @@ fn prove(
         may_leave: task.may_leave,
         stage: rung.stage,
         base: bench.encoder.map(Embed::base),
+        generation: None,
         features: rung.stage.reads_ngrams().then(|| FEATURE_FORMAT.to_owned()),
         calibrator,
         scores: None,
@@ -452,16 +478,17 @@ fn prove(
     let mut specialist = Specialist::from_contents(Contents {
         manifest: manifest.clone(),
         features: rung.stage.reads_ngrams().then(|| ladder.features.clone()),
-        head: rung.head.clone(),
+        head: Some(rung.head.clone()),
         encoder: rung.own.as_ref().map(|own| own.file.clone()),
-        neighbours: embeddings.and_then(|all| neighbours(splits, all, task.data.out_of_scope.as_deref())),
+        adapter: None,
         schema: None,
+        neighbours: embeddings.and_then(|all| neighbours(splits, all, task.data.out_of_scope.as_deref())),
         probe: Vec::new(),
         evidence: String::new(),
     });
 
     let read = rung.embeddings(embeddings);
-    let calibration = score(&specialist, splits, Part::Calibration, ladder, read);
+    let calibration = score(&specialist, &rung.head, splits, Part::Calibration, ladder, read);
     let losses: Vec<(f32, bool)> = calibration.iter().map(|row| (row.score, row.loss_if_accepted())).collect();
     match learn_then_test(&losses, task.target.epsilon, task.target.delta) {
         Ok(certificate) => manifest.certificate = Some(certificate),
@@ -474,7 +501,7 @@ fn prove(
     let part = if splits.part(Part::Test).is_empty() { Part::Validation } else { Part::Test };
     let manifest = specialist.manifest();
     let yardstick = yardstick(manifest, task.target.metric, task.reference.is_some(), &task.data.slice, bench.seed);
-    let scored = score(&specialist, splits, part, ladder, read);
+    let scored = score(&specialist, &rung.head, splits, part, ladder, read);
     let evaluation = evaluation::evaluate(&scored, &yardstick);
     let failures = failures(splits.part(part), &scored, &splits.labels);
     let classes = |part| splits.part(part).iter().map(|example| example.class).collect::<Vec<_>>();
@@ -507,12 +534,13 @@ fn prove(
 /// The rows of a part as the specialist answers them.
 fn score(
     specialist: &Specialist,
+    head: &LinearHead,
     splits: &Splits,
     part: Part,
     ladder: &Ladder,
     embeddings: Option<&Embeddings>,
 ) -> Vec<ScoredRow> {
-    let margins = Held::of(splits, part, &ladder.features, embeddings).margins(specialist.head());
+    let margins = Held::of(splits, part, &ladder.features, embeddings).margins(head);
     let rows = splits.part(part).iter().zip(&margins);
     rows.map(|(example, margins)| ScoredRow::new(example, &specialist.answer_from(margins))).collect()
 }

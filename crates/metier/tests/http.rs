@@ -5,6 +5,8 @@
 #[path = "http/extract.rs"]
 mod extract;
 mod fixture;
+#[path = "http/generate.rs"]
+mod generate;
 
 use std::{
     fs,

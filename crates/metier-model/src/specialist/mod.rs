@@ -4,6 +4,7 @@
 //! - [`bundle`]: the folder on disk: written, hashed, and verified at every opening.
 //! - [`store`]: many bundles in one folder, added by rename.
 //! - [`registry`]: which of them answers, who made it and who approved it, in signed records.
+//! - [`generation`]: how sure is it of an answer that a decoder wrote for it?
 //! - [`inputs`]: several named inputs → the one text a specialist reads, in training and in serving alike.
 //!
 //! Deliberately absent: the encoder. A specialist that reads embeddings is handed them, so that hundreds share one base.
@@ -20,13 +21,15 @@ use crate::{
 };
 
 pub mod bundle;
+pub mod generation;
 pub mod inputs;
 pub mod manifest;
 pub mod registry;
 pub mod store;
 pub(crate) mod tensors;
 
-pub use bundle::{BundleError, Contents, EncoderFile, Neighbours, ProbeRow};
+pub use bundle::{AdapterFiles, BundleError, Contents, EncoderFile, Neighbours, ProbeRow};
+pub use generation::{Judgement, Written};
 pub use inputs::{InputError, render_inputs, render_request};
 pub use manifest::Manifest;
 pub use registry::{Registry, RegistryError, RegistryKey};
@@ -83,6 +86,9 @@ pub enum AnswerError {
     /// It finds values, it does not tell labels.
     #[error("specialist `{0}` extracts values: it reads texts with its own encoder and has no labels")]
     NoLabels(String),
+    /// It writes its answers.
+    #[error("specialist `{0}` gives no label: a decoder writes its answers")]
+    NoHead(String),
     /// The embedding holds NaN or infinity.
     #[error("specialist `{0}` was given an embedding that is not finite")]
     NotFinite(String),
@@ -123,7 +129,7 @@ impl Specialist {
 
     /// Must [`Specialist::answer`] be handed an embedding?
     pub fn needs_embedding(&self) -> bool {
-        self.contents.head.embedding_dim().is_some()
+        self.contents.head.as_ref().is_some_and(|head| head.embedding_dim().is_some())
     }
 
     /// Layers of its own encoder: then the embedding must be that of
@@ -137,9 +143,20 @@ impl Specialist {
         self.contents.features.as_ref()
     }
 
-    /// The classifier.
-    pub fn head(&self) -> &LinearHead {
-        &self.contents.head
+    /// The classifier, where it classifies.
+    pub fn head(&self) -> Option<&LinearHead> {
+        self.contents.head.as_ref()
+    }
+
+    /// Deltas over the decoder that its manifest names, where it has some.
+    pub fn adapter_files(&self) -> Option<&AdapterFiles> {
+        self.contents.adapter.as_ref()
+    }
+
+    /// JSON Schema of the answers that it writes, where they have one; `None` for other kinds.
+    pub fn answer_schema(&self) -> Option<serde_json::Value> {
+        let schema = self.contents.schema.as_ref().filter(|_| self.contents.manifest.kind == manifest::Kind::Generate);
+        schema.and_then(|schema| serde_json::from_str(schema).ok())
     }
 
     /// One unit vector a class (embedding length), the mean of its training embeddings; without the out-of-scope class.
@@ -166,8 +183,8 @@ impl Specialist {
     /// Reads texts for the fields of the schema; `None` for other kinds. The encoder must be the specialist's own:
     /// [`Encoder::tuned`](crate::Encoder::tuned) of [`encoder_file`](Self::encoder_file) over the base that the manifest names.
     pub fn read(&self, encoder: &Encoder, pool: &Pool, texts: &[&str]) -> Option<Result<Vec<Reading>, ReadError>> {
-        let schema = self.schema()?;
-        Some(Extractor { schema, head: self.head(), encoder }.read_all(pool, texts))
+        let (schema, head) = (self.schema()?, self.head()?);
+        Some(Extractor { schema, head, encoder }.read_all(pool, texts))
     }
 
     /// A reading's answer as JSON text (why there is none, where none meets the schema), and whether the specialist stands by it.
@@ -191,11 +208,11 @@ impl Specialist {
 
     /// Margins of every class for one text, in the order of the labels.
     pub fn margins(&self, text: &str, embedding: Option<&[f32]>) -> Result<Vec<f32>, AnswerError> {
-        let head = &self.contents.head;
         let name = || self.contents.manifest.name.clone();
         if self.schema.is_some() {
             return Err(AnswerError::NoLabels(name()));
         }
+        let head = self.contents.head.as_ref().ok_or_else(|| AnswerError::NoHead(name()))?;
         let embedding = match (head.embedding_dim(), embedding) {
             (None, _) => None,
             (Some(_), None) => return Err(AnswerError::NeedsEmbedding(name())),

@@ -157,12 +157,22 @@ pub(super) fn build(
     let record = |rung: Stage, outcomes: &[Outcome], tuning: Option<TuningRecord>, against: Option<NonInferiority>| {
         let measured = measure(extract.metric, outcomes, bench.seed);
         let (validation, interval) = (measured.value, measured.interval);
-        RungRecord { rung, c: 0.0, embedding_scale: 0.0, validation, interval, against_best: against, tuning }
+        RungRecord {
+            rung,
+            c: 0.0,
+            embedding_scale: 0.0,
+            validation,
+            interval,
+            against_best: against,
+            tuning,
+            adapter: None,
+        }
     };
     let records =
         vec![record(Stage::Lookup, &looked, None, Some(against)), record(Stage::Span, &judged, Some(tuning), None)];
 
     let manifest = Manifest {
+        generation: None,
         format: FORMAT,
         name: task.name.clone(),
         kind: Kind::Extract,
@@ -193,7 +203,8 @@ pub(super) fn build(
     let contents = Contents {
         manifest,
         features: None,
-        head: tuned.head.clone(),
+        head: Some(tuned.head.clone()),
+        adapter: None,
         encoder: Some(file.clone()),
         neighbours,
         schema: Some(extract.schema.source().to_owned()),
@@ -287,6 +298,7 @@ pub(super) fn build(
         failures,
         findings: Vec::new(),
         learning_curve: None,
+        training: None,
     };
     outcome.notes.extend(alignment_notes(&alignment));
     outcome.notes.extend(shortened);
@@ -315,8 +327,9 @@ pub(super) fn evaluate(
 ) -> Result<EvalReport, BuildError> {
     let manifest = specialist.manifest();
     let wrong = |why: &str| BuildError::Encoder { name: manifest.name.clone(), why: why.to_owned() };
-    let (Some(schema), Some(layers)) = (specialist.schema(), specialist.encoder_file()) else {
-        return Err(wrong("it has no schema or no encoder of its own"));
+    let (Some(schema), Some(layers), Some(head)) = (specialist.schema(), specialist.encoder_file(), specialist.head())
+    else {
+        return Err(wrong("it has no schema, no tags or no encoder of its own"));
     };
     let base = encoder.ok_or_else(|| wrong("it reads with an encoder, and there is none"))?;
     if let Some(why) = manifest.base.as_ref().and_then(|made_with| made_with.mismatch(&base.base())) {
@@ -342,7 +355,7 @@ pub(super) fn evaluate(
         examples.iter().map(|example| align(example, &own, &task, &manifest.name)).collect::<Result<Vec<_>, _>>()?;
     let mut alignment = Alignment::default();
     rows.iter().for_each(|row| alignment.add(&row.example.row, &row.gold, schema));
-    let extractor = Extractor { schema, head: specialist.head(), encoder: &own };
+    let extractor = Extractor { schema, head, encoder: &own };
     let texts: Vec<&str> = rows.iter().map(|row| row.example.row.text.as_str()).collect();
     let readings = read(&extractor, pool, &texts, &manifest.name, progress)?;
     let outcomes = judge(&rows, &readings, schema.fields());

@@ -1,6 +1,7 @@
 //! Which rows may be used for what? A task file in; rows with their split, and what is suspicious about them, out.
 //!
 //! - [`task`]: the task file, read strictly.
+//! - [`generate`]: what it says of a task whose answers are written.
 //! - [`table`]: CSV, TSV and JSONL files → rows; every complaint names file and line.
 //! - [`answers`]: what a teacher answered to rows, in a file beside them.
 //! - [`split`]: training, validation, calibration and test rows, by hash of group or text.
@@ -12,6 +13,7 @@
 
 pub mod answers;
 pub mod extract;
+pub mod generate;
 pub mod leak;
 pub mod split;
 pub mod table;
@@ -19,6 +21,7 @@ pub mod task;
 
 use std::path::PathBuf;
 
+pub use generate::{GenerateTask, TextMetric, Tune};
 pub use leak::{Contradiction, Leak, LeakReport};
 pub use split::{Part, Splits, load};
 pub use table::{Columns, DataError, Input, Row, inputs};

@@ -11,7 +11,8 @@ use serde::Deserialize;
 use metier_model::specialist::manifest::Stage;
 
 use super::{
-    extract::{self, ExtractTask, RawTune},
+    extract::{self, ExtractTask},
+    generate::{self, GenerateTask},
     nearest,
 };
 
@@ -44,7 +45,7 @@ const KEYS: [(&str, &[&str]); 7] = [
     ("target", &["metric", "margin", "epsilon", "delta"]),
     ("policy", &["may_leave"]),
     ("budget", &["minutes", "up_to"]),
-    ("tune", &["epochs", "learning_rate", "batch_rows"]),
+    ("tune", &["rank", "alpha", "epochs", "learning_rate", "batch_rows"]),
 ];
 
 /// A task file, read and checked.
@@ -70,6 +71,8 @@ pub struct TaskFile {
     pub up_to: Stage,
     /// What an extraction needs beside that, where it is one.
     pub extract: Option<ExtractTask>,
+    /// What a generation needs beside that, where it is one.
+    pub generate: Option<GenerateTask>,
 }
 
 /// Files and columns.
@@ -85,7 +88,7 @@ pub struct Data {
     pub test: Vec<PathBuf>,
     /// Columns with the inputs.
     pub text: Vec<String>,
-    /// Column with the label, or with the answer of an extraction.
+    /// Column with the label, with the answer of an extraction, or with the output of a generation.
     pub label: String,
     /// Label that means "none of these".
     pub out_of_scope: Option<String>,
@@ -188,6 +191,16 @@ struct RawTask {
     tune: Option<RawTune>,
 }
 
+/// `[tune]` of all kinds that are tuned.
+#[derive(Deserialize)]
+struct RawTune {
+    rank: Option<usize>,
+    alpha: Option<f32>,
+    learning_rate: Option<f32>,
+    epochs: Option<usize>,
+    batch_rows: Option<usize>,
+}
+
 #[derive(Deserialize)]
 struct RawData {
     train: OneOrMany,
@@ -267,11 +280,9 @@ impl TaskFile {
         let kind = match raw.kind.as_str() {
             "classify" => Kind::Classify,
             "extract" => Kind::Extract,
-            "generate" => {
-                return Err(wrong(format!("kind `{}` is not supported by this version", raw.kind)));
-            }
+            "generate" => Kind::Generate,
             other => {
-                let near = nearest(other, ["classify", "extract"]).map(str::to_owned);
+                let near = nearest(other, ["classify", "extract", "generate"]).map(str::to_owned);
                 return Err(wrong(format!("there is no kind `{other}`{}", hint(&near))));
             }
         };
@@ -293,21 +304,53 @@ impl TaskFile {
             None => Ok(()),
         };
         let (output, spans) = (raw.data.output.as_deref(), raw.data.spans.clone());
-        let (mut extract, mut answer) = (None, raw.data.label.clone().unwrap_or_else(|| "label".to_owned()));
-        if kind == Kind::Extract {
-            let (label, none) = (raw.data.label.is_some(), raw.data.out_of_scope.is_some());
-            let reference = raw.reference.is_some();
-            foreign(&[("data.label", label), ("data.out_of_scope", none), ("reference", reference)], "classify")?;
-            let metric = target.metric.take();
-            answer = output.or(spans.as_deref()).unwrap_or("output").to_owned();
-            let task = ExtractTask::new(metric.as_deref(), schema.as_deref(), (output, spans), text.len(), raw.tune);
-            extract = Some(task.map_err(wrong)?);
-        } else {
-            let keys =
-                [("data.schema", schema.is_some()), ("data.spans", spans.is_some()), ("data.output", output.is_some())];
-            foreign(&keys, "extract")?;
-            foreign(&[("tune", raw.tune.is_some())], "extract")?;
-        }
+        let (label, none) = (raw.data.label.is_some(), raw.data.out_of_scope.is_some());
+        let of_classify = [("data.label", label), ("data.out_of_scope", none)];
+        let of_extract = [
+            ("data.spans", spans.is_some()),
+            ("tune.batch_rows", raw.tune.as_ref().is_some_and(|tune| tune.batch_rows.is_some())),
+        ];
+        let of_generate = [
+            ("tune.rank", raw.tune.as_ref().is_some_and(|tune| tune.rank.is_some())),
+            ("tune.alpha", raw.tune.as_ref().is_some_and(|tune| tune.alpha.is_some())),
+        ];
+        let (mut extract, mut generate) = (None, None);
+        let answer = match kind {
+            Kind::Classify => {
+                foreign(&[("tune", raw.tune.is_some())], "generate")?;
+                foreign(&of_extract, "extract")?;
+                let of_both = [("data.schema", schema.is_some()), ("data.output", output.is_some())];
+                foreign(&of_both, "extract")?;
+                raw.data.label.clone().unwrap_or_else(|| "label".to_owned())
+            }
+            Kind::Extract => {
+                foreign(&of_classify, "classify")?;
+                foreign(&[("reference", raw.reference.is_some())], "classify")?;
+                foreign(&of_generate, "generate")?;
+                let answer = output.or(spans.as_deref()).unwrap_or("output").to_owned();
+                let metric = target.metric.take();
+                let tune = raw.tune.map(|tune| extract::RawTune {
+                    epochs: tune.epochs,
+                    learning_rate: tune.learning_rate,
+                    batch_rows: tune.batch_rows,
+                });
+                let task = ExtractTask::new(metric.as_deref(), schema.as_deref(), (output, spans), text.len(), tune);
+                extract = Some(task.map_err(wrong)?);
+                answer
+            }
+            Kind::Generate => {
+                foreign(&of_classify, "classify")?;
+                foreign(&of_extract, "extract")?;
+                let tune = raw.tune.map(|tune| generate::RawTune {
+                    rank: tune.rank,
+                    alpha: tune.alpha,
+                    learning_rate: tune.learning_rate,
+                    epochs: tune.epochs,
+                });
+                generate = Some(GenerateTask::new(target.metric.take(), schema, tune).map_err(wrong)?);
+                output.unwrap_or("output").to_owned()
+            }
+        };
         let data = Data {
             train: paths(Some(raw.data.train))?,
             validation: paths(raw.data.validation)?,
@@ -340,10 +383,11 @@ impl TaskFile {
             fits.then_some(value).ok_or_else(|| wrong(format!("`target.{key}` = {value} must lie between 0 and 1")))
         };
         let budget = raw.budget.unwrap_or_default();
+        let rungs: &[Stage] = if kind == Kind::Generate { &Stage::GENERATING[1..] } else { &Stage::ALL };
         let up_to = match budget.up_to.as_deref() {
-            None => Stage::Tuned,
-            Some(name) => Stage::ALL.into_iter().find(|stage| stage.name() == name).ok_or_else(|| {
-                let near = nearest(name, Stage::ALL.map(Stage::name)).map(str::to_owned);
+            None => rungs[rungs.len() - 1],
+            Some(name) => rungs.iter().copied().find(|stage| stage.name() == name).ok_or_else(|| {
+                let near = nearest(name, rungs.iter().map(|rung| rung.name())).map(str::to_owned);
                 wrong(format!("there is no rung `{name}`{}", hint(&near)))
             })?,
         };
@@ -357,8 +401,9 @@ impl TaskFile {
         }
         Ok(Self {
             instruction: raw.instruction.unwrap_or_else(|| match kind {
+                Kind::Classify => "Which label fits this text?".to_owned(),
                 Kind::Extract => "Which values does this text give for the fields of the schema?".to_owned(),
-                _ => "Which label fits this text?".to_owned(),
+                Kind::Generate => "Write the output for this text.".to_owned(),
             }),
             name: raw.name,
             kind,
@@ -374,6 +419,7 @@ impl TaskFile {
             budget_minutes,
             up_to,
             extract,
+            generate,
         })
     }
 }

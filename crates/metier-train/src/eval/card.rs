@@ -31,25 +31,17 @@ pub fn render(specialist: &Specialist, outcome: &BuildOutcome, standing: Option<
         manifest.base.as_ref().map_or_else(|| "none".to_owned(), |b| format!("{} (`{}`)", b.name, b.digest.short())),
         if manifest.may_leave { "yes, when it defers" } else { "no" },
     );
-    if manifest.kind == Kind::Extract {
-        card += &format!(
-            "## What is it for?\n\nIt finds the values of {} fields where they stand in the text, and gives each with the characters that it was \
-             read from. It writes nothing that is not there. It is for texts like those that it was made and measured on. What it is not sure \
-             of it defers.\n\n",
-            manifest.labels.len()
-        );
-    } else {
-        card += &purpose(manifest);
-    }
+    card += &purpose(manifest);
     card += "## May it be used?\n\n";
     card += &approval(standing);
     card += "\n\n## When does it answer alone?\n\n";
     card += &certificate(manifest, outcome);
     card += &format!("\n\n## How good is it?\n\nOn {} {} rows", outcome.n, outcome.measured_on);
     card += &format!(
-        ": {} {}, macro F1 {}, calibration error {}. It accepts {} of them and is right on {} of those.\n\n",
+        ": {} {}, {} {}, calibration error {}. It accepts {} of them and is right on {} of those.\n\n",
         evaluation.metric,
         percent(&Measured { value: evaluation.value, interval: evaluation.interval }),
+        if manifest.kind == Kind::Classify { "macro F1" } else { "exact" },
         percent(&evaluation.macro_f1),
         percent(&evaluation.ece),
         percent(&evaluation.coverage),
@@ -80,9 +72,14 @@ pub fn render(specialist: &Specialist, outcome: &BuildOutcome, standing: Option<
     for note in &outcome.notes {
         card += &format!("- {note}\n");
     }
+    let of_others = match manifest.kind {
+        Kind::Classify => "hashed n-grams, weights and class means",
+        Kind::Extract => "weights",
+        Kind::Generate => "weights and a mean of embeddings. What is written may repeat words of training rows",
+    };
     card += &format!(
         "- The bundle holds up to {MAX_PROBE_ROWS} validation texts in the clear (`probe.jsonl`), so that its answers can be \
-         checked on other machines; of the other rows it holds hashed n-grams, weights and class means.\n\
+         checked on other machines; of the other rows it holds {of_others}.\n\
          - The certificate speaks of traffic like the calibration rows, on average, not of a single request; it is void for \
          changed weights, base or labels.\n"
     );
@@ -90,19 +87,38 @@ pub fn render(specialist: &Specialist, outcome: &BuildOutcome, standing: Option<
 }
 
 fn kind(manifest: &Manifest) -> String {
-    match manifest.kind {
-        Kind::Extract => format!("extract, {} fields", manifest.labels.len()),
-        _ => format!("classify, {} labels", manifest.labels.len()),
+    match &manifest.generation {
+        None if manifest.kind == Kind::Extract => format!("extract, {} fields", manifest.labels.len()),
+        None => format!("{}, {} labels", manifest.kind.name(), manifest.labels.len()),
+        Some(generation) => format!(
+            "{}, at most {} tokens of {} (`{}`)",
+            manifest.kind.name(),
+            generation.max_tokens,
+            generation.decoder.name,
+            generation.decoder.digest.short()
+        ),
     }
 }
 
 fn purpose(manifest: &Manifest) -> String {
-    format!(
-        "## What is it for?\n\nIt answers the question above with one of {} labels{}, for texts like those that it was made and measured on. It is not for other \
-         texts, other languages than in those rows, or decisions that need a reason beyond the label. What it is not sure of it defers.\n\n",
-        manifest.labels.len(),
-        manifest.out_of_scope.as_ref().map_or_else(String::new, |none| format!(", `{none}` meaning none of them")),
-    )
+    let does = match manifest.kind {
+        Kind::Classify => format!(
+            "It answers the question above with one of {} labels{}, for texts like those that it was made and measured on. It is not for other \
+             texts, other languages than in those rows, or decisions that need a reason beyond the label.",
+            manifest.labels.len(),
+            manifest.out_of_scope.as_ref().map_or_else(String::new, |none| format!(", `{none}` meaning none of them")),
+        ),
+        Kind::Extract => format!(
+            "It finds the values of {} fields where they stand in the text, and gives each with the characters that it was read from. It \
+             writes nothing that is not there. It is for texts like those that it was made and measured on.",
+            manifest.labels.len()
+        ),
+        Kind::Generate => "It writes what the sentence above asks for, for texts like those that it was made and measured on. It is not for \
+             other texts, other languages than in those rows, or facts that are not in the text: what a model writes may be wrong however well \
+             it reads."
+            .to_owned(),
+    };
+    format!("## What is it for?\n\n{does} What it is not sure of it defers.\n\n")
 }
 
 /// Where it is weakest.
@@ -114,7 +130,9 @@ fn limits(outcome: &BuildOutcome) -> String {
     classes.sort_by(|a, b| a.f1.total_cmp(&b.f1).then_with(|| a.label.cmp(&b.label)));
     let weakest = classes.iter().take(WEAKEST).map(|c| format!("`{}` (F1 {:.2}, n = {})", c.label, c.f1, c.n));
     let what = if evaluation.extract.is_some() { "fields" } else { "labels" };
-    text += &format!("- Weakest {what}: {}.\n", weakest.collect::<Vec<_>>().join(", "));
+    if !classes.is_empty() {
+        text += &format!("- Weakest {what}: {}.\n", weakest.collect::<Vec<_>>().join(", "));
+    }
     if let Some(pair) = evaluation.confusions.first() {
         text += &format!("- Most often `{}` is called `{}` ({} rows).\n", pair.gold, pair.predicted, pair.n);
     }
@@ -178,6 +196,8 @@ fn describe(manifest: &Manifest) -> String {
         "linear" => "a linear model on word and character n-grams",
         "head" => "a linear model on the embedding of a frozen encoder",
         "span" => "tags on the words of a text, from an encoder that was tuned for this task",
+        "prompted" => "a decoder as it is, told the instruction",
+        "adapter" => "a decoder under an adapter that was trained for this task",
         "tuned" => "one linear model on n-grams and the embedding of an encoder that was tuned for this task",
         _ => "one linear model on n-grams and the embedding of a frozen encoder",
     };

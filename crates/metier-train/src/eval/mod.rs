@@ -2,6 +2,7 @@
 //!
 //! - [`metrics`]: accuracy, F1, calibration error, each with a 95 % interval.
 //! - [`calibrate`]: fits the calibrator on validation rows.
+//! - [`text`]: how like the expected text is an answer?
 //! - [`cluster`]: the same intervals where rows come in groups.
 //! - [`evaluation`]: everything that is said about one set of rows.
 //! - [`learning`]: would more rows help, and how many?
@@ -16,6 +17,7 @@ pub mod finding;
 pub mod html;
 pub mod learning;
 pub mod metrics;
+pub mod text;
 
 pub use evaluation::{EvalReport, ScoredRow};
 pub use finding::{Finding, Says};

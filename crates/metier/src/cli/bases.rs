@@ -36,6 +36,14 @@ pub fn pool(settings: &Settings, environment: &Environment) -> Result<Arc<Pool>,
     Ok(Arc::new(Pool::new(settings.threads(), tier)))
 }
 
+/// The folder of the encoder.
+///
+/// # Errors
+/// It is not in the catalogue or cannot be fetched.
+pub fn encoder_files(settings: &Settings, environment: &Environment) -> Result<LocalModel, Failure> {
+    ensure(settings, environment, &settings.models.encoder, ModelKind::Encoder)
+}
+
 /// The encoder of heads and of `auto`, with its weights as the settings want them.
 ///
 /// # Errors

@@ -2,12 +2,13 @@
 
 use std::{
     path::{Path, PathBuf},
+    sync::Arc,
     time::Instant,
 };
 
 use clap::Args;
 use metier_model::{
-    SpecialistStore,
+    Decoder, SpecialistStore,
     proof::{Certificate, Verdict},
     specialist::{RegistryError, registry::State},
 };
@@ -24,7 +25,7 @@ use super::{
     progress::Bars,
     specialists,
 };
-use crate::config::variable;
+use crate::config::{Environment, Settings, variable};
 
 /// Makes a specialist from a task file: trains the rungs, takes the smallest that is good enough, certifies it.
 #[derive(Debug, Args)]
@@ -76,8 +77,13 @@ pub fn run(args: &BuildArgs) -> Outcome {
     };
     let start = Instant::now();
     let clock = || start.elapsed();
+    let decoder = if task.generate.is_some() { Some(generator(&settings, &environment)?) } else { None };
     if args.dry_run {
-        let plan = metier_train::plan(&task, &bench, &clock).map_err(failure)?;
+        let plan = match decoder {
+            Some(decoder) => metier_train::plan_generator(&task, &bench, decoder, &clock),
+            None => metier_train::plan(&task, &bench, &clock),
+        };
+        let plan = plan.map_err(failure)?;
         if args.common.json {
             line(&plan)
         } else {
@@ -87,10 +93,17 @@ pub fn run(args: &BuildArgs) -> Outcome {
     }
     // Before hours of work, not behind them: without its key a bundle could not go on record.
     let state_dir = settings.state_dir(&environment).map_err(Failure::usage)?;
-    let desk = Desk::open(&store, &state_dir, &environment)?;
+    desk::check_key(&state_dir)?;
     let mut bars = Bars::new();
-    let outcome = metier_train::build(&task, &bench, &mut |progress| bars.show(progress), &clock).map_err(failure)?;
+    let outcome = match decoder {
+        Some(decoder) => {
+            metier_train::build_generator(&task, &bench, decoder, &mut |progress| bars.show(progress), &clock)
+        }
+        None => metier_train::build(&task, &bench, &mut |progress| bars.show(progress), &clock),
+    };
+    let outcome = outcome.map_err(failure)?;
     bars.finish();
+    let desk = Desk::open(&store, &state_dir, &environment)?;
     let state = desk.built(&outcome.name, outcome.bundle, settings.registry.require_approval)?;
     if args.common.json {
         line(&Built { outcome: &outcome, state });
@@ -100,6 +113,13 @@ pub fn run(args: &BuildArgs) -> Outcome {
         tell_state(&outcome, state, desk.registry.serving(&outcome.name, &trust).err());
     }
     if outcome.held == Some(false) { Err(Failure::Found) } else { Ok(()) }
+}
+
+/// The decoder that writes the answers of a generation.
+fn generator(settings: &Settings, environment: &Environment) -> Result<Arc<Decoder>, Failure> {
+    let decoder = bases::decoder(settings, environment)?;
+    let none = || anyhow::anyhow!("`kind = \"generate\"` needs a decoder, and the settings say `decoder = \"none\"`");
+    Ok(Arc::new(decoder.ok_or_else(|| Failure::usage(none()))?))
 }
 
 /// The result line: the outcome, and where the bundle stands.
@@ -133,9 +153,10 @@ pub fn failure(error: BuildError) -> Failure {
 }
 
 fn tell_plan(task: &TaskFile, plan: &Plan) {
-    match &task.extract {
-        Some(extract) => println!("{}: {} fields, {}", plan.name, extract.schema.fields().len(), rows(&plan.rows)),
-        None => println!("{}: {} labels, {}", plan.name, plan.labels.len(), rows(&plan.rows)),
+    match (&task.extract, &task.generate) {
+        (Some(extract), _) => println!("{}: {} fields, {}", plan.name, extract.schema.fields().len(), rows(&plan.rows)),
+        (_, Some(_)) => println!("{}: answers are written, {}", plan.name, rows(&plan.rows)),
+        _ => println!("{}: {} labels, {}", plan.name, plan.labels.len(), rows(&plan.rows)),
     }
     tell_leak(&plan.leak);
     if let Some(alignment) = &plan.alignment {
@@ -160,7 +181,13 @@ fn tell_plan(task: &TaskFile, plan: &Plan) {
         (_, None) => println!("  certificate  cannot be had at ε = {epsilon}, δ = {delta}"),
     }
     if let Some(rate) = plan.rows_a_second {
-        println!("  embedding    {rate:.0} rows a second");
+        match &task.generate {
+            None => println!("  embedding    {rate:.0} rows a second"),
+            Some(generate) => {
+                println!("  writing      {rate:.1} answers a second");
+                println!("  training     at most {} epochs, as many as the budget allows", generate.tune.epochs);
+            }
+        }
     }
     println!("  time         about {:.1} minutes (budget {})", plan.minutes, task.budget_minutes);
     if !plan.labels.is_empty() {
@@ -183,18 +210,20 @@ fn tell(outcome: &BuildOutcome) {
     println!("{}: {}", outcome.name, rows(&outcome.rows));
     tell_leak(&outcome.leak);
     println!("  rungs        {} on {} {} rows, 95 % intervals", outcome.metric, outcome.n, outcome.measured_on);
+    let best = outcome.rungs.iter().map(|rung| rung.validation).fold(0.0, f64::max);
     for rung in &outcome.rungs {
         let taken = if rung.rung == outcome.rung { "*" } else { " " };
         println!(
-            "             {taken} {:7} {:.4} [{:.4}, {:.4}]  {:6.1} s  {}",
+            "             {taken} {:8} {:.4} [{:.4}, {:.4}]  {:6.1} s  {}",
             rung.rung.name(),
             rung.value,
             rung.interval[0],
             rung.interval[1],
             rung.seconds,
-            compared(rung)
+            compared(rung, best)
         );
     }
+    tell_training(outcome);
     if let Some(extract) = &outcome.evaluation.extract {
         tell_extract(extract);
     } else {
@@ -256,8 +285,32 @@ fn tell_extract(extract: &ExtractFigures) {
     println!("  spans        F1 {:.4} [{:.4}, {:.4}]", spans.value, spans.interval[0], spans.interval[1]);
 }
 
-fn compared(rung: &RungOutcome) -> String {
-    let Some(test) = &rung.against_best else { return format!("validation {:.4}, the best", rung.validation) };
+/// How training went, where an adapter was trained.
+fn tell_training(outcome: &BuildOutcome) {
+    let Some(training) = &outcome.training else { return };
+    let speed = training.tokens_a_second.map_or_else(String::new, |rate| format!(", {rate:.0} tokens a second"));
+    let from = training.resumed_at.map_or_else(String::new, |step| format!(", taken up at step {step}"));
+    println!(
+        "  training     {} epochs of {} planned (predicted {:.1} minutes), {} steps{speed}{from}; kept epoch {}",
+        training.epochs.len(),
+        training.planned_epochs,
+        training.predicted_seconds / 60.0,
+        training.steps.len(),
+        training.best_epoch
+    );
+    for epoch in &training.epochs {
+        println!(
+            "               epoch {:<3} loss {:.4}, on validation rows {:.4}",
+            epoch.epoch, epoch.loss, epoch.validation_loss
+        );
+    }
+}
+
+fn compared(rung: &RungOutcome, best: f64) -> String {
+    let Some(test) = &rung.against_best else {
+        let is_best = if rung.validation >= best { ", the best" } else { "" };
+        return format!("validation {:.4}{is_best}", rung.validation);
+    };
     let verdict = match test.verdict {
         Verdict::NonInferior => "not worse than the margin".to_owned(),
         Verdict::Inferior => "worse than the margin".to_owned(),

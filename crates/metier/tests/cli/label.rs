@@ -103,10 +103,10 @@ fn desk(may_leave: bool) -> Desk {
     let desk = Desk::new();
     let text = |i: usize| match i {
         7 => "a riddle about the moon".to_owned(),
-        i if i % 2 == 0 => format!("please send invoice number {i}"),
+        i if i.is_multiple_of(2) => format!("please send invoice number {i}"),
         i => format!("how much is article {i}"),
     };
-    let label = |i: usize| if i % 2 == 0 { "billing" } else { "sales" };
+    let label = |i: usize| if i.is_multiple_of(2) { "billing" } else { "sales" };
     let rows: String = (0..ROWS).map(|i| format!("{},{}\n", text(i), label(i))).collect();
     // The first row twice: it is one question.
     desk.write("rows.csv", format!("text,label\n{},billing\n{rows}", text(0)));

@@ -76,7 +76,7 @@ async fn an_extraction_answers_with_evidence_or_defers() {
     }
     // In a stream the same stands in the last chunk.
     let stream = ask("purchase-orders", json!({"stream": true})).await.text().await.unwrap();
-    let last = stream.lines().filter(|line| line.starts_with("data: {")).next_back().unwrap();
+    let last = stream.lines().rfind(|line| line.starts_with("data: {")).unwrap();
     let last: Value = serde_json::from_str(&last["data: ".len()..]).unwrap();
     assert_eq!(last["metier"]["fields"], answer["metier"]["fields"]);
 

@@ -17,7 +17,7 @@ use anyhow::{Context as _, anyhow};
 use clap::Args;
 use futures_util::{StreamExt as _, stream};
 use metier_gateway::{Caller, Fault, Gateway, GatewayError, Reply, RequestContext};
-use metier_model::{Progress, Unit, proof::interval::wilson};
+use metier_model::{Progress, Unit, extract::Schema, proof::interval::wilson};
 use metier_traffic::{
     price::usd,
     wire::{ChatRequest, Message, ResponseFormat, Role},
@@ -30,6 +30,7 @@ use metier_train::{
     },
 };
 use serde::Serialize;
+use serde_json::{Value, json};
 use tokio::time::Instant;
 
 use super::super::{CommonArgs, Failure, Outcome, bases, line, progress::Bars, serve};
@@ -44,6 +45,10 @@ const MAX_FAILURES: usize = 5;
 const DEADLINE: Duration = Duration::from_secs(120);
 /// Labels that are told to a teacher, at most: more would fill the prompt of every row.
 const MAX_LABELS: usize = 512;
+/// Tokens of an answer that is a label, at most.
+const MAX_LABEL_TOKENS: u32 = 128;
+/// Tokens of any other answer, at most.
+const MAX_TEXT_TOKENS: u32 = 2_048;
 /// Bytes of an answer of no use that are kept.
 const MAX_SAID_BYTES: usize = 200;
 /// Picodollars of a dollar.
@@ -120,9 +125,8 @@ pub(super) fn run(args: &LabelArgs, common: &CommonArgs) -> Outcome {
     let (settings, environment) = common.settings()?;
     check_boundary(&task, &settings, &args.model)?;
     let rows = rows(&task).map_err(Failure::usage)?;
-    let labels = labels(args, &rows)?;
-    let prompt = prompt(&task.instruction, &labels);
-    let asked = Asked::new(&task.name, &args.model, &prompt);
+    let wanted = Wanted::of(&task, args, &rows)?;
+    let asked = Asked::new(&task.name, &args.model, &wanted.prompt(&task.instruction));
     let (mut writer, mut answers) = Writer::open(&args.output, &asked).map_err(Failure::usage)?;
     let open = questions(args, &rows, &answers);
     let mut bars = Bars::new();
@@ -130,7 +134,7 @@ pub(super) fn run(args: &LabelArgs, common: &CommonArgs) -> Outcome {
     if !open.is_empty() {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
         let runtime = runtime.context("cannot start the thread that asks").map_err(Failure::Environment)?;
-        let teacher = Teacher::open(args, &settings, &environment, prompt, &labels)?;
+        let teacher = Teacher::open(args, &settings, &environment, wanted.prompt(&task.instruction), &wanted)?;
         let told = runtime.block_on(ask_all(args, &teacher, open, &mut writer, &mut answers, &mut bars));
         runtime.block_on(teacher.gateway.shutdown(Duration::from_secs(2)));
         bars.finish();
@@ -182,9 +186,85 @@ fn labels(args: &LabelArgs, rows: &[Input]) -> Result<Vec<String>, Failure> {
     }
 }
 
-fn prompt(instruction: &str, labels: &[String]) -> String {
-    let list: Vec<String> = labels.iter().map(|label| format!("- {label}")).collect();
-    format!("{instruction}\nAnswer with exactly one of these labels and nothing else:\n{}", list.join("\n"))
+/// What an answer is, by the task's kind.
+enum Wanted {
+    /// One of these.
+    Label(Vec<String>),
+    /// JSON of this schema, whose values stand in the text.
+    Values(Box<Schema>),
+    /// A text, or JSON of this schema.
+    Text(Option<Value>),
+}
+
+impl Wanted {
+    fn of(task: &TaskFile, args: &LabelArgs, rows: &[Input]) -> Result<Self, Failure> {
+        if let Some(extract) = &task.extract {
+            return Ok(Self::Values(Box::new(extract.schema.clone())));
+        }
+        let Some(generate) = &task.generate else { return labels(args, rows).map(Self::Label) };
+        let Some(path) = &generate.schema else { return Ok(Self::Text(None)) };
+        let schema = std::fs::read_to_string(path).map_err(anyhow::Error::new);
+        let schema = schema.and_then(|text| Ok(serde_json::from_str(&text)?));
+        let schema = schema.with_context(|| format!("cannot use the schema `{}`", path.display()));
+        schema.map(|schema| Self::Text(Some(schema))).map_err(Failure::Usage)
+    }
+
+    /// What is said beside the row.
+    fn prompt(&self, instruction: &str) -> String {
+        match self {
+            Self::Label(labels) => {
+                let list: Vec<String> = labels.iter().map(|label| format!("- {label}")).collect();
+                let list = list.join("\n");
+                format!("{instruction}\nAnswer with exactly one of these labels and nothing else:\n{list}")
+            }
+            Self::Values(schema) => format!(
+                "{instruction}\nAnswer with one JSON object that meets this JSON Schema and nothing else. Give only values that stand in the text; leave out what does not.\n{}",
+                schema.source()
+            ),
+            Self::Text(Some(schema)) => {
+                format!("{instruction}\nAnswer with JSON that meets this JSON Schema and nothing else.\n{schema}")
+            }
+            Self::Text(None) => instruction.to_owned(),
+        }
+    }
+
+    /// The form that a model of this process is held to.
+    fn form(&self) -> ResponseFormat {
+        let json = |schema: &Value| ResponseFormat::JsonSchema(json!({"name": "answer", "schema": schema}));
+        match self {
+            Self::Label(labels) => ResponseFormat::Choice(labels.clone()),
+            Self::Values(schema) => {
+                serde_json::from_str(schema.source()).map_or(ResponseFormat::JsonObject, |schema| json(&schema))
+            }
+            Self::Text(schema) => schema.as_ref().map_or(ResponseFormat::Text, json),
+        }
+    }
+
+    fn max_tokens(&self) -> u32 {
+        if let Self::Label(_) = self { MAX_LABEL_TOKENS } else { MAX_TEXT_TOKENS }
+    }
+
+    /// The answer in what was said; `None` where there is none.
+    fn answer_in(&self, said: &str) -> Option<String> {
+        match self {
+            Self::Label(labels) => label_in(said, labels).map(str::to_owned),
+            Self::Values(schema) => {
+                let value = object_in(said)?;
+                schema.values(&value).is_ok().then(|| value.to_string())
+            }
+            Self::Text(Some(_)) => {
+                let whole = serde_json::from_str::<Value>(said.trim()).ok();
+                whole.or_else(|| object_in(said)).map(|value| value.to_string())
+            }
+            Self::Text(None) => Some(said.trim()).filter(|said| !said.is_empty()).map(str::to_owned),
+        }
+    }
+}
+
+/// The JSON object in what was said, whatever fence or sentence stands around it.
+fn object_in(said: &str) -> Option<Value> {
+    let (from, to) = (said.find('{')?, said.rfind('}')?);
+    serde_json::from_str(said.get(from..=to)?).ok()
 }
 
 /// Rows without an answer, then those that are to be asked for again. Their order is that of their names, so that a part of them is a
@@ -207,8 +287,8 @@ struct Teacher<'a> {
     gateway: Arc<Gateway>,
     model: &'a str,
     prompt: String,
-    labels: &'a [String],
-    /// A model of this process can be held to the labels; another server may not know how.
+    wanted: &'a Wanted,
+    /// A model of this process can be held to a form; another server may not know how.
     is_held: bool,
 }
 
@@ -218,24 +298,23 @@ impl<'a> Teacher<'a> {
         settings: &Settings,
         environment: &Environment,
         prompt: String,
-        labels: &'a [String],
+        wanted: &'a Wanted,
     ) -> Result<Self, Failure> {
         let named = |backend: &BackendSettings| backend.model == args.model || backend.name == args.model;
         let is_held = !settings.backend.iter().any(named);
         let decoder = if is_held { bases::decoder(settings, environment)?.map(Arc::new) } else { None };
         let with = serve::With { encoder: false, backends: true };
         let gateway = Arc::new(serve::open_gateway(with, settings, environment, decoder)?);
-        Ok(Self { gateway, model: &args.model, prompt, labels, is_held })
+        Ok(Self { gateway, model: &args.model, prompt, wanted, is_held })
     }
 
     async fn ask(&self, question: &Question) -> Result<(Answer, Option<u64>), GatewayError> {
         let message = |role, content: &str| Message { role, content: content.to_owned() };
         let messages = vec![message(Role::System, &self.prompt), message(Role::User, &question.input.text)];
-        let choice = || ResponseFormat::Choice(self.labels.to_vec());
         let request = ChatRequest {
-            max_tokens: Some(128),
+            max_tokens: Some(self.wanted.max_tokens()),
             temperature: Some(0.0),
-            response_format: if self.is_held { choice() } else { ResponseFormat::Text },
+            response_format: if self.is_held { self.wanted.form() } else { ResponseFormat::Text },
             ..ChatRequest::new(self.model, messages)
         };
         let context = RequestContext {
@@ -272,9 +351,9 @@ impl<'a> Teacher<'a> {
             receipt: Some(decision.receipt.to_string()),
             ..answer
         };
-        let answer = label_in(&said, self.labels).map(str::to_owned);
+        let answer = self.wanted.answer_in(&said);
         Ok(match answer {
-            Some(label) => (paid(Answer { answer: Some(label), said: None, ..useless(String::new()) }), cost),
+            Some(answer) => (paid(Answer { answer: Some(answer), said: None, ..useless(String::new()) }), cost),
             None => (paid(useless(said)), cost),
         })
     }
@@ -409,7 +488,10 @@ fn tell(labelled: &Labelled, args: &LabelArgs, rows: &[Input]) {
     share("with itself", &labelled.agreement_with_itself);
     share("with gold", &labelled.agreement_with_gold);
     if labelled.useless > 0 {
-        println!("  of no use    {} answers are no label: they are kept, and not asked for again", labelled.useless);
+        println!(
+            "  of no use    {} answers are none that the task knows: they are kept, and not asked for again",
+            labelled.useless
+        );
     }
     if labelled.failed > 0 {
         println!("  failed       {} requests: the same command asks again", labelled.failed);
