@@ -81,7 +81,7 @@ SHAPES = [
     "{article} {series} {colour}, mat.: {material}, {size}",
 ]
 SERIES = ["Alba", "Fjord", "Luna", "Mistral", "Oslo", "Tide", "Vera", "Kiln", "Dune", "Pico", "Hygge", "Basic"]
-PARTS = {"train": 420, "validation": 80, "calibration": 140, "test": 120}
+PARTS = {"train": 280, "validation": 60, "calibration": 120, "test": 100}
 
 
 def row(random):

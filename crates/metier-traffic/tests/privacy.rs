@@ -2,7 +2,12 @@
 //!
 //! `METIER_DATA=… cargo nextest run -p metier-traffic --test privacy --no-capture` prints the table of docs/log.md.
 
-#![allow(clippy::unwrap_used, clippy::print_stderr, reason = "tests")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stderr,
+    clippy::disallowed_methods,
+    reason = "a test that finds its data by a variable"
+)]
 
 use std::{collections::BTreeMap, path::PathBuf};
 
