@@ -10,7 +10,7 @@ use metier_model::{Encoder, SpecialistStore};
 use metier_train::{Embed, TaskFile, Workbench, build};
 
 /// Steps or rows between two lines of progress.
-const STEPS_A_LINE: u64 = 100;
+const STEPS_A_LINE: u64 = 50;
 
 fn main() -> Result<(), Box<dyn Error>> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();

@@ -75,7 +75,7 @@ fn main() -> Result<(), Box<dyn Error>> {
                 let text = Tokenised::of(&encoder, &example.row.text)?;
                 let gold = extract::gold(&example.row, &text.words, extract)?;
                 alignment.add(&example.row, &gold, &extract.schema);
-                Ok(TaggedText::new(&encoder, &text, gold.spans))
+                Ok(TaggedText::new(&encoder, &example.row.text, &text, gold.spans))
             })
             .collect()
     };

@@ -5,7 +5,7 @@
 //! writing: a value that does not stand in the text is not found.
 //!
 //! ```text
-//! text → words → windows of tokens → hidden rows → logits of tags a word → likeliest legal tags → spans
+//! text → words → windows of tokens → hidden rows, and shapes of words → logits of tags a word → likeliest legal tags → spans
 //!      → value of each span, normalised → the best, or all, of each field → answer
 //! score of a field:  P(exactly this span), summed over all legal tags, through a calibrated line
 //! score of a row:    P(exactly these tags), likewise
@@ -121,6 +121,14 @@ pub enum ReadError {
     /// The encoder.
     #[error("cannot read the text")]
     Encoder(#[from] EncoderError),
+    /// The head was made for another encoder.
+    #[error("the head reads rows of {head} elements, those of the encoder have {encoder}")]
+    Head {
+        /// What the head reads.
+        head: usize,
+        /// What there is.
+        encoder: usize,
+    },
 }
 
 /// A text's words with their tokens.
@@ -199,7 +207,11 @@ impl Extractor<'_> {
 
     /// Reads several texts together; each is read as it would be alone.
     pub fn read_all(&self, pool: &Pool, texts: &[&str]) -> Result<Vec<Reading>, ReadError> {
-        let n_tags = self.head.n_classes();
+        let (n_tags, width) = (self.head.n_classes(), self.encoder.width());
+        let head_width = self.head.embedding_dim().unwrap_or_default();
+        if head_width != width + words::SHAPE_ROW {
+            return Err(ReadError::Head { head: head_width, encoder: width + words::SHAPE_ROW });
+        }
         let tokenised = texts.iter().map(|text| Tokenised::of(self.encoder, text)).collect::<Result<Vec<_>, _>>()?;
         let windows: Vec<(usize, WindowTokens)> = tokenised
             .iter()
@@ -209,7 +221,6 @@ impl Extractor<'_> {
         let mut logits: Vec<Vec<f32>> =
             tokenised.iter().map(|text| Vec::with_capacity(text.words.len() * n_tags)).collect();
         let mut n_tokens = vec![0; texts.len()];
-        let width = self.head.embedding_dim().unwrap_or_default();
         // Of a text with several windows they follow each other, so its logits are put in order of its words.
         for batch in windows.chunks(WINDOWS_AT_A_TIME) {
             let ids: Vec<&[TokenId]> = batch.iter().map(|(_, window)| window.ids.as_slice()).collect();
@@ -221,8 +232,9 @@ impl Extractor<'_> {
                 n_tokens[*text] += window.ids.len();
                 for word in window.window.keep.clone() {
                     let row = window.rows[word - window.window.words.start];
-                    let row = &hidden[row * width..][..width];
-                    logits[*text].extend(self.head.margins(None, Some(row)));
+                    let shapes = words::shape_row(texts[*text], &tokenised[*text].words, word);
+                    let row = [&hidden[row * width..][..width], &shapes].concat();
+                    logits[*text].extend(self.head.margins(None, Some(&row)));
                 }
             }
         }
@@ -370,7 +382,7 @@ mod tests {
         let pool = Pool::new(2, Tier::detect());
         let properties = r#"{"a": {"type": "string"}, "b": {"type": "array", "items": {"type": "string"}}}"#;
         let schema = Schema::parse(&format!(r#"{{"type": "object", "properties": {properties}}}"#)).unwrap();
-        let head = head(encoder.dim(), 2);
+        let head = head(encoder.width() + words::SHAPE_ROW, 2);
         let extractor = Extractor { schema: &schema, head: &head, encoder: &encoder };
         let long: String = (0..400).map(|i| WORDS[(i * i + i / 7) % 8].to_owned() + " ").collect();
         let texts = ["", "ant", "é bee  cat. ant", &long];
@@ -388,6 +400,9 @@ mod tests {
                 assert!(found.log_probability <= 0.0 && found.log_probability >= reading.log_probability - 1e-9);
             }
         }
+        let other = self::head(encoder.width(), 2);
+        let wrong = Extractor { head: &other, ..extractor }.read(&pool, "ant").unwrap_err();
+        assert!(matches!(wrong, ReadError::Head { head: 32, .. }), "{wrong}");
         assert!(n_found > 4, "random weights find something");
         assert!(together[3].n_tokens > 400, "the whole long text was read, in several windows");
         assert!(together[3].spans.iter().any(|(span, _)| span.words.start > 300));

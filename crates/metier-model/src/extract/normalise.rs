@@ -185,7 +185,7 @@ fn date(raw: &str, month_first: bool) -> Option<String> {
         match month(&word) {
             Some(month) if named.is_none() => named = Some((numbers.len(), month)),
             Some(_) => return None,
-            None if FILLERS.contains(&word.as_str()) || WEEKDAYS.iter().any(|day| *day == word) => {}
+            None if FILLERS.contains(&word.as_str()) || WEEKDAYS.contains(&word.as_str()) => {}
             None => return None,
         }
     }

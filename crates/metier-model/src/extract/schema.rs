@@ -151,19 +151,19 @@ impl Schema {
     /// Which requirement is not met.
     pub fn assemble(&self, values: &[Vec<Value>]) -> std::result::Result<Value, String> {
         let mut answer = Map::new();
-        for (group, (required, _)) in &self.groups {
-            let filled =
-                self.fields.iter().zip(values).any(|(f, v)| f.keys.len() == 2 && f.keys[0] == *group && !v.is_empty());
-            if *required || filled {
-                answer.insert(group.clone(), Value::Object(Map::new()));
-            }
-        }
+        let is_there = |group: &str| {
+            let is_filled = |(field, values): (&Field, &Vec<Value>)| {
+                field.keys.len() == 2 && field.keys[0] == group && !values.is_empty()
+            };
+            self.groups.get(group).is_some_and(|(required, _)| *required)
+                || self.fields.iter().zip(values).any(is_filled)
+        };
         for (field, values) in self.fields.iter().zip(values) {
             let target = match &field.keys[..] {
-                [_] => Some(&mut answer),
                 // An object that is left out has no required fields.
-                [group, ..] => answer.get_mut(group).and_then(Value::as_object_mut),
-                [] => None,
+                [group, _] if !is_there(group) => continue,
+                [group, _] => answer.entry(group.clone()).or_insert_with(|| Value::Object(Map::new())).as_object_mut(),
+                _ => Some(&mut answer),
             };
             let Some(target) = target else { continue };
             let value = match (field.many, values.as_slice()) {
@@ -176,6 +176,11 @@ impl Schema {
             };
             field.check(&value)?;
             target.insert(field.keys[field.keys.len() - 1].clone(), value);
+        }
+        for (group, (required, _)) in &self.groups {
+            if *required && !answer.contains_key(group) {
+                answer.insert(group.clone(), Value::Object(Map::new()));
+            }
         }
         Ok(Value::Object(answer))
     }
@@ -682,7 +687,11 @@ mod tests {
         assert_eq!(schema.assemble(&values), Err("`total.amount` is required and was not found".to_owned()));
         values[at("total.amount")] = vec![schema.fields()[at("total.amount")].value("1,200.50").unwrap()];
         let answer = schema.assemble(&values).unwrap();
-        assert_eq!(answer["total"], json!({"amount": 1200.5, "currency": "EUR"}));
+        assert_eq!(
+            answer.to_string(),
+            r#"{"number":"A1","total":{"amount":1200.5,"currency":"EUR"},"tags":[]}"#,
+            "in the schema's order"
+        );
         assert_eq!(schema.values(&answer).unwrap(), values);
         assert_eq!(schema.fields()[at("total.amount")].value("-3"), None, "below the minimum");
         assert_eq!(schema.fields()[at("total.currency")].value("CHF"), None, "not in the enumeration");

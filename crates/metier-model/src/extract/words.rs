@@ -50,6 +50,38 @@ impl Class {
     }
 }
 
+/// Shapes of words.
+const SHAPES: usize = 6;
+/// Elements of [`shape_row`].
+pub const SHAPE_ROW: usize = 3 * SHAPES;
+
+/// How a word is written: letter case, which vocabularies such as MiniLM's do not have, and whether it is of letters at all.
+fn shape(word: &str) -> usize {
+    let mut letters = word.chars();
+    let Some(first) = letters.next().filter(|first| first.is_alphabetic()) else {
+        return if word.starts_with(char::is_numeric) { 4 } else { 5 };
+    };
+    let (mut upper, mut lower) = (false, false);
+    letters.for_each(|c| if c.is_uppercase() { upper = true } else { lower = true });
+    match (first.is_uppercase(), upper, lower) {
+        (false, false, _) => 0,
+        (true, false, _) => 1,
+        (true, true, false) => 2,
+        _ => 3,
+    }
+}
+
+/// What stands beside a word's hidden row: a 1 for the shape of the word before it, its own, and that of the word after it.
+pub fn shape_row(text: &str, words: &[Range<usize>], word: usize) -> [f32; SHAPE_ROW] {
+    let mut row = [0.0; SHAPE_ROW];
+    for (place, at) in [word.checked_sub(1), Some(word), Some(word + 1)].into_iter().enumerate() {
+        if let Some(word) = at.and_then(|at| words.get(at)) {
+            row[place * SHAPES + shape(&text[word.clone()])] = 1.0;
+        }
+    }
+    row
+}
+
 /// The words that bytes `span` touch; `None` where it touches none. The second value: do the words end where the span does?
 pub fn words_in(words: &[Range<usize>], span: &Range<usize>) -> Option<(Range<usize>, bool)> {
     let first = words.partition_point(|word| word.end <= span.start);
@@ -125,6 +157,22 @@ mod tests {
     }
 
     #[test]
+    fn shapes_of_a_word_and_its_neighbours() {
+        let text = "the Flow ESPAÑOL iPod 12 -";
+        let all = words(text);
+        let shapes: Vec<usize> = all.iter().map(|word| shape(&text[word.clone()])).collect();
+        assert_eq!(shapes, [0, 1, 2, 3, 4, 5]);
+        let set = |word: usize| {
+            let row = shape_row(text, &all, word);
+            row.iter().enumerate().filter(|(_, x)| **x == 1.0).map(|(at, _)| at).collect::<Vec<_>>()
+        };
+        assert_eq!(
+            (set(0), set(1), set(5)),
+            (vec![SHAPES, 2 * SHAPES + 1], vec![0, SHAPES + 1, 2 * SHAPES + 2], vec![4, SHAPES + 5])
+        );
+    }
+
+    #[test]
     fn finds_the_words_of_a_span() {
         let text = "Model X-200 red";
         let all = words(text);
@@ -137,6 +185,10 @@ mod tests {
         #[test]
         fn words_cover_all_that_is_visible(text in "\\PC{0,60}") {
             let all = words(&text);
+            for word in 0..all.len() {
+                let n = shape_row(&text, &all, word).iter().filter(|x| **x == 1.0).count();
+                prop_assert_eq!(n, 1 + usize::from(word > 0) + usize::from(word + 1 < all.len()));
+            }
             prop_assert!(all.windows(2).all(|pair| pair[0].end <= pair[1].start));
             let covered: String = all.iter().map(|word| &text[word.clone()]).collect();
             let visible: String = text.chars().filter(|c| !c.is_whitespace() && !c.is_control()).collect();

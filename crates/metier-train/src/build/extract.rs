@@ -29,6 +29,7 @@ use super::{
 use crate::{
     craft::{
         encoder::Run,
+        ladder::decimal,
         lookup::Lookup,
         span::{self, SpanCounts, TaggedText, Tagger},
     },
@@ -414,7 +415,10 @@ fn tune(
 ) -> Result<(span::TunedSpans, TuningRecord, Option<String>), BuildError> {
     let error = |source| BuildError::Tune { name: task.name.clone(), source };
     let tagged = |part: Part| -> Vec<TaggedText> {
-        parts[part as usize].iter().map(|row| TaggedText::new(encoder, &row.text, row.gold.spans.clone())).collect()
+        parts[part as usize]
+            .iter()
+            .map(|row| TaggedText::new(encoder, &row.example.row.text, &row.text, row.gold.spans.clone()))
+            .collect()
     };
     let (train, validation) = (tagged(Part::Train), tagged(Part::Validation));
     let mut recipe = span::Recipe::for_rows(train.len());
@@ -450,11 +454,6 @@ fn tune(
         contrast: 0.0,
     };
     Ok((tuned, record, shortened))
-}
-
-/// The number as it was written: 0.1 and not 0.10000000149.
-fn decimal(x: f32) -> f64 {
-    x.to_string().parse().expect("a number's own text is a number")
 }
 
 /// One unit vector for all texts of the task, and the cosine that all but [`MATCH_MISSES`] of the validation rows reach.

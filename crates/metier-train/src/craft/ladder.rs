@@ -339,7 +339,7 @@ fn plan(encoder: &Encoder, recipe: &encoder::Recipe, run: &Run<'_>, rows: [&(Vec
 }
 
 /// The number as it was written: 0.1 and not 0.10000000149.
-fn decimal(x: f32) -> f64 {
+pub(crate) fn decimal(x: f32) -> f64 {
     x.to_string().parse().expect("a number's own text is a number")
 }
 

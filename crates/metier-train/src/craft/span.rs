@@ -5,7 +5,7 @@
 //! **Absent:** values and schemas; calibration.
 //!
 //! ```text
-//! a step:  windows of some texts → hidden rows of each word's first token → logits of tags z = W·h + b
+//! a step:  windows of some texts → hidden row of each word's first token, shapes beside it → logits of tags z = W·h + b
 //!          loss = ln Z − Σ z[gold tag], Z over all legal paths: a conditional random field with fixed transitions
 //!          → derivatives (marginals − gold) → clip → AdamW, warm-up and cosine
 //! an epoch: validation texts → likeliest legal tags → F1 of spans (field and words equal); the best epoch's numbers are kept
@@ -17,7 +17,10 @@ use metier_kernels::{Pool, Target};
 use metier_model::{
     Encoder, Progress, TokenId, Unit,
     arch::bert::{PlainTensor, halves},
-    extract::{Lattice, Span, Tokenised, tags},
+    extract::{
+        Lattice, Span, Tokenised, tags,
+        words::{SHAPE_ROW, shape_row},
+    },
     head::LinearHead,
     specialist::mix,
 };
@@ -104,24 +107,27 @@ pub struct TaggedText {
 struct TaggedWindow {
     ids: Vec<TokenId>,
     rows: Vec<usize>,
+    shapes: Vec<f32>, // (words, SHAPE_ROW)
     tags: Vec<usize>,
     keep: Range<usize>,
 }
 
 impl TaggedText {
-    /// Cuts a tokenised text into its windows.
-    pub fn new(encoder: &Encoder, text: &Tokenised, spans: Vec<Span>) -> Self {
-        let all = tags::tags_of(text.words.len(), &spans);
-        let windows = text.windows(encoder).into_iter().map(|window| {
+    /// Cuts a text and its words into windows.
+    pub fn new(encoder: &Encoder, text: &str, words: &Tokenised, spans: Vec<Span>) -> Self {
+        let all = tags::tags_of(words.words.len(), &spans);
+        let cut = words;
+        let windows = cut.windows(encoder).into_iter().map(|window| {
             let (words, keep) = (window.window.words, window.window.keep);
             TaggedWindow {
                 ids: window.ids,
                 rows: window.rows,
+                shapes: words.clone().flat_map(|word| shape_row(text, &cut.words, word)).collect(),
                 tags: opened(&all[words.clone()]),
                 keep: keep.start - words.start..keep.end - words.start,
             }
         });
-        Self { windows: windows.collect(), spans, n_words: text.words.len() }
+        Self { windows: windows.collect(), spans, n_words: cut.words.len() }
     }
 
     fn tokens(&self) -> usize {
@@ -209,7 +215,7 @@ impl<'a> Tagger<'a> {
         let plain = encoder.plain()?;
         let tensors = plain.tensors.clone();
         let mut net = BertNet::new(plain, encoder.pooling());
-        let (d, n_tags) = (net.width(), tags::n_tags(n_fields));
+        let (d, n_tags) = (net.width() + SHAPE_ROW, tags::n_tags(n_fields));
         let mut state = mix(seed ^ 0x7a65);
         let weights: Vec<f32> = (0..n_tags * d)
             .map(|_| {
@@ -336,12 +342,17 @@ impl<'a> Tagger<'a> {
 
     fn head<'b>(&self, values: &'b [f32]) -> Linear<'b> {
         let (weight, bias) = (&values[self.head.0.clone()], &values[self.head.1.clone()]);
-        Linear { weight, bias: Some(bias), n: self.n_tags, k: self.net.width() }
+        Linear { weight, bias: Some(bias), n: self.n_tags, k: self.head_width() }
     }
 
-    /// The head as it ships: (d, tags).
+    /// A hidden row and the shapes beside it.
+    fn head_width(&self) -> usize {
+        self.net.width() + SHAPE_ROW
+    }
+
+    /// The head as it ships: (head width, tags).
     fn linear_head(&self, values: &[f32]) -> LinearHead {
-        let (d, n) = (self.net.width(), self.n_tags);
+        let (d, n) = (self.head_width(), self.n_tags);
         let weight = &values[self.head.0.clone()];
         let dense = (0..d * n).map(|at| weight[(at % n) * d + at / n]).collect();
         LinearHead::quantise(values[self.head.1.clone()].to_vec(), &[], dense)
@@ -357,26 +368,27 @@ impl<'a> Tagger<'a> {
         grads: &mut [f32],
     ) -> f64 {
         let (train, d, n_tags) = (self.train, self.net.width(), self.n_tags);
+        let width = self.head_width();
         let windows: Vec<&TaggedWindow> = batch.iter().flat_map(|text| &train[*text].windows).collect();
         if windows.is_empty() {
             return 0.0;
         }
         let rows = self.forward(pool, values, &windows, dropout);
-        let mut words = self.gather(&rows);
-        drop_out(pool, dropout, HEAD_SITE, d, &mut words);
+        let mut words = self.gather(&rows, &windows);
+        drop_out(pool, dropout, HEAD_SITE, width, &mut words);
         let mut logits = vec![0.0; rows.len() * n_tags];
         self.head(values).forward(pool, &words, &mut logits);
         let mut dlogits = vec![0.0; logits.len()];
         let loss = self.loss(pool, &windows, &logits, 1.0 / batch.len() as f32, &mut dlogits);
         let [dweight, dbias] =
             grads.get_disjoint_mut([self.head.0.clone(), self.head.1.clone()]).expect("weight and bias lie apart");
-        linear::backward_weight(pool, &dlogits, &words, d, dweight, Some(dbias));
+        linear::backward_weight(pool, &dlogits, &words, width, dweight, Some(dbias));
         let dwords = &mut words; // what it held is used up
         self.head(values).backward_input(pool, &dlogits, dwords, Target::Overwrite);
-        drop_out(pool, dropout, HEAD_SITE, d, dwords);
+        drop_out(pool, dropout, HEAD_SITE, width, dwords);
         let mut dx = vec![0.0; self.pass.hidden.len()];
-        for (row, dword) in rows.iter().zip(dwords.chunks_exact(d)) {
-            dx[row * d..(row + 1) * d].copy_from_slice(dword);
+        for (row, dword) in rows.iter().zip(dwords.chunks_exact(width)) {
+            dx[row * d..(row + 1) * d].copy_from_slice(&dword[..d]);
         }
         self.net.backward_rows(pool, values, &mut self.pass, dx, grads);
         loss
@@ -425,9 +437,16 @@ impl<'a> Tagger<'a> {
             .collect()
     }
 
-    fn gather(&self, rows: &[usize]) -> Vec<f32> {
+    /// Hidden rows of the words with their shapes: (words, head width).
+    fn gather(&self, rows: &[usize], windows: &[&TaggedWindow]) -> Vec<f32> {
         let d = self.net.width();
-        rows.iter().flat_map(|row| self.pass.hidden[row * d..(row + 1) * d].iter().copied()).collect()
+        let shapes = windows.iter().flat_map(|window| window.shapes.chunks_exact(SHAPE_ROW));
+        let mut words = Vec::with_capacity(rows.len() * self.head_width());
+        for (row, shape) in rows.iter().zip(shapes) {
+            words.extend_from_slice(&self.pass.hidden[row * d..(row + 1) * d]);
+            words.extend_from_slice(shape);
+        }
+        words
     }
 
     /// Spans of the validation texts.
@@ -449,7 +468,7 @@ impl<'a> Tagger<'a> {
             if !windows.is_empty() {
                 let rows = self.forward(pool, values, &windows, None);
                 logits.resize(rows.len() * n_tags, 0.0);
-                self.head(values).forward(pool, &self.gather(&rows), &mut logits);
+                self.head(values).forward(pool, &self.gather(&rows, &windows), &mut logits);
             }
             let mut from = 0;
             for text in batch {
@@ -519,7 +538,7 @@ mod tests {
 
     fn tagged(encoder: &Encoder) -> Vec<TaggedText> {
         let tag = |(text, spans): (String, Vec<Span>)| {
-            TaggedText::new(encoder, &Tokenised::of(encoder, &text).unwrap(), spans)
+            TaggedText::new(encoder, &text, &Tokenised::of(encoder, &text).unwrap(), spans)
         };
         texts().into_iter().map(tag).collect()
     }

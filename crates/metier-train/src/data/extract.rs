@@ -15,7 +15,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use metier_model::extract::{Field, Schema, Span, normalise, tags, words};
+use metier_model::extract::{Field, Schema, Span, normalise, words};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -313,27 +313,19 @@ fn places(text: &str, words: &[Range<usize>], field: &Field, value: &Value) -> V
         let mut found = Vec::new();
         for (first, word) in words.iter().enumerate() {
             // The shortest writing from here on.
-            let ends = words[first..].iter().take(MAX_RULE_WORDS).map(|last| last.end);
-            if let Some(end) = ends.into_iter().find(|end| field.value(&text[word.start..*end]).as_ref() == Some(value))
-            {
+            let mut ends = words[first..].iter().take(MAX_RULE_WORDS).map(|last| last.end);
+            if let Some(end) = ends.find(|end| field.value(&text[word.start..*end]).as_ref() == Some(value)) {
                 found.push(word.start..end);
             }
         }
         // Of `€ 1,200` and `1,200` the first is a wider writing of the same place.
         let is_within = |a: &Range<usize>, b: &Range<usize>| b.start <= a.start && a.end <= b.end && a != b;
-        let shortest: Vec<Range<usize>> =
-            found.iter().filter(|wide| !found.iter().any(|narrow| is_within(narrow, wide))).cloned().collect();
-        return shortest;
+        return found.iter().filter(|wide| !found.iter().any(|narrow| is_within(narrow, wide))).cloned().collect();
     }
     match value.as_str() {
         Some(value) if !value.is_empty() => text.match_indices(value).map(|(at, part)| at..at + part.len()).collect(),
         _ => Vec::new(),
     }
-}
-
-/// The tags of a row's words.
-pub fn tags_of(gold: &Gold, n_words: usize) -> Vec<usize> {
-    tags::tags_of(n_words, &gold.spans)
 }
 
 /// The schema's path in a task file's folder.
