@@ -23,7 +23,7 @@ pub(crate) struct Judged {
     pub(crate) score: f32,
     pub(crate) threshold: Option<f32>,
     pub(crate) accepted: bool,
-    /// `linear`, `head`, `both`, `tuned`, `span`.
+    /// `linear`, `pair`, `head`, `both`, `tuned`, `span`.
     pub(crate) stage: String,
     /// Of an extraction.
     pub(crate) extracted: Option<Extracted>,
@@ -67,6 +67,10 @@ pub(crate) trait Expert: Send + Sync {
     /// How sure it is of an answer that its pen wrote.
     fn judge_written(&self, _written: Written<'_>) -> Option<Judgement> {
         None
+    }
+    /// What the encoder that was tuned for it reads of a text.
+    fn own_text(&self, text: &str) -> String {
+        text.to_owned()
     }
     fn centroids(&self) -> &[Vec<f32>];
     fn match_threshold(&self) -> Option<f32>;
@@ -176,6 +180,10 @@ impl Expert for WithEncoder {
 
     fn own_encoder(&self) -> Option<&Embedder> {
         Some(&self.embedder)
+    }
+
+    fn own_text(&self, text: &str) -> String {
+        self.specialist.encoder_text(text).into_owned()
     }
 
     fn centroids(&self) -> &[Vec<f32>] {

@@ -69,6 +69,27 @@ impl LinearHead {
         Self { bias, sparse, dense }
     }
 
+    /// `weight` times this head's margins, plus `bias` (n_classes), plus `tail` (further elements, n_classes) times what its dense row
+    /// goes on with.
+    ///
+    /// # Panics
+    /// Where a length is no multiple of the number of classes.
+    #[must_use]
+    pub fn blended(&self, weight: f32, bias: &[f32], tail: &[f32]) -> Self {
+        let n_classes = self.n_classes();
+        assert!(bias.len() == n_classes && tail.len().is_multiple_of(n_classes), "whole rows of classes");
+        let mut head = self.clone();
+        head.bias.iter_mut().zip(bias).for_each(|(own, bias)| *own = *own * weight + bias);
+        head.sparse.iter_mut().flat_map(|sparse| &mut sparse.scales).for_each(|scale| *scale *= weight);
+        head.dense.iter_mut().flat_map(|dense| &mut dense.weights).for_each(|own| *own *= weight);
+        if !tail.is_empty() {
+            let dense = head.dense.get_or_insert(DenseWeights { dim: 0, weights: Vec::new() });
+            dense.dim += tail.len() / n_classes;
+            dense.weights.extend_from_slice(tail);
+        }
+        head
+    }
+
     /// Number of classes, which is the length of [`LinearHead::margins`].
     pub fn n_classes(&self) -> usize {
         self.bias.len()

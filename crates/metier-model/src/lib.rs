@@ -21,6 +21,7 @@ pub mod format;
 pub mod grammar;
 pub mod head;
 pub mod packed;
+pub mod pairs;
 pub mod progress;
 pub mod proof;
 pub mod sample;

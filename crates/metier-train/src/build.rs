@@ -22,10 +22,11 @@ use metier_model::{
     Digest, Encoder, Progress, Specialist, SpecialistStore, Unit,
     features::FORMAT as FEATURE_FORMAT,
     head::LinearHead,
+    pairs::FORMAT as PAIR_FORMAT,
     proof::{Certificate, NonInferiority, learn_then_test},
     specialist::{
         AnswerError, BundleError, Contents, Neighbours, ProbeRow, StoreError, bundle,
-        manifest::{FORMAT, Kind, Manifest, Recipe, Stage},
+        manifest::{FORMAT, Kind, Manifest, PairsRecord, Recipe, Stage},
     },
 };
 use serde::{Deserialize, Serialize};
@@ -37,7 +38,7 @@ use crate::{
         ladder::{self, Embeddings, Ground, Held, Ladder, Run},
     },
     data::{
-        DataError, LeakReport, Part, Splits, TaskError, TaskFile,
+        DataError, LeakReport, Part, Splits, TaskError, TaskFile, positive,
         split::{self, Example},
         table::{self, Columns},
         task::Metric,
@@ -46,7 +47,7 @@ use crate::{
     eval::{
         EvalReport, Finding, LearningCurve, ScoredRow, calibrate, card,
         evaluation::{self, ClassMix, Yardstick},
-        finding, html, learning, metrics,
+        finding, html, learning, metrics, rejection,
     },
 };
 
@@ -269,6 +270,7 @@ pub fn build(
     let elapsed = || clock().saturating_sub(start);
     progress(Progress { stage: "reading rows", done: 0, total: None, unit: Unit::Rows });
     let splits = split::load(task, bench.seed)?;
+    let task = &TaskFile { target: positive::resolve(task, &splits)?, ..task.clone() };
     let embeddings = bench.encoder.map(|encoder| embed(task, &splits, encoder, bench.pool, progress)).transpose()?;
     let embed_seconds = elapsed().as_secs_f64();
     let deadline = Duration::from_secs_f64(task.budget_minutes * 60.0);
@@ -276,6 +278,7 @@ pub fn build(
     let run = Run { pool: bench.pool, seed: bench.seed, clock: &elapsed, deadline, keeps };
     let ground = Ground {
         splits: &splits,
+        inputs: &task.data.text,
         embeddings: embeddings.as_ref(),
         encoder: bench.encoder.and_then(Embed::as_encoder),
         up_to: task.up_to,
@@ -370,7 +373,8 @@ pub fn evaluate(
     }
     let rows = table::read(file, columns)?;
     let examples = split::examples(rows, &manifest.labels)?;
-    let texts: Vec<&str> = examples.iter().map(|example| example.row.text.as_str()).collect();
+    let texts: Vec<_> = examples.iter().map(|example| specialist.encoder_text(&example.row.text)).collect();
+    let texts: Vec<&str> = texts.iter().map(AsRef::as_ref).collect();
     let embeddings = match (specialist.needs_embedding(), encoder) {
         (false, _) => None,
         (true, Some(encoder)) => {
@@ -399,11 +403,8 @@ pub fn evaluate(
             Ok(ScoredRow::new(example, &specialist.answer(&example.row.text, embedding)?))
         })
         .collect::<Result<Vec<_>, AnswerError>>()?;
-    let metric = [Metric::MacroF1, Metric::MicroF1].into_iter().find(|metric| metric.name() == manifest.recipe.metric);
-    let yardstick = Yardstick {
-        metric: metric.unwrap_or(Metric::Accuracy),
-        ..yardstick(manifest, Metric::Accuracy, columns.reference.is_some(), &[], seed)
-    };
+    let metric = positive::recorded(&manifest.recipe, &manifest.labels);
+    let yardstick = yardstick(manifest, metric, columns.reference.is_some(), &[], seed);
     Ok(evaluation::evaluate(&scored, &yardstick))
 }
 
@@ -446,6 +447,7 @@ fn prove(
     let validation = splits.part(Part::Validation);
     let gold: Vec<usize> = validation.iter().map(|example| example.class).collect();
     let calibrator = calibrate::fit(&rung.validation, &gold);
+    let pairs = rung.own.as_ref().and_then(|own| own.pairs.clone());
     let mut manifest = Manifest {
         format: FORMAT,
         name: task.name.clone(),
@@ -459,6 +461,9 @@ fn prove(
         base: bench.encoder.map(Embed::base),
         generation: None,
         features: rung.stage.reads_ngrams().then(|| FEATURE_FORMAT.to_owned()),
+        pairs: pairs
+            .as_ref()
+            .map(|pairs| PairsRecord { format: PAIR_FORMAT.to_owned(), fields: pairs.features.fields().to_vec() }),
         calibrator,
         scores: None,
         certificate: None,
@@ -466,6 +471,10 @@ fn prove(
         recipe: Recipe {
             seed: bench.seed,
             metric: task.target.metric.name().to_owned(),
+            positive: match task.target.metric {
+                Metric::F1 { positive } => Some(splits.labels[positive].clone()),
+                _ => None,
+            },
             margin: task.target.margin,
             epsilon: task.target.epsilon,
             delta: task.target.delta,
@@ -479,9 +488,10 @@ fn prove(
         manifest: manifest.clone(),
         features: rung.stage.reads_ngrams().then(|| ladder.features.clone()),
         head: Some(rung.head.clone()),
-        encoder: rung.own.as_ref().map(|own| own.file.clone()),
+        encoder: rung.own.as_ref().and_then(|own| own.file.clone()),
         adapter: None,
         schema: None,
+        pairs,
         neighbours: embeddings.and_then(|all| neighbours(splits, all, task.data.out_of_scope.as_deref())),
         probe: Vec::new(),
         evidence: String::new(),
@@ -500,7 +510,14 @@ fn prove(
 
     let part = if splits.part(Part::Test).is_empty() { Part::Validation } else { Part::Test };
     let manifest = specialist.manifest();
-    let yardstick = yardstick(manifest, task.target.metric, task.reference.is_some(), &task.data.slice, bench.seed);
+    let none = task.data.out_of_scope.as_deref();
+    let in_scope = (validation.iter().zip(&rung.validation)).filter(|(example, _)| none != Some(&example.row.label));
+    let scores = in_scope
+        .map(|(example, margins)| (manifest.calibrator.score(margins), calibrate::predicted(margins) == example.class));
+    let yardstick = Yardstick {
+        reject_below: none.and_then(|_| rejection::threshold(scores)),
+        ..yardstick(manifest, task.target.metric, task.reference.is_some(), &task.data.slice, bench.seed)
+    };
     let scored = score(&specialist, &rung.head, splits, part, ladder, read);
     let evaluation = evaluation::evaluate(&scored, &yardstick);
     let failures = failures(splits.part(part), &scored, &splits.labels);
@@ -581,6 +598,7 @@ fn yardstick<'a>(
         labels: &manifest.labels,
         metric,
         out_of_scope: manifest.out_of_scope.as_deref(),
+        reject_below: None,
         certificate: manifest.certificate,
         has_reference,
         margin: manifest.recipe.margin,

@@ -125,7 +125,7 @@ label = {label}                   # {distinct} different values
 # column = "llm_answer"
 
 [target]
-metric = "accuracy"               # accuracy, macro_f1 or micro_f1
+metric = "accuracy"               # accuracy, macro_f1, micro_f1 or f1
 margin = 0.01                     # a smaller rung may be this much worse
 epsilon = 0.02                    # certificate: at most this share of requests answered wrong without deferring
 delta = 0.05                      # ... with probability 1 - delta over the calibration rows

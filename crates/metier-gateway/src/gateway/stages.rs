@@ -181,7 +181,7 @@ impl Gateway {
             return Err(local_error(BackendError::NotPermitted));
         }
         let embedded = match (expert.own_encoder(), embedded, &self.encoder) {
-            (Some(own), ..) => own.embed(vec![text.to_owned()]).await.map_err(local_error)?,
+            (Some(own), ..) => own.embed(vec![expert.own_text(text)]).await.map_err(local_error)?,
             (None, Some(embedded), _) => embedded,
             (None, None, Some(encoder)) if expert.needs_embedding() => {
                 if let Some(why) = expert.base().and_then(|base| base.mismatch(&encoder.base)) {

@@ -4,6 +4,7 @@
 //! specialist.toml         the manifest, with the SHA-256 of every file below
 //! features.safetensors    n-gram ids and weights                      (linear, both)
 //! head.safetensors        the classifier                              (all that classify)
+//! pairs.safetensors       what is compared of several inputs, and trees      (pair, tuned)
 //! encoder.safetensors     layers of its own encoder, in IEEE halves   (tuned)
 //! adapter_config.json     as PEFT writes it                           (adapter)
 //! adapter.safetensors     deltas over the decoder, in IEEE halves     (adapter)
@@ -37,6 +38,7 @@ use crate::{
     extract::{Schema, tags},
     features::Features,
     head::LinearHead,
+    pairs::PairModel,
 };
 
 const MANIFEST: &str = "specialist.toml";
@@ -46,6 +48,7 @@ const ENCODER: &str = "encoder.safetensors";
 const ADAPTER_CONFIG: &str = "adapter_config.json";
 const ADAPTER: &str = "adapter.safetensors";
 const SCHEMA: &str = "schema.json";
+const PAIRS: &str = "pairs.safetensors";
 const NEIGHBOURS: &str = "neighbours.safetensors";
 const PROBE: &str = "probe.jsonl";
 const EVIDENCE: &str = "evidence.json";
@@ -163,6 +166,8 @@ pub struct Contents {
     pub adapter: Option<AdapterFiles>,
     /// JSON Schema of its answers, where they have one.
     pub schema: Option<String>,
+    /// How several inputs are compared, for stages that read that.
+    pub pairs: Option<Arc<PairModel>>,
     /// For `auto`.
     pub neighbours: Option<Neighbours>,
     /// At most [`MAX_PROBE_ROWS`].
@@ -234,6 +239,9 @@ pub fn files(contents: &Contents) -> (Digest, BTreeMap<String, Vec<u8>>) {
     }
     if let Some(schema) = &contents.schema {
         files.insert(SCHEMA.to_owned(), schema.clone().into_bytes());
+    }
+    if let Some(pairs) = &contents.pairs {
+        files.insert(PAIRS.to_owned(), pairs.to_bytes());
     }
     if let Some(neighbours) = &contents.neighbours {
         let dim = neighbours.centroids.first().map_or(0, Vec::len);
@@ -357,20 +365,33 @@ fn parse(dir: &Path, manifest: &Manifest, mut files: BTreeMap<&str, Vec<u8>>) ->
     let schema = text(SCHEMA)?;
     let features =
         files.get(FEATURES).map(|bytes| Features::from_bytes(bytes).map_err(tensor(FEATURES))).transpose()?;
+    let fields = manifest.pairs.as_ref().map_or(&[][..], |pairs| &pairs.fields);
+    let pairs =
+        files.get(PAIRS).map(|bytes| PairModel::from_bytes(bytes, fields).map_err(tensor(PAIRS))).transpose()?;
     let neighbours =
         files.get(NEIGHBOURS).map(|bytes| read_neighbours(bytes).map_err(tensor(NEIGHBOURS))).transpose()?;
     let probe = read_probe(required(PROBE)?).ok_or_else(|| inconsistent(format!("`{PROBE}` holds no probe rows")))?;
     let evidence =
         text(EVIDENCE)?.ok_or_else(|| BundleError::Missing { dir: dir.to_owned(), file: EVIDENCE.to_owned() })?;
-    let known = [HEAD, FEATURES, ADAPTER_CONFIG, SCHEMA, NEIGHBOURS, PROBE, EVIDENCE];
+    let known = [HEAD, FEATURES, ADAPTER_CONFIG, SCHEMA, PAIRS, NEIGHBOURS, PROBE, EVIDENCE];
     if let Some(file) = files.keys().find(|file| !known.contains(file)) {
         return Err(BundleError::Unknown { dir: dir.to_owned(), file: (*file).to_owned() });
     }
     if encoder.is_some() != manifest.stage.has_own_encoder() {
         return Err(inconsistent("it has an encoder of its own that its stage does not read, or lacks one".to_owned()));
     }
-    let contents =
-        Contents { manifest: manifest.clone(), features, head, encoder, adapter, schema, neighbours, probe, evidence };
+    let contents = Contents {
+        manifest: manifest.clone(),
+        features,
+        head,
+        encoder,
+        adapter,
+        schema,
+        pairs: pairs.map(Arc::new),
+        neighbours,
+        probe,
+        evidence,
+    };
     check(&contents).map_err(inconsistent)?;
     Ok(contents)
 }
@@ -388,9 +409,9 @@ fn check(contents: &Contents) -> Result<(), String> {
         _ if manifest.kind != Kind::Extract && (manifest.scores.is_some() || manifest.stage == Stage::Span) => {
             return Err("it has the scores or the stage of an extraction, and is none".to_owned());
         }
-        (Kind::Classify, Some(head)) => check_head(manifest, head, contents.features.as_ref())?,
+        (Kind::Classify, Some(head)) => check_head(contents, head)?,
         (Kind::Extract, Some(head)) => {
-            check_head(manifest, head, contents.features.as_ref())?;
+            check_head(contents, head)?;
             check_extraction(contents)?;
         }
         (Kind::Generate, None) => {}
@@ -426,7 +447,9 @@ fn check_generation(contents: &Contents) -> Result<(), String> {
     Ok(())
 }
 
-fn check_head(manifest: &Manifest, head: &LinearHead, features: Option<&Features>) -> Result<(), String> {
+fn check_head(contents: &Contents, head: &LinearHead) -> Result<(), String> {
+    let Contents { manifest, .. } = contents;
+    let (features, pairs) = (contents.features.as_ref(), contents.pairs.as_deref());
     let stage: Stage = manifest.stage;
     let n_classes = match manifest.kind {
         Kind::Extract => tags::n_tags(manifest.labels.len()),
@@ -438,8 +461,18 @@ fn check_head(manifest: &Manifest, head: &LinearHead, features: Option<&Features
     if features.is_some() != stage.reads_ngrams() || features.map_or(0, Features::len) != head.n_features() {
         return Err("the head does not read the features that are there".to_owned());
     }
-    if head.embedding_dim().is_some() != stage.reads_embedding() || (stage.reads_embedding() && manifest.base.is_none())
-    {
+    let format = manifest.pairs.as_ref().map(|pairs| pairs.format.as_str());
+    if format != pairs.map(|_| crate::pairs::FORMAT) || (stage == Stage::Pair && pairs.is_none()) {
+        return Err("how its inputs are compared is missing, or of another version".to_owned());
+    }
+    if pairs.is_some_and(|pairs| !pairs.fits(manifest.inputs.len())) {
+        return Err("its trees read more than its inputs have".to_owned());
+    }
+    let outputs = pairs.map_or(0, |pairs| pairs.n_outputs());
+    let Some(embedding_dim) = head.embedding_dim().unwrap_or(0).checked_sub(outputs) else {
+        return Err("the head does not read what is made of its inputs".to_owned());
+    };
+    if (embedding_dim > 0) != stage.reads_embedding() || (stage.reads_embedding() && manifest.base.is_none()) {
         return Err("the head reads an embedding of no known base, or none although its stage does".to_owned());
     }
     if manifest.features.as_deref() != features.map(|_| crate::features::FORMAT) {

@@ -1,9 +1,10 @@
 //! What does a bundle say about itself? Written as `specialist.toml`, hashed with the rest: no time, memory, path or person.
 
-use std::collections::BTreeMap;
+use std::{borrow::Cow, collections::BTreeMap};
 
 use serde::{Deserialize, Serialize};
 
+use super::inputs::Inputs;
 use crate::{
     BaseId, Digest,
     extract::Scores,
@@ -45,6 +46,9 @@ pub struct Manifest {
     /// Name of the n-gram format, where the stage reads n-grams.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub features: Option<String>,
+    /// How its inputs are compared, where they are.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pairs: Option<PairsRecord>,
     /// Margins → probability of being right; of an extraction: of tags, as they were trained.
     pub calibrator: Calibrator,
     /// How an extraction's scores are made.
@@ -67,6 +71,28 @@ impl Manifest {
     pub fn threshold(&self) -> Option<f32> {
         self.certificate.map(|certificate| certificate.threshold)
     }
+
+    /// What an encoder of its own reads of a text.
+    pub fn encoder_text<'a>(&self, text: &'a str) -> Cow<'a, str> {
+        if self.pairs.is_some() { encoder_text(&self.inputs, text) } else { Cow::Borrowed(text) }
+    }
+}
+
+/// Characters of all inputs together that an encoder reads: with most texts less than its 256 tokens, so that no input is cut off whole.
+const ENCODER_CHARACTERS: usize = 720;
+
+/// What a tuned encoder reads of a text over several inputs: all of them in one window.
+pub fn encoder_text<'a>(inputs: &[String], text: &'a str) -> Cow<'a, str> {
+    if inputs.len() < 2 { Cow::Borrowed(text) } else { Cow::Owned(Inputs::of(inputs, text).joined(ENCODER_CHARACTERS)) }
+}
+
+/// How inputs are compared.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PairsRecord {
+    /// Name of the format.
+    pub format: String,
+    /// Fields that are compared one by one; the wholes always are.
+    pub fields: Vec<String>,
 }
 
 /// What a specialist gives back.
@@ -108,11 +134,14 @@ pub struct Generation {
 pub enum Stage {
     /// A linear model on n-grams; needs no base.
     Linear,
+    /// Boosted trees on how several inputs agree, field by field; needs no base.
+    Pair,
     /// A linear model on the embedding of a frozen encoder.
     Head,
     /// One linear model on both.
     Both,
     /// One linear model on n-grams and the embedding of an encoder that was tuned for this task: layers of its own over the base's tables.
+    /// Of several inputs, together with the trees of `Pair`.
     Tuned,
     /// Of an extraction: values seen in training, found again. Measured, never shipped: it would carry the values along.
     Lookup,
@@ -129,7 +158,7 @@ pub enum Stage {
 
 impl Stage {
     /// All rungs of a classification, smallest first.
-    pub const ALL: [Self; 4] = [Self::Linear, Self::Head, Self::Both, Self::Tuned];
+    pub const ALL: [Self; 5] = [Self::Linear, Self::Pair, Self::Head, Self::Both, Self::Tuned];
     /// All rungs of a generation, smallest first.
     pub const GENERATING: [Self; 3] = [Self::Nearest, Self::Prompted, Self::Adapter];
 
@@ -137,6 +166,7 @@ impl Stage {
     pub fn name(self) -> &'static str {
         match self {
             Self::Linear => "linear",
+            Self::Pair => "pair",
             Self::Head => "head",
             Self::Both => "both",
             Self::Tuned => "tuned",
@@ -176,6 +206,9 @@ pub struct Recipe {
     pub seed: u64,
     /// What rungs are compared by.
     pub metric: String,
+    /// The label whose F1 that is, where it is the F1 of one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub positive: Option<String>,
     /// Non-inferiority margin between rungs.
     pub margin: f64,
     /// Risk bound asked for.

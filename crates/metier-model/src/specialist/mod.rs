@@ -9,7 +9,7 @@
 //!
 //! Deliberately absent: the encoder. A specialist that reads embeddings is handed them, so that hundreds share one base.
 
-use std::path::Path;
+use std::{borrow::Cow, path::Path};
 
 use metier_kernels::Pool;
 
@@ -30,7 +30,7 @@ pub(crate) mod tensors;
 
 pub use bundle::{AdapterFiles, BundleError, Contents, EncoderFile, Neighbours, ProbeRow};
 pub use generation::{Judgement, Written};
-pub use inputs::{InputError, render_inputs, render_request};
+pub use inputs::{InputError, Inputs, render_inputs, render_request};
 pub use manifest::Manifest;
 pub use registry::{Registry, RegistryError, RegistryKey};
 pub use store::{SpecialistStore, StoreError, is_name};
@@ -129,7 +129,19 @@ impl Specialist {
 
     /// Must [`Specialist::answer`] be handed an embedding?
     pub fn needs_embedding(&self) -> bool {
-        self.contents.head.as_ref().is_some_and(|head| head.embedding_dim().is_some())
+        self.embedding_dim().is_some()
+    }
+
+    /// Length of the embedding that it must be handed.
+    fn embedding_dim(&self) -> Option<usize> {
+        let outputs = self.contents.pairs.as_ref().map_or(0, |pairs| pairs.n_outputs());
+        let head = self.contents.head.as_ref()?;
+        head.embedding_dim().map(|dim| dim - outputs).filter(|dim| *dim > 0)
+    }
+
+    /// What the encoder must read of a text, where that is its own.
+    pub fn encoder_text<'a>(&self, text: &'a str) -> Cow<'a, str> {
+        if self.encoder_file().is_some() { self.manifest().encoder_text(text) } else { Cow::Borrowed(text) }
     }
 
     /// Layers of its own encoder: then the embedding must be that of
@@ -213,7 +225,7 @@ impl Specialist {
             return Err(AnswerError::NoLabels(name()));
         }
         let head = self.contents.head.as_ref().ok_or_else(|| AnswerError::NoHead(name()))?;
-        let embedding = match (head.embedding_dim(), embedding) {
+        let embedding = match (self.embedding_dim(), embedding) {
             (None, _) => None,
             (Some(_), None) => return Err(AnswerError::NeedsEmbedding(name())),
             (Some(expected), Some(e)) if e.len() != expected => {
@@ -225,7 +237,10 @@ impl Specialist {
             (Some(_), given) => given,
         };
         let row = self.contents.features.as_ref().map(|features| features.apply(text));
-        Ok(head.margins(row.as_ref(), embedding))
+        let Some(pairs) = &self.contents.pairs else { return Ok(head.margins(row.as_ref(), embedding)) };
+        let mut dense = embedding.unwrap_or_default().to_vec();
+        dense.extend(pairs.outputs(&self.contents.manifest.inputs, text));
+        Ok(head.margins(row.as_ref(), Some(&dense)))
     }
 
     /// The label, its score, and whether the specialist stands by it.

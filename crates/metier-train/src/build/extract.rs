@@ -174,6 +174,7 @@ pub(super) fn build(
 
     let manifest = Manifest {
         generation: None,
+        pairs: None,
         format: FORMAT,
         name: task.name.clone(),
         kind: Kind::Extract,
@@ -192,6 +193,7 @@ pub(super) fn build(
         recipe: Recipe {
             seed: bench.seed,
             metric: extract.metric.name().to_owned(),
+            positive: None,
             margin: task.target.margin,
             epsilon: task.target.epsilon,
             delta: task.target.delta,
@@ -202,6 +204,7 @@ pub(super) fn build(
         files: BTreeMap::new(),
     };
     let contents = Contents {
+        pairs: None,
         manifest,
         features: None,
         head: Some(tuned.head.clone()),

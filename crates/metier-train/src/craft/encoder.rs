@@ -29,6 +29,8 @@ use super::{
     linear::shuffle,
 };
 use crate::{
+    data::task::Metric,
+    eval::metrics,
     grad::{
         Segments,
         bert::{BertNet, Dropout, Pass},
@@ -78,6 +80,8 @@ pub struct Recipe {
     pub patience: usize,
     /// Longer texts are cut, in training alone.
     pub max_tokens: usize,
+    /// What epochs are compared by.
+    pub metric: Metric,
 }
 
 impl Default for Recipe {
@@ -98,6 +102,7 @@ impl Default for Recipe {
             average_steps: 0,
             patience: 3,
             max_tokens: 128,
+            metric: Metric::Accuracy,
         }
     }
 }
@@ -133,7 +138,7 @@ pub struct EpochLog {
     pub epoch: usize,
     /// Mean loss of its steps.
     pub loss: f64,
-    /// Share of validation rows that the steering head calls right.
+    /// The metric of what the steering head calls validation rows.
     pub validation: f64,
     /// Its mean cross entropy on them.
     pub validation_loss: f64,
@@ -451,7 +456,7 @@ impl Trainee {
                 }
             }
             let kept = average.as_ref().unwrap_or(&values);
-            let (accuracy, validation_loss) = pool.enter(|| self.evaluate(pool, kept, validation));
+            let (accuracy, validation_loss) = pool.enter(|| self.evaluate(pool, kept, validation, recipe.metric));
             let loss = f64::from_bits(state.loss_sum) / batches as f64;
             state.epochs.push(EpochLog { epoch, loss, validation: accuracy, validation_loss });
             (state.loss_sum, state.batch) = (0, 0);
@@ -523,11 +528,17 @@ impl Trainee {
         }
     }
 
-    /// Share that is called right, and mean cross entropy.
-    fn evaluate(&mut self, pool: &Pool, values: &[f32], rows: (&[Vec<TokenId>], &[usize])) -> (f64, f64) {
+    /// The metric, and mean cross entropy.
+    fn evaluate(
+        &mut self,
+        pool: &Pool,
+        values: &[f32],
+        rows: (&[Vec<TokenId>], &[usize]),
+        metric: Metric,
+    ) -> (f64, f64) {
         let mut order: Vec<usize> = (0..rows.0.len()).collect();
         order.sort_by_key(|&i| rows.0[i].len());
-        let (mut right, mut loss, mut done) = (0usize, 0.0, 0);
+        let (mut calls, mut loss, mut done) = (vec![0; order.len()], 0.0, 0);
         while done < order.len() {
             let mut tokens = 0;
             let fits = order[done..].iter().take_while(|&&i| {
@@ -544,11 +555,12 @@ impl Trainee {
             let targets: Vec<Option<usize>> = batch.iter().map(|&i| Some(rows.1[i])).collect();
             let mut nowhere = vec![0.0; logits.len()];
             loss += cross_entropy(pool.isa(), &logits, &targets, 0.0, 1.0, &mut nowhere) * batch.len() as f64;
-            let calls = logits.chunks_exact(self.classes).map(crate::eval::calibrate::predicted);
-            right += calls.zip(batch).filter(|(call, i)| *call == rows.1[**i]).count();
+            let called = logits.chunks_exact(self.classes).map(crate::eval::calibrate::predicted);
+            called.zip(batch).for_each(|(call, i)| calls[*i] = call);
             done += batch.len();
         }
-        (right as f64 / rows.0.len() as f64, loss / rows.0.len() as f64)
+        order.sort_unstable();
+        (metrics::value(metric, &calls, rows.1, &order, self.classes), loss / rows.0.len() as f64)
     }
 }
 

@@ -11,10 +11,11 @@ use metier_model::{
     Digest, Encoder, Progress, Unit,
     features::{Features, SparseRow},
     head::{LinearHead, max_features},
+    pairs::PairModel,
     proof::{NonInferiority, Paired, Verdict},
     specialist::{
         EncoderFile,
-        manifest::{RungRecord, Stage, TuningRecord},
+        manifest::{RungRecord, Stage, TuningRecord, encoder_text},
     },
 };
 
@@ -22,6 +23,8 @@ use super::{
     checkpoint::Keeper,
     encoder::{self, TuneError, Tuner},
     linear,
+    pair::{self, Blend, Pairs},
+    trees,
 };
 use crate::{
     data::{Part, Splits, task::Metric, task::Target},
@@ -57,22 +60,24 @@ pub struct Rung {
     pub validation: Vec<Vec<f32>>,
     /// Time spent on all its settings; for a tuned encoder all of it, else embedding not included.
     pub seconds: f64,
-    /// Its own encoder, where it has one.
-    pub own: Option<OwnEncoder>,
+    /// What it alone reads, where it does.
+    pub own: Option<Own>,
 }
 
 impl Rung {
-    /// The vectors that it reads: its own encoder's, else the frozen one's.
+    /// What it reads beside n-grams: its own, else the frozen encoder's vectors.
     pub fn embeddings<'a>(&'a self, frozen: Option<&'a Embeddings>) -> Option<&'a Embeddings> {
         self.own.as_ref().map(|own| &own.embeddings).or(frozen)
     }
 }
 
-/// An encoder that was tuned for the task.
-pub struct OwnEncoder {
-    /// What ships.
-    pub file: EncoderFile,
-    /// What it makes of every row.
+/// What one rung alone reads.
+pub struct Own {
+    /// The encoder that was tuned for it.
+    pub file: Option<EncoderFile>,
+    /// What compares its inputs.
+    pub pairs: Option<Arc<PairModel>>,
+    /// What the encoder makes of every row, and behind it what the comparison makes of it.
     pub embeddings: Embeddings,
 }
 
@@ -134,6 +139,8 @@ pub const ENCODER_CHECKPOINT: &str = "encoder";
 pub struct Ground<'a> {
     /// Rows by part.
     pub splits: &'a Splits,
+    /// Names of the inputs; of two or more it is looked at how they agree.
+    pub inputs: &'a [String],
     /// Vectors of the frozen encoder; without them only `linear` runs.
     pub embeddings: Option<&'a Embeddings>,
     /// The encoder, where its layers can be tuned.
@@ -155,14 +162,14 @@ pub fn climb(
     run: &Run<'_>,
     progress: &mut dyn FnMut(Progress<'_>),
 ) -> Result<Ladder, TuneError> {
-    let Ground { splits, embeddings, encoder, up_to, tuning } = ground;
+    let Ground { splits, inputs, embeddings, encoder, up_to, tuning } = ground;
     let n_classes = splits.labels.len();
     let train = splits.part(Part::Train);
     let texts = || train.iter().map(|example| example.row.text.as_str());
     let features = Features::fit(texts(), MIN_FEATURE_ROWS, max_features(n_classes));
     let sparse: Vec<SparseRow> = texts().map(|text| features.apply(text)).collect();
     let classes: Vec<usize> = train.iter().map(|example| example.class).collect();
-    let shop = Shop { splits, features: &features, sparse: &sparse, classes: &classes, target, run };
+    let shop = Shop { splits, inputs, features: &features, sparse: &sparse, classes: &classes, target, run };
 
     let plans: Vec<(Stage, &[Path])> =
         [(Stage::Linear, &LINEAR_GRID[..]), (Stage::Head, &HEAD_GRID), (Stage::Both, &BOTH_GRID)]
@@ -172,13 +179,20 @@ pub fn climb(
     let mut steps = Steps { done: 0, total: plans.iter().flat_map(|(_, paths)| *paths).map(|path| path.c.len()).sum() };
     let (mut rungs, mut out_of_time, mut skipped) = (Vec::new(), false, Vec::new());
     let mut not_made = None;
+    let mut pairs = None;
     for (stage, paths) in plans {
         let (rung, cut) = shop.make(stage, paths, embeddings, &mut steps, progress);
         out_of_time |= cut;
         rungs.push(rung);
+        if stage == Stage::Linear && inputs.len() > 1 && up_to >= Stage::Pair {
+            let start = (run.clock)();
+            let made = pair::make(inputs, splits, &trees::Settings::default(), run, progress);
+            rungs.push(shop.pair(&made, ((run.clock)() - start).as_secs_f64()));
+            pairs = Some(made);
+        }
     }
     if let Some(encoder) = encoder.filter(|_| up_to >= Stage::Tuned && embeddings.is_some()) {
-        match shop.tune(encoder, tuning, progress) {
+        match shop.tune(encoder, tuning, pairs.as_ref(), progress) {
             Ok(Tuned::Rung(rung)) => rungs.push(*rung),
             Ok(Tuned::Skipped(rung)) => skipped.push(rung),
             // The rungs below it stand.
@@ -203,6 +217,7 @@ enum Tuned {
 /// Everything that rungs share.
 struct Shop<'a> {
     splits: &'a Splits,
+    inputs: &'a [String],
     features: &'a Features,
     sparse: &'a [SparseRow],
     classes: &'a [usize],
@@ -249,6 +264,7 @@ impl Shop<'_> {
                 let head = LinearHead::quantise(weights.bias, &weights.sparse, weights.dense);
                 let margins = validation.margins(&head);
                 let gold = &validation.classes;
+                let (head, margins) = self.settled(head, margins, gold);
                 let measured = metrics::measure(self.target.metric, &calls(&margins), gold, n_classes, run.seed);
                 if best.as_ref().is_none_or(|best| measured.value > best.record.validation) {
                     let record = RungRecord {
@@ -270,18 +286,89 @@ impl Shop<'_> {
         (rung, out_of_time)
     }
 
+    /// A head that calls a label where that is best for its F1, where that is the metric.
+    fn settled(&self, head: LinearHead, margins: Vec<Vec<f32>>, gold: &[usize]) -> (LinearHead, Vec<Vec<f32>>) {
+        let metric = self.target.metric;
+        if !matches!(metric, Metric::F1 { .. }) {
+            return (head, margins);
+        }
+        let makers = [margins.as_slice()];
+        let blend = Blend::fit(&makers, gold, self.splits.labels.len(), metric);
+        let settled = (0..gold.len()).map(|row| blend.margins(&makers, row)).collect();
+        (blend.head(&head, &[]), settled)
+    }
+
+    /// The rung of the trees alone.
+    fn pair(&self, pairs: &Pairs, seconds: f64) -> Rung {
+        let (n_classes, metric) = (self.splits.labels.len(), self.target.metric);
+        let gold: Vec<usize> = self.splits.part(Part::Validation).iter().map(|example| example.class).collect();
+        let margins = pair::by_maker(pairs, Part::Validation, n_classes);
+        let makers = [margins[0].as_slice(), margins[1].as_slice()];
+        let blend = Blend::fit(&makers, &gold, n_classes, metric);
+        let tail = pair::tail(&pairs.outputs_each(), &blend.weights, n_classes);
+        let validation: Vec<Vec<f32>> = (0..gold.len()).map(|row| blend.margins(&makers, row)).collect();
+        let measured = metrics::measure(metric, &calls(&validation), &gold, n_classes, self.run.seed);
+        Rung {
+            stage: Stage::Pair,
+            head: LinearHead::quantise(blend.bias, &[], tail),
+            record: RungRecord {
+                rung: Stage::Pair,
+                c: 0.0,
+                embedding_scale: 0.0,
+                validation: measured.value,
+                interval: measured.interval,
+                against_best: None,
+                tuning: None,
+                adapter: None,
+            },
+            validation,
+            seconds,
+            own: Some(Own { file: None, pairs: Some(Arc::clone(&pairs.model)), embeddings: pairs.outputs.clone() }),
+        }
+    }
+
+    /// A tuned rung that also reads how its inputs agree.
+    fn with_pairs(&self, rung: &mut Rung, pairs: &Pairs) {
+        let (n_classes, metric) = (self.splits.labels.len(), self.target.metric);
+        let gold: Vec<usize> = self.splits.part(Part::Validation).iter().map(|example| example.class).collect();
+        let margins = pair::by_maker(pairs, Part::Validation, n_classes);
+        let makers = [rung.validation.as_slice(), margins[0].as_slice(), margins[1].as_slice()];
+        let blend = Blend::fit(&makers, &gold, n_classes, metric);
+        rung.head = blend.head(&rung.head, &pairs.outputs_each());
+        rung.validation = (0..gold.len()).map(|row| blend.margins(&makers, row)).collect();
+        let measured = metrics::measure(metric, &calls(&rung.validation), &gold, n_classes, self.run.seed);
+        (rung.record.validation, rung.record.interval) = (measured.value, measured.interval);
+        let own = rung.own.as_mut().expect("a tuned rung has an encoder of its own");
+        own.pairs = Some(Arc::clone(&pairs.model));
+        for (part, outputs) in own.embeddings.iter_mut().zip(&pairs.outputs) {
+            part.iter_mut().zip(outputs).for_each(|(row, outputs)| row.extend(outputs));
+        }
+    }
+
     /// The rung whose encoder is tuned, if it is predicted to end in time.
     fn tune(
         &self,
         encoder: &Encoder,
         recipe: &encoder::Recipe,
+        pairs: Option<&Pairs>,
         progress: &mut dyn FnMut(Progress<'_>),
     ) -> Result<Tuned, TuneError> {
         let (run, start) = (self.run, (self.run.clock)());
+        let texts = Part::ALL.map(|part| {
+            let rows = self.splits.part(part).iter();
+            rows.map(|example| encoder_text(self.inputs, &example.row.text)).collect::<Vec<_>>()
+        });
         let rows = |part: Part| -> (Vec<&str>, Vec<usize>) {
-            self.splits.part(part).iter().map(|example| (example.row.text.as_str(), example.class)).unzip()
+            let classes = self.splits.part(part).iter().map(|example| example.class);
+            (texts[part as usize].iter().map(AsRef::as_ref).collect(), classes.collect())
         };
         let (train, validation) = (rows(Part::Train), rows(Part::Validation));
+        let recipe = &encoder::Recipe {
+            metric: self.target.metric,
+            // Of a pair the second half is as needed as the first.
+            max_tokens: if pairs.is_some() { encoder.window_tokens() } else { recipe.max_tokens },
+            ..recipe.clone()
+        };
         let mut tuner = Tuner::new(
             encoder,
             encoder::Rows { texts: &train.0, classes: &train.1 },
@@ -324,7 +411,10 @@ impl Shop<'_> {
             r_drop: decimal(recipe.r_drop),
             contrast: decimal(recipe.contrast),
         });
-        rung.own = Some(OwnEncoder { file, embeddings });
+        rung.own = Some(Own { file: Some(file), pairs: None, embeddings });
+        if let Some(pairs) = pairs {
+            self.with_pairs(&mut rung, pairs);
+        }
         Ok(Tuned::Rung(Box::new(rung)))
     }
 }
@@ -359,7 +449,7 @@ fn choose(rungs: &mut [Rung], gold: &[usize], n_classes: usize, target: &Target,
                 rungs[at].record.against_best = Some(test);
                 test.verdict == Verdict::NonInferior
             }
-            Metric::MacroF1 => metrics::non_inferior_by_bootstrap(
+            Metric::MacroF1 | Metric::F1 { .. } => metrics::non_inferior_by_bootstrap(
                 target.metric,
                 &these,
                 &best_calls,

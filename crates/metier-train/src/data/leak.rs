@@ -4,10 +4,16 @@
 //! have a Jaccard index ≥ 0.8. Candidates come from MinHash (64 permutations in 16 bands of 4: a pair at 0.8 is missed
 //! once in 5,000), each is then compared exactly. Near-duplicates are taken out of *training*, never out of what is
 //! measured on: calibration rows must stay a fair draw of traffic.
+//!
+//! Rows of several inputs are near-duplicates only if they are so input by input: two pairs that share one long offer and differ in the short
+//! other one are two questions, with two answers.
 
 use std::collections::BTreeMap;
 
-use metier_model::{features::fold, specialist::mix};
+use metier_model::{
+    features::fold,
+    specialist::{Inputs, mix},
+};
 use serde::{Deserialize, Serialize};
 
 use super::split::{Example, Part};
@@ -62,7 +68,7 @@ pub struct Contradiction {
 }
 
 /// Looks for leaks and takes leaking rows out of training.
-pub(crate) fn check(parts: &mut [Vec<Example>; 4]) -> LeakReport {
+pub(crate) fn check(parts: &mut [Vec<Example>; 4], inputs: &[String]) -> LeakReport {
     let mut report = LeakReport::default();
     contradictions(parts, &mut report);
     let [train, _, calibration, test] = parts;
@@ -77,7 +83,8 @@ pub(crate) fn check(parts: &mut [Vec<Example>; 4]) -> LeakReport {
         .collect();
     train.retain(|example| {
         let group = example.row.group.as_deref().and_then(|group| groups.get(group));
-        let found = group.map(|&at| (at, 1.0)).or_else(|| index.nearest(&shingles(&example.row.text)));
+        let alike = |at: usize| inputs.len() < 2 || input_by_input(inputs, &example.row.text, &measured[at].1.row.text);
+        let found = group.map(|&at| (at, 1.0)).or_else(|| index.nearest(&shingles(&example.row.text), &alike));
         let Some((at, similarity)) = found else { return true };
         if group.is_some() {
             report.same_group += 1;
@@ -109,6 +116,15 @@ fn contradictions(parts: &[Vec<Example>; 4], report: &mut LeakReport) {
             }
         }
     }
+}
+
+/// Is each input of one text near the same input of the other?
+fn input_by_input(inputs: &[String], a: &str, b: &str) -> bool {
+    let (a, b) = (Inputs::of(inputs, a), Inputs::of(inputs, b));
+    let whole = |row: &Inputs<'_>, at: usize| {
+        shingles(&row.fields(at).iter().map(|field| field.value).collect::<Vec<_>>().join(" "))
+    };
+    (0..inputs.len()).all(|at| jaccard(&whole(&a, at), &whole(&b, at)) >= NEAR)
 }
 
 /// Sorted hashes of the distinct shingles of a text.
@@ -155,13 +171,13 @@ impl<'a> Index<'a> {
         Self { shingled, bands }
     }
 
-    /// A row with Jaccard index ≥ [`NEAR`], the first found, and the index.
-    fn nearest(&self, shingles: &[u64]) -> Option<(usize, f64)> {
+    /// A row with Jaccard index ≥ [`NEAR`] that is `alike`, the first found, and the index.
+    fn nearest(&self, shingles: &[u64], alike: &dyn Fn(usize) -> bool) -> Option<(usize, f64)> {
         for (band, key) in self.bands.iter().zip(keys(shingles)) {
             let from = band.partition_point(|entry| entry.0 < key);
             for &(_, row) in band[from..].iter().take_while(|entry| entry.0 == key) {
                 let similarity = jaccard(shingles, &self.shingled[row as usize]);
-                if similarity >= NEAR {
+                if similarity >= NEAR && alike(row as usize) {
                     return Some((row as usize, similarity));
                 }
             }
@@ -188,7 +204,23 @@ mod tests {
     #[track_caller]
     fn check(a: &str, b: &str, near: bool) {
         let known = [shingles(a)];
-        assert_eq!(Index::new(&known).nearest(&shingles(b)).is_some(), near, "{}", jaccard(&known[0], &shingles(b)));
+        assert_eq!(
+            Index::new(&known).nearest(&shingles(b), &|_| true).is_some(),
+            near,
+            "{}",
+            jaccard(&known[0], &shingles(b))
+        );
+    }
+
+    #[test]
+    fn pairs_are_near_only_side_by_side() {
+        let inputs = ["left", "right"].map(str::to_owned);
+        let long =
+            "a thirty litre backpack with a rain cover, two side pockets and a padded hip belt, made for day walks";
+        let text = |left: &str, right: &str| format!("left: {left}\nright: {right}");
+        let near = |a: &str, b: &str| input_by_input(&inputs, a, b);
+        assert!(near(&text(long, "backpack 30"), &text(&long.to_uppercase(), "Backpack 30")));
+        assert!(!near(&text(long, "backpack 30"), &text(long, "tent")), "the long side alone is equal");
     }
 
     #[test]

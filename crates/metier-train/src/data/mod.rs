@@ -6,6 +6,7 @@
 //! - [`answers`]: what a teacher answered to rows, in a file beside them.
 //! - [`split`]: training, validation, calibration and test rows, by hash of group or text.
 //! - [`extract`]: values or offsets of an extraction → words of the text.
+//! - [`positive`]: whose F1, where the metric is the F1 of one label.
 //! - [`leak`]: duplicates and near-duplicates across splits, and equal texts with different labels.
 //!
 //! Deliberately absent: any repair of the data. Near-duplicates of what is measured on are left out of training and
@@ -15,6 +16,7 @@ pub mod answers;
 pub mod extract;
 pub mod generate;
 pub mod leak;
+pub mod positive;
 pub mod split;
 pub mod table;
 pub mod task;

@@ -120,7 +120,7 @@ pub fn load(task: &TaskFile, seed: u64) -> Result<Splits, DataError> {
             parts[part as usize].push(example(row, &labels)?);
         }
     }
-    let leak = leak::check(&mut parts);
+    let leak = leak::check(&mut parts, &data.text);
     if parts[Part::Train as usize].is_empty()
         && let Some(first) = leak.listed.first()
     {
@@ -191,7 +191,7 @@ pub fn load_texts(task: &TaskFile, seed: u64) -> Result<Splits, DataError> {
     for (part, rows) in Part::ALL.into_iter().skip(1).zip(others) {
         parts[part as usize].extend(rows.into_iter().map(example));
     }
-    let leak = leak::check(&mut parts);
+    let leak = leak::check(&mut parts, &data.text);
     parts.iter_mut().flatten().for_each(|example| example.class = 0);
     for part in [Part::Train, Part::Validation] {
         if parts[part as usize].is_empty() {

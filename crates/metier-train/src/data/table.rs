@@ -7,7 +7,7 @@ use std::{
     sync::Arc,
 };
 
-use metier_model::specialist::render_inputs;
+use metier_model::specialist::{inputs::cell, render_inputs};
 
 use super::{Place, nearest};
 
@@ -365,12 +365,10 @@ fn json_records(
             header = object.keys().map(|key| Arc::from(key.as_str())).collect();
         }
         let values = object.into_iter().map(|(key, value)| match value {
-            serde_json::Value::String(text) => Ok(text),
-            serde_json::Value::Null => Ok(String::new()),
             serde_json::Value::Array(_) if key == "label" => {
                 Err(DataError::row(&place, "several labels a row are not supported by this version"))
             }
-            other => Ok(other.to_string()),
+            other => Ok(cell(&other)),
         });
         let values = values.collect::<Result<Vec<String>, _>>()?;
         if !take(Record { place, header: Arc::clone(&header), values })? {

@@ -42,7 +42,7 @@ const KEYS: [(&str, &[&str]); 7] = [
         ],
     ),
     ("reference", &["column"]),
-    ("target", &["metric", "margin", "epsilon", "delta"]),
+    ("target", &["metric", "positive", "margin", "epsilon", "delta"]),
     ("policy", &["may_leave"]),
     ("budget", &["minutes", "up_to"]),
     ("tune", &["rank", "alpha", "epochs", "learning_rate", "batch_rows"]),
@@ -63,6 +63,8 @@ pub struct TaskFile {
     pub reference: Option<String>,
     /// What is to be reached.
     pub target: Target,
+    /// The label whose F1 is the metric; none: see [`positive`](super::positive).
+    pub positive: Option<String>,
     /// May a deferred request leave the boundary?
     pub may_leave: bool,
     /// Time after which no further setting is tried.
@@ -120,6 +122,11 @@ pub enum Metric {
     MacroF1,
     /// F1 over all rows; with one label a row it equals accuracy.
     MicroF1,
+    /// F1 of one label.
+    F1 {
+        /// Its class; 0 until the labels are known.
+        positive: usize,
+    },
 }
 
 impl Metric {
@@ -129,6 +136,7 @@ impl Metric {
             Self::Accuracy => "accuracy",
             Self::MacroF1 => "macro_f1",
             Self::MicroF1 => "micro_f1",
+            Self::F1 { .. } => "f1",
         }
     }
 }
@@ -225,6 +233,7 @@ struct RawReference {
 #[derive(Deserialize, Default)]
 struct RawTarget {
     metric: Option<String>,
+    positive: Option<String>,
     margin: Option<f64>,
     epsilon: Option<f64>,
     delta: Option<f64>,
@@ -369,14 +378,20 @@ impl TaskFile {
             None | Some("accuracy") => Metric::Accuracy,
             Some("macro_f1") => Metric::MacroF1,
             Some("micro_f1") => Metric::MicroF1,
-            Some(known @ ("f1" | "exact_match" | "field_f1" | "token_f1" | "rouge_l")) => {
+            Some("f1") => Metric::F1 { positive: 0 },
+            Some(known @ ("exact_match" | "field_f1" | "token_f1" | "rouge_l")) => {
                 return Err(wrong(format!("metric `{known}` is not supported by this version for `classify`")));
             }
             Some(other) => {
-                let near = nearest(other, ["accuracy", "macro_f1", "micro_f1"]).map(str::to_owned);
+                let near = nearest(other, ["accuracy", "macro_f1", "micro_f1", "f1"]).map(str::to_owned);
                 return Err(wrong(format!("there is no metric `{other}`{}", hint(&near))));
             }
         };
+        if target.positive.is_some() && !matches!(metric, Metric::F1 { .. }) {
+            return Err(wrong(
+                "`target.positive` names the label of metric `f1`, which this task does not have".to_owned(),
+            ));
+        }
         let share = |value: Option<f64>, default: f64, key: &str, low: bool| {
             let value = value.unwrap_or(default);
             let fits = value < 1.0 && (value > 0.0 || (low && value == 0.0));
@@ -415,6 +430,7 @@ impl TaskFile {
                 epsilon: share(target.epsilon, 0.02, "epsilon", false)?,
                 delta: share(target.delta, 0.05, "delta", false)?,
             },
+            positive: target.positive,
             may_leave: raw.policy.unwrap_or_default().may_leave.unwrap_or(false),
             budget_minutes,
             up_to,
@@ -516,6 +532,10 @@ mod tests {
             "metric `token_f1` is not supported by this version for `classify`",
         );
         check(&data("[target]\nmetric = \"acuracy\""), "there is no metric `acuracy`; did you mean `accuracy`?");
+        check(
+            &data("[target]\npositive = \"x\""),
+            "`target.positive` names the label of metric `f1`, which this task does not have",
+        );
         check(&data("[target]\nepsilon = 0.0"), "`target.epsilon` = 0 must lie between 0 and 1");
         check(&data("[target]\ndelta = nan"), "`target.delta` = NaN must lie between 0 and 1");
         check(&data("test = \"${NOT_SET}/t.csv\""), "the environment variable `NOT_SET` is not set");

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::{
     cluster::{self, GroupReport, Groups},
     metrics::{self, ClassMetrics, Measured, ReliabilityBin},
+    rejection::Rejection,
 };
 use crate::data::{extract::Alignment, split::Example, task::Metric};
 
@@ -167,6 +168,9 @@ pub struct OutOfScope {
     pub in_scope_accuracy: Measured,
     /// Share of all other rows that were answered in scope, accepted and right.
     pub in_scope_accepted_right: Measured,
+    /// What a threshold that validation rows chose turns away.
+    #[serde(default)]
+    pub rejection: Option<Rejection>,
 }
 
 /// Rows of one label called another.
@@ -219,6 +223,8 @@ pub struct Yardstick<'a> {
     pub metric: Metric,
     /// Label that means "none of these".
     pub out_of_scope: Option<&'a str>,
+    /// Below this score a row is taken for none of these, where validation rows say so.
+    pub reject_below: Option<f32>,
     /// The certificate, if there is one.
     pub certificate: Option<Certificate>,
     /// Was there a reference beside the gold label?
@@ -233,7 +239,8 @@ pub struct Yardstick<'a> {
 
 /// Measures everything.
 pub fn evaluate(rows: &[ScoredRow], yardstick: &Yardstick<'_>) -> EvalReport {
-    let Yardstick { labels, metric, out_of_scope, certificate, has_reference, margin, slices, seed } = *yardstick;
+    let Yardstick { labels, metric, out_of_scope, reject_below, certificate, has_reference, margin, slices, seed } =
+        *yardstick;
     let n = rows.len() as u64;
     let groups = Groups::of(rows.iter().map(|row| row.group.as_deref()));
     let groups = groups.as_ref();
@@ -271,6 +278,11 @@ pub fn evaluate(rows: &[ScoredRow], yardstick: &Yardstick<'_>) -> EvalReport {
                 recall_at_threshold: share(&is_none, &|row| row.predicted == none || !row.accepted),
                 in_scope_accuracy: share(&is_in, &|row| row.predicted == row.gold),
                 in_scope_accepted_right: share(&is_in, &|row| row.accepted && row.predicted == row.gold),
+                rejection: reject_below.map(|threshold| Rejection {
+                    threshold,
+                    in_scope_right: share(&is_in, &|row| row.score >= threshold && row.predicted == row.gold),
+                    recall: share(&is_none, &|row| row.predicted == none || row.score < threshold),
+                }),
             }
         }),
         reference_accuracy: has_reference.then(|| share(&all, &|row| row.reference_right)),
@@ -455,6 +467,7 @@ mod tests {
             labels: &labels,
             metric: Metric::Accuracy,
             out_of_scope: Some("none"),
+            reject_below: None,
             certificate: Some(certificate),
             has_reference: true,
             margin: 0.01,

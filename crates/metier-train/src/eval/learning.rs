@@ -101,6 +101,9 @@ pub fn measure(
     if !matches!(rung.stage, Stage::Linear | Stage::Head | Stage::Both) {
         return Err(format!("no learning curve: the rung `{}` is not made again for it", rung.stage.name()));
     }
+    if matches!(metric, Metric::F1 { .. }) {
+        return Err("no learning curve: it is not made for the F1 of one label".to_owned());
+    }
     if train.len() < MIN_ROWS {
         return Err(format!("no learning curve: {} training rows are too few to take parts of", train.len()));
     }

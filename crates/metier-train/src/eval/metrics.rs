@@ -72,7 +72,7 @@ pub fn measure_grouped(
         Metric::Accuracy | Metric::MicroF1 => {
             cluster::share(groups, &|_| true, &|row| predicted[row] == gold[row], gold.len())
         }
-        Metric::MacroF1 => {
+        Metric::MacroF1 | Metric::F1 { .. } => {
             let value = |rows: &[usize]| value(metric, predicted, gold, rows, n_classes);
             let all: Vec<usize> = (0..gold.len()).collect();
             Measured { value: value(&all), interval: bootstrap(gold.len(), seed, groups, value) }
@@ -83,6 +83,9 @@ pub fn measure_grouped(
 /// The metric on some of the rows, which may be named more than once.
 pub fn value(metric: Metric, predicted: &[usize], gold: &[usize], rows: &[usize], n_classes: usize) -> f64 {
     match metric {
+        Metric::F1 { positive } => {
+            Counts::of(rows.iter().map(|&at| (predicted[at], gold[at])), n_classes).f1(positive).unwrap_or(0.0)
+        }
         Metric::MacroF1 => Counts::of(rows.iter().map(|&at| (predicted[at], gold[at])), n_classes).macro_f1(),
         Metric::Accuracy | Metric::MicroF1 => {
             rows.iter().filter(|&&at| predicted[at] == gold[at]).count() as f64 / rows.len().max(1) as f64
@@ -265,6 +268,8 @@ mod tests {
         assert!((macro_f1.value - (2.0 / 3.0 + 0.5) / 2.0).abs() < 1e-12, "a class without rows does not count");
         assert!(macro_f1.interval[0] < macro_f1.value && macro_f1.value < macro_f1.interval[1]);
         assert_eq!(macro_f1, measure(Metric::MacroF1, &predicted, &gold, 3, 1), "seeded");
+        let f1 = measure(Metric::F1 { positive: 1 }, &predicted, &gold, 3, 1);
+        assert!((f1.value - 0.5).abs() < 1e-12 && f1.interval[0] < 0.5 && f1.interval[1] > 0.5, "{f1:?}");
     }
 
     #[test]

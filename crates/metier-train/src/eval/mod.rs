@@ -5,6 +5,7 @@
 //! - [`text`]: how like the expected text is an answer?
 //! - [`cluster`]: the same intervals where rows come in groups.
 //! - [`evaluation`]: everything that is said about one set of rows.
+//! - [`rejection`]: what a score turns away as none of these.
 //! - [`learning`]: would more rows help, and how many?
 //! - [`finding`]: what all of it allows to say, "cannot tell" included.
 //! - [`html`], [`card`]: the same for people.
@@ -17,6 +18,7 @@ pub mod finding;
 pub mod html;
 pub mod learning;
 pub mod metrics;
+pub mod rejection;
 pub mod text;
 
 pub use evaluation::{EvalReport, ScoredRow};

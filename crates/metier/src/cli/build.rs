@@ -245,6 +245,16 @@ fn tell(outcome: &BuildOutcome) {
             scope.recall_as_label.value, scope.recall_at_threshold.value, scope.in_scope_accuracy.value
         );
     }
+    if let Some(rejection) = outcome.evaluation.out_of_scope.as_ref().and_then(|scope| scope.rejection) {
+        println!(
+            "               below score {:.3}, as validation rows say: recall {:.4} [{:.4}, {:.4}], in scope answered and right {:.4}",
+            rejection.threshold,
+            rejection.recall.value,
+            rejection.recall.interval[0],
+            rejection.recall.interval[1],
+            rejection.in_scope_right.value
+        );
+    }
     for finding in &outcome.findings {
         println!("  {:12} {} {}", finding.says.words(), finding.question, finding.because);
     }

@@ -294,6 +294,7 @@ impl Shop<'_> {
             may_leave: task.may_leave,
             stage: rung.stage,
             scores: None,
+            pairs: None,
             base: bench.encoder.map(Embed::base),
             generation: Some(manifest::Generation {
                 decoder: writer.decoder().base().clone(),
@@ -306,6 +307,7 @@ impl Shop<'_> {
             recipe: MadeFrom {
                 seed: bench.seed,
                 metric: self.generate.metric.name().to_owned(),
+                positive: None,
                 margin: task.target.margin,
                 epsilon: task.target.epsilon,
                 delta: task.target.delta,
@@ -316,6 +318,7 @@ impl Shop<'_> {
             files: Default::default(),
         };
         let contents = Contents {
+            pairs: None,
             manifest: manifest.clone(),
             features: None,
             head: None,
@@ -404,6 +407,7 @@ impl Shop<'_> {
         let (metric, seed) = (self.generate.metric, self.bench.seed);
         let labels = ["exact".to_owned(), "not exact".to_owned()];
         let yardstick = Yardstick {
+            reject_below: None,
             labels: &labels,
             metric: Metric::Accuracy,
             out_of_scope: None,
