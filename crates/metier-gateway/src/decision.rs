@@ -86,6 +86,8 @@ pub struct Decision {
     pub backend: Option<String>,
     /// Reasons of a denial, or the error.
     pub reason: Option<String>,
+    /// Of an extraction that was accepted: each value with the characters that it was read from and its score.
+    pub fields: Option<Value>,
 }
 
 impl Decision {
@@ -108,7 +110,7 @@ impl Decision {
 
     /// The `metier` object of the last chunk of a stream, and of a whole answer.
     pub fn to_json(&self) -> Value {
-        json!({
+        let mut all = json!({
             "decision": self.outcome.as_str(),
             "stage": self.stage,
             "confidence": self.confidence.map(rounded),
@@ -117,7 +119,11 @@ impl Decision {
             "cost_usd": self.cost_picousd.map(usd),
             "receipt": self.receipt.to_string(),
             "task": self.task,
-        })
+        });
+        if let (Some(fields), Some(all)) = (&self.fields, all.as_object_mut()) {
+            all.insert("fields".to_owned(), fields.clone());
+        }
+        all
     }
 }
 
@@ -150,6 +156,7 @@ mod tests {
             task: Some("tickets".into()),
             backend: None,
             reason: None,
+            fields: None,
         };
         let headers = decision.headers();
         assert!(headers.contains(&("x-metier-confidence", "0.9313".into())), "{headers:?}");

@@ -2,27 +2,81 @@
 //!
 //! Pure text: the deferred request's messages, the label in a model's answer, and the shape that the caller asked for.
 
+use metier_model::extract::Schema;
 use metier_traffic::wire::{ChatRequest, Message, ResponseFormat, Role};
 use serde_json::json;
 
-use crate::expert::Expert;
+use crate::expert::{Expert, Pen};
 
 /// Most tokens that a language model may spend on a label.
 const MAX_LABEL_TOKENS: u32 = 64;
+/// Most tokens that it may spend on an answer in JSON.
+const MAX_JSON_TOKENS: u32 = 2_048;
 
 /// The request that a deferred text becomes: the task's instruction, its labels, and the text.
 /// `max_tokens` is the caller's limit, which may be tighter than ours.
+/// Where its answers are written there are no labels: the instruction alone, and the form that an answer has.
 pub(crate) fn request_for(expert: &dyn Expert, text: String, model: &str, max_tokens: Option<u32>) -> ChatRequest {
+    if let Some(pen) = expert.pen() {
+        // Another model has other tokens: twice as many are enough for the same words.
+        let most = pen.max_tokens.saturating_mul(2);
+        let max_tokens = Some(max_tokens.map_or(most, |limit| limit.min(most)));
+        let request = ChatRequest::new(model, messages(expert.instruction().to_owned(), text));
+        return ChatRequest { temperature: Some(0.0), max_tokens, response_format: form(pen), ..request };
+    }
     let mut system = expert.instruction().trim().to_owned();
+    if let Some(schema) = expert.schema() {
+        system.push_str("\n\nAnswer with one JSON object that meets this JSON Schema, and nothing else. Give only values that stand in the text; leave out what does not.\n");
+        system.push_str(schema.source());
+        return asked(system, text, model, max_tokens, MAX_JSON_TOKENS);
+    }
     system.push_str("\n\nAnswer with exactly one of these labels, as it is written here, and nothing else:\n");
     for label in expert.labels() {
         system.push_str("- ");
         system.push_str(label);
         system.push('\n');
     }
-    let messages = vec![Message { role: Role::System, content: system }, Message { role: Role::User, content: text }];
-    let max_tokens = Some(max_tokens.map_or(MAX_LABEL_TOKENS, |limit| limit.min(MAX_LABEL_TOKENS)));
-    ChatRequest { temperature: Some(0.0), max_tokens, ..ChatRequest::new(model, messages) }
+    asked(system, text, model, max_tokens, MAX_LABEL_TOKENS)
+}
+
+fn asked(system: String, text: String, model: &str, max_tokens: Option<u32>, limit: u32) -> ChatRequest {
+    let max_tokens = Some(max_tokens.map_or(limit, |wanted| wanted.min(limit)));
+    ChatRequest { temperature: Some(0.0), max_tokens, ..ChatRequest::new(model, messages(system, text)) }
+}
+
+/// The JSON object in a model's answer, if it meets the schema; what stands around it (a fence, a sentence) is cut off.
+pub(crate) fn answer_of(answer: &str, schema: Option<&Schema>) -> Result<String, String> {
+    let (from, to) = (answer.find('{'), answer.rfind('}'));
+    let object = from.zip(to).and_then(|(from, to)| answer.get(from..=to)).ok_or("it holds no JSON object")?;
+    let value: serde_json::Value = serde_json::from_str(object).map_err(|error| error.to_string())?;
+    if let Some(schema) = schema {
+        schema.values(&value)?;
+    }
+    Ok(value.to_string())
+}
+
+/// The request by which a specialist's own decoder is asked: the instruction and the text, greedily, as it was when the specialist was proven.
+pub(crate) fn request_for_pen(expert: &dyn Expert, pen: &Pen, text: String, limit: Option<u32>) -> ChatRequest {
+    ChatRequest {
+        temperature: Some(0.0),
+        max_tokens: Some(limit.map_or(pen.max_tokens, |limit| limit.min(pen.max_tokens))),
+        seed: Some(0),
+        response_format: form(pen),
+        logprobs: true,
+        top_logprobs: Some(0),
+        ..ChatRequest::new(expert.name(), messages(expert.instruction().to_owned(), text))
+    }
+}
+
+fn messages(system: String, text: String) -> Vec<Message> {
+    vec![Message { role: Role::System, content: system }, Message { role: Role::User, content: text }]
+}
+
+fn form(pen: &Pen) -> ResponseFormat {
+    match &pen.schema {
+        Some(schema) => ResponseFormat::JsonSchema(json!({"name": "answer", "schema": schema})),
+        None => ResponseFormat::Text,
+    }
 }
 
 /// The label that a model's answer names: the one it equals, else the only one it contains, letter case aside. A label inside a
@@ -93,6 +147,17 @@ mod tests {
         check("a refunded discard", None);
         check("", None);
         check("no idea", None);
+    }
+
+    #[test]
+    fn answers_in_json() {
+        let text = r#"{"type": "object", "required": ["a"], "properties": {"a": {"type": "number"}}}"#;
+        let schema = Schema::parse(text).expect("a schema");
+        let check = |answer: &str| answer_of(answer, Some(&schema));
+        assert_eq!(check("Sure:\n```json\n{\"a\": 3}\n```"), Ok("{\"a\":3}".to_owned()));
+        assert_eq!(check("{\"a\": \"3\"}"), Err("`a` cannot be \"3\"".to_owned()));
+        assert_eq!(check("none"), Err("it holds no JSON object".to_owned()));
+        assert!(check("} {").is_err() && check("{\"a\": ").is_err());
     }
 
     #[test]

@@ -2,23 +2,40 @@
 
 use std::sync::Arc;
 
+use metier_kernels::Pool;
 use metier_model::{
-    BaseId, Digest,
+    BaseId, Digest, Encoder,
+    extract::Schema,
     specialist::{Specialist, render_request},
 };
+use serde_json::Value;
 
-use crate::backend::embedder::Embedder;
+use metier_model::specialist::{Judgement, Written, manifest::Kind};
+
+use crate::backend::{Backend, embedder::Embedder};
 
 /// What a specialist says of a text.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Judged {
+    /// The label, or the answer in JSON.
     pub(crate) label: String,
     /// Calibrated, 0 to 1.
     pub(crate) score: f32,
     pub(crate) threshold: Option<f32>,
     pub(crate) accepted: bool,
-    /// `linear`, `pair`, `head`, `both`, `tuned`.
+    /// `linear`, `pair`, `head`, `both`, `tuned`, `span`.
     pub(crate) stage: String,
+    /// Of an extraction.
+    pub(crate) extracted: Option<Extracted>,
+}
+
+/// What an extraction adds to its answer.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Extracted {
+    /// Of each value: field, value, words, where they stand, score.
+    pub(crate) fields: Value,
+    /// Tokens that its encoder read.
+    pub(crate) n_tokens: u64,
 }
 
 /// See above.
@@ -33,6 +50,22 @@ pub(crate) trait Expert: Send + Sync {
     fn needs_embedding(&self) -> bool;
     /// The encoder that was tuned for it, where it reads that one's embeddings and not the server's.
     fn own_encoder(&self) -> Option<&Embedder> {
+        None
+    }
+    /// Does it run on something of its own that is worth keeping when specialists are looked at again?
+    fn keeps_running(&self) -> bool {
+        self.own_encoder().is_some() || self.pen().is_some()
+    }
+    /// What it answers, where that is JSON.
+    fn schema(&self) -> Option<&Schema> {
+        None
+    }
+    /// Who writes its answers, where they are written and not chosen from labels.
+    fn pen(&self) -> Option<&Pen> {
+        None
+    }
+    /// How sure it is of an answer that its pen wrote.
+    fn judge_written(&self, _written: Written<'_>) -> Option<Judgement> {
         None
     }
     /// What the encoder that was tuned for it reads of a text.
@@ -75,6 +108,10 @@ impl Expert for Specialist {
         self.needs_embedding()
     }
 
+    fn schema(&self) -> Option<&Schema> {
+        self.schema()
+    }
+
     fn centroids(&self) -> &[Vec<f32>] {
         self.centroids()
     }
@@ -88,6 +125,13 @@ impl Expert for Specialist {
     }
 
     fn judge(&self, text: &str, embedding: Option<&[f32]>) -> Result<Judged, String> {
+        if self.manifest().kind == Kind::Generate {
+            return Err(format!(
+                "specialist `{}` cannot answer: {}",
+                self.manifest().name,
+                "its decoder is not the one that this server has, or its adapter could not be loaded"
+            ));
+        }
         // The server's embeddings are not those that it was made with: see `WithEncoder`.
         if self.encoder_file().is_some() {
             return Err(format!(
@@ -159,6 +203,78 @@ impl Expert for WithEncoder {
     }
 }
 
+/// Who writes a specialist's answers: the base, under an adapter where it has one.
+pub(crate) struct Pen {
+    pub(crate) backend: Arc<dyn Backend>,
+    /// The decoder, for the record.
+    pub(crate) decoder: Digest,
+    /// `adapter`, or `prompted` without one.
+    pub(crate) stage: &'static str,
+    pub(crate) max_tokens: u32,
+    /// JSON Schema of what is written.
+    pub(crate) schema: Option<Value>,
+}
+
+/// A specialist whose answers are written.
+pub(crate) struct WithPen {
+    pub(crate) specialist: Arc<Specialist>,
+    pub(crate) pen: Pen,
+}
+
+impl Expert for WithPen {
+    fn name(&self) -> &str {
+        Expert::name(&*self.specialist)
+    }
+
+    fn id(&self) -> Digest {
+        self.specialist.id()
+    }
+
+    fn base(&self) -> Option<&BaseId> {
+        Expert::base(&*self.specialist)
+    }
+
+    fn instruction(&self) -> &str {
+        Expert::instruction(&*self.specialist)
+    }
+
+    fn labels(&self) -> &[String] {
+        Expert::labels(&*self.specialist)
+    }
+
+    fn may_leave(&self) -> bool {
+        Expert::may_leave(&*self.specialist)
+    }
+
+    fn needs_embedding(&self) -> bool {
+        false
+    }
+
+    fn pen(&self) -> Option<&Pen> {
+        Some(&self.pen)
+    }
+
+    fn judge_written(&self, written: Written<'_>) -> Option<Judgement> {
+        Some(self.specialist.judge(written))
+    }
+
+    fn centroids(&self) -> &[Vec<f32>] {
+        self.specialist.centroids()
+    }
+
+    fn match_threshold(&self) -> Option<f32> {
+        self.specialist.match_threshold()
+    }
+
+    fn read(&self, message: &str) -> Result<String, String> {
+        Expert::read(&*self.specialist, message)
+    }
+
+    fn judge(&self, text: &str, embedding: Option<&[f32]>) -> Result<Judged, String> {
+        judged(&self.specialist, text, embedding)
+    }
+}
+
 fn judged(specialist: &Specialist, text: &str, embedding: Option<&[f32]>) -> Result<Judged, String> {
     let answer = specialist.answer(text, embedding).map_err(|error| error.to_string())?;
     Ok(Judged {
@@ -167,5 +283,85 @@ fn judged(specialist: &Specialist, text: &str, embedding: Option<&[f32]>) -> Res
         threshold: answer.threshold,
         accepted: answer.accepted,
         stage: answer.stage,
+        extracted: None,
     })
+}
+
+/// A specialist that extracts: it reads texts with an encoder of its own, on whatever thread asks; calls take turns on the pool.
+pub(crate) struct WithReader {
+    pub(crate) specialist: Arc<Specialist>,
+    pub(crate) encoder: Encoder,
+    pub(crate) pool: Arc<Pool>,
+}
+
+impl Expert for WithReader {
+    fn name(&self) -> &str {
+        Expert::name(&*self.specialist)
+    }
+
+    fn id(&self) -> Digest {
+        self.specialist.id()
+    }
+
+    fn base(&self) -> Option<&BaseId> {
+        Expert::base(&*self.specialist)
+    }
+
+    fn instruction(&self) -> &str {
+        Expert::instruction(&*self.specialist)
+    }
+
+    fn labels(&self) -> &[String] {
+        Expert::labels(&*self.specialist)
+    }
+
+    fn may_leave(&self) -> bool {
+        Expert::may_leave(&*self.specialist)
+    }
+
+    fn needs_embedding(&self) -> bool {
+        false
+    }
+
+    fn keeps_running(&self) -> bool {
+        true
+    }
+
+    fn schema(&self) -> Option<&Schema> {
+        self.specialist.schema()
+    }
+
+    fn centroids(&self) -> &[Vec<f32>] {
+        self.specialist.centroids()
+    }
+
+    fn match_threshold(&self) -> Option<f32> {
+        self.specialist.match_threshold()
+    }
+
+    fn read(&self, message: &str) -> Result<String, String> {
+        Expert::read(&*self.specialist, message)
+    }
+
+    fn judge(&self, text: &str, _: Option<&[f32]>) -> Result<Judged, String> {
+        let manifest = self.specialist.manifest();
+        let (Some(schema), Some(scores)) = (self.specialist.schema(), &manifest.scores) else {
+            return Err(format!("specialist `{}` has no schema", manifest.name));
+        };
+        let readings = self.specialist.read(&self.encoder, &self.pool, &[text]).unwrap_or_else(|| Ok(Vec::new()));
+        let reading = readings.map_err(|error| error.to_string())?.pop();
+        let reading = reading.ok_or_else(|| format!("specialist `{}` read nothing", manifest.name))?;
+        let answer = self.specialist.answer_of(&reading);
+        Ok(Judged {
+            label: answer.label,
+            score: answer.score,
+            threshold: answer.threshold,
+            accepted: answer.accepted,
+            stage: answer.stage,
+            extracted: Some(Extracted {
+                fields: reading.evidence(schema, scores, &manifest.inputs, text),
+                n_tokens: reading.n_tokens as u64,
+            }),
+        })
+    }
 }

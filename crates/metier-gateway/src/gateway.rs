@@ -21,7 +21,7 @@ use std::{
 };
 
 use metier_kernels::Pool;
-use metier_model::{BaseId, Digest, Encoder};
+use metier_model::{BaseId, Decoder, Digest, Encoder};
 use metier_traffic::wire::{ChatRequest, EmbeddingRequest, EmbeddingResponse, ModelEntry, Usage};
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore},
@@ -106,6 +106,8 @@ pub(crate) struct BaseSlot {
     pub(crate) backend: Arc<dyn Backend>,
     /// The same, where adapters can be loaded over it.
     pub(crate) adaptable: Option<Arc<LocalBase>>,
+    /// Its network, where specialists with adapters over it may come.
+    pub(crate) decoder: Option<Arc<Decoder>>,
     pub(crate) name: String,
     pub(crate) digest: Digest,
 }
@@ -135,7 +137,7 @@ pub struct Gateway {
     audit: Arc<AuditLog>,
     policy: Policy,
     meter: Meter,
-    base: Option<BaseSlot>,
+    pub(crate) base: Option<BaseSlot>,
     adapters: Adapters,
     pub(crate) encoder: Option<EncoderSlot>,
     remotes: Vec<RemoteSlot>,
@@ -474,13 +476,14 @@ fn direct(receipt: ReceiptId) -> Decision {
         task: None,
         backend: None,
         reason: None,
+        fields: None,
     }
 }
 
 fn describe(entry: &mut Entry, expert: &dyn Expert) {
     entry.task = expert.name().to_owned();
     entry.specialist = Some(expert.id());
-    entry.base = expert.base().map(|base| base.digest);
+    entry.base = expert.pen().map(|pen| pen.decoder).or(expert.base().map(|base| base.digest));
 }
 
 fn heading(receipt: ReceiptId, context: &RequestContext, model: String) -> Heading {

@@ -4,6 +4,7 @@ use std::{path::PathBuf, sync::Arc};
 
 use metier_kernels::Pool;
 use metier_model::{
+    adapter::{Adapter, LoraFormat},
     decoder::Decoder,
     encoder::{Encoder, EncoderQueue, QueueLimits},
     engine::{CacheScope, Engine, EngineLimits},
@@ -19,7 +20,7 @@ use crate::{
         local::{LOCAL, LocalBase},
         remote::{BackendConfig, RETRY_BACKOFF, Remote, SetupError},
     },
-    expert::{Expert, WithEncoder},
+    expert::{Expert, Pen, WithEncoder, WithPen, WithReader},
     gateway::{BaseSlot, EncoderSlot, Gateway, Limits, Parts, RemoteSlot},
     meter::Meter,
 };
@@ -126,10 +127,53 @@ impl Gateway {
         let running = self.experts();
         let known = |specialist: &Specialist| running.iter().find(|expert| expert.id() == specialist.id()).cloned();
         let experts = specialists.into_iter().map(|specialist| match known(&specialist) {
-            Some(expert) if expert.own_encoder().is_some() => expert,
+            Some(expert) if expert.keeps_running() => expert,
+            _ if specialist.manifest().generation.is_some() => self.with_pen(specialist),
             _ => self.with_own_encoder(specialist),
         });
         self.replace_experts(experts.collect());
+    }
+
+    /// A specialist whose answers are written gets the base, under its adapter. Without the decoder that it was made with it stays known, and
+    /// says so when it is asked.
+    fn with_pen(&self, specialist: Arc<Specialist>) -> Arc<dyn Expert> {
+        match self.pen(&specialist) {
+            Ok(pen) => Arc::new(WithPen { specialist, pen }),
+            Err(why) => {
+                tracing::warn!("specialist `{}` cannot answer: {why}", specialist.manifest().name);
+                specialist
+            }
+        }
+    }
+
+    fn pen(&self, specialist: &Specialist) -> Result<Pen, String> {
+        let manifest = specialist.manifest();
+        let generation = manifest.generation.as_ref().ok_or("it names no decoder")?;
+        let made_with = &generation.decoder;
+        let base = self.base.as_ref().ok_or_else(|| {
+            format!("made with the decoder `{}`, and this server has none: set `decoder`", made_with.name)
+        })?;
+        if base.digest != made_with.digest {
+            return Err(format!(
+                "made with the decoder `{}` ({}), and `{}` ({}) is at hand: set `decoder`, or build it again",
+                made_with.name,
+                made_with.digest.short(),
+                base.name,
+                base.digest.short()
+            ));
+        }
+        let backend: Arc<dyn Backend> = match (specialist.adapter_files(), &base.adaptable, &base.decoder) {
+            (None, ..) => Arc::clone(&base.backend),
+            (Some(files), Some(local), Some(decoder)) => {
+                let config = decoder.network().config();
+                let adapter = Adapter::from_bytes(files.config.as_bytes(), &files.weights, config, LoraFormat::F16);
+                let adapter = Arc::new(adapter.map_err(|error| error.to_string())?);
+                Arc::new(local.with_adapter(&manifest.name, adapter).map_err(|error| error.to_string())?)
+            }
+            _ => return Err("this server has no decoder to adapt".to_owned()),
+        };
+        let (decoder, max_tokens) = (made_with.digest, generation.max_tokens);
+        Ok(Pen { backend, decoder, stage: manifest.stage.name(), max_tokens, schema: specialist.answer_schema() })
     }
 
     fn with_own_encoder(&self, specialist: Arc<Specialist>) -> Arc<dyn Expert> {
@@ -143,7 +187,17 @@ impl Gateway {
         if specialist.manifest().base.as_ref().is_none_or(|made_with| made_with.mismatch(base.base()).is_some()) {
             return specialist;
         }
-        let started = base.tuned(&file.0).map_err(|error| error.to_string()).and_then(|encoder| {
+        let tuned = base.tuned(&file.0).map_err(|error| error.to_string());
+        if specialist.schema().is_some() {
+            return match tuned {
+                Ok(encoder) => Arc::new(WithReader { specialist, encoder, pool: Arc::clone(pool) }),
+                Err(error) => {
+                    tracing::warn!("specialist `{}` cannot answer: {error}", specialist.manifest().name);
+                    specialist
+                }
+            };
+        }
+        let started = tuned.and_then(|encoder| {
             let queue = EncoderQueue::new(Arc::new(encoder), QueueLimits::default());
             Embedder::start(PooledEncoder { queue, pool: Arc::clone(pool) }).map_err(|error| error.to_string())
         });
@@ -180,10 +234,10 @@ fn start_base(
         ..EngineLimits::default()
     };
     let engine = PooledEngine::new(Engine::new(Arc::clone(&decoder), limits), pool);
-    let prompting = Arc::new(ChatPrompting::new(decoder).with_clock(clock));
+    let prompting = Arc::new(ChatPrompting::new(Arc::clone(&decoder)).with_clock(clock));
     let local = LocalBase::start(name.clone(), prompting, scope, engine)
         .map_err(|error| OpenError::Thread("decoder", error))?;
     let local = Arc::new(local);
     let backend: Arc<dyn Backend> = Arc::<LocalBase>::clone(&local);
-    Ok(BaseSlot { backend, adaptable: Some(local), name, digest })
+    Ok(BaseSlot { backend, adaptable: Some(local), decoder: Some(decoder), name, digest })
 }

@@ -12,7 +12,7 @@ use std::{
 };
 
 use futures_util::{FutureExt, StreamExt, stream};
-use metier_model::{BaseId, Digest, EncoderWeights};
+use metier_model::{BaseId, Digest, EncoderWeights, extract::Schema};
 use metier_traffic::{
     PriceBook,
     wire::{
@@ -33,7 +33,7 @@ use crate::{
     },
     decision::{Decision, Escalated, Outcome},
     error::{Fault, GatewayError},
-    expert::{Expert, Judged},
+    expert::{Expert, Extracted, Judged},
     gateway::{BaseSlot, Caller, EncoderSlot, Gateway, Limits, Parts, RemoteSlot, RequestContext},
     meter::Meter,
     policy::{BackendFacts, Boundary, Permit},
@@ -57,6 +57,7 @@ struct Scripted {
     needs_embedding: bool,
     base: Option<BaseId>,
     own: Option<Embedder>,
+    schema: Option<Schema>,
 }
 
 /// The encoder of every world.
@@ -76,7 +77,15 @@ fn expert(score: f32) -> Scripted {
         needs_embedding: true,
         base: Some(encoder()),
         own: None,
+        schema: None,
     }
+}
+
+/// One that extracts.
+fn extractor(score: f32) -> Scripted {
+    let text = r#"{"type": "object", "required": ["card"], "properties": {"card": {"type": "string"}}}"#;
+    let schema = Some(Schema::parse(text).unwrap());
+    Scripted { label: r#"{"card":"gold"}"#, may_leave: true, needs_embedding: false, schema, ..expert(score) }
 }
 
 /// One that defers at 0.41.
@@ -109,6 +118,9 @@ impl Expert for Scripted {
     fn own_encoder(&self) -> Option<&Embedder> {
         self.own.as_ref()
     }
+    fn schema(&self) -> Option<&Schema> {
+        self.schema.as_ref()
+    }
     fn centroids(&self) -> &[Vec<f32>] {
         &self.centroids
     }
@@ -128,6 +140,10 @@ impl Expert for Scripted {
             threshold: self.threshold,
             accepted: self.threshold.is_some_and(|threshold| self.score >= threshold),
             stage: "both".into(),
+            extracted: self.schema.as_ref().map(|_| Extracted {
+                fields: serde_json::json!([{"field": "card", "start": 3, "end": 7}]),
+                n_tokens: 5,
+            }),
         })
     }
 }
@@ -324,6 +340,7 @@ impl Setup {
             base: Some(BaseSlot {
                 backend: Arc::new(ScriptedBackend(LOCAL, base)),
                 adaptable: None,
+                decoder: None,
                 name: "smol".into(),
                 digest: Digest([3; 32]),
             }),
@@ -787,6 +804,31 @@ async fn a_deadline_is_an_error_and_on_record() {
     let error = world.gateway.handle(&Caller::loopback(), ask("tickets", "card"), soon).await.err().unwrap();
     assert_eq!((error.status(), error.code()), (504, "deadline_exceeded"));
     assert_eq!((world.closed().decision.as_str(), world.closed().reason.as_str()), ("failed", "deadline_exceeded"));
+}
+
+#[tokio::test]
+async fn an_extraction_answers_in_json_and_whoever_answers_for_it_meets_its_schema() {
+    let world = one(extractor(0.9), Vec::new());
+    // Its own schema, whatever format was asked for.
+    let request = ChatRequest { response_format: ResponseFormat::JsonObject, ..ask("tickets", "my gold card") };
+    let (response, decision) = world.whole(request).await.unwrap();
+    assert_eq!((content(&response), decision.outcome), (Some(r#"{"card":"gold"}"#), Outcome::Accepted));
+    assert_eq!(response.metier.unwrap()["fields"][0]["start"], 3);
+    assert_eq!(response.usage.unwrap().prompt_tokens, 5);
+
+    let inside = |acts| (Boundary::Inside, false, vec![acts]);
+    let unmet = || inside(Act::Say("gold, I think"));
+    let world = one(extractor(0.41), vec![unmet(), inside(Act::Say("```json\n{\"card\": \"silver\"}\n```"))]);
+    let (response, decision) = world.whole(ask("tickets", "my gold card")).await.unwrap();
+    assert_eq!((content(&response), decision.outcome), (Some(r#"{"card":"silver"}"#), Outcome::Deferred));
+    assert!(response.metier.unwrap().get("fields").is_none(), "what was guessed is not told");
+    // Both were paid: 0.3 µ$, and twice 1,000 tokens at $2.50 and 100 at $10 a million.
+    assert_eq!(decision.cost_picousd, Some(300_000 + 2 * (2_500_000_000 + 1_000_000_000)));
+    assert!(world.llm.asked.lock().unwrap()[0].messages[0].content.contains(r#""required":["card"]"#));
+
+    let world = one(extractor(0.41), vec![unmet()]);
+    let error = world.whole(ask("tickets", "my gold card")).await.unwrap_err();
+    assert_eq!(error.status(), 500, "{error}");
 }
 
 /// A direct stream: the text of the chunks, the error that ended them, and what is on record.

@@ -1,15 +1,19 @@
-//! f32 weights in panels, and the product whose every output is summed over `k` in order: the same bits alone, in a batch
+//! f32 or f16 weights in panels, and the product whose every output is summed over `k` in order: the same bits alone, in a batch
 //! and on every tier.
 //!
 //! ```text
 //! panel 0: k=0: w[0..16][0]   k=1: w[0..16][1]   …       one k = one register of 16 outputs
 //! panel 1: k=0: w[16..32][0]  …                          the last panel is filled up with zeros
 //! ```
+//!
+//! f16 weights are widened on their way into a register, which is exact: products and sums are those of f32 weights of the same values.
+
+use half::f16;
 
 use crate::{
     PANEL,
     lanes::Lanes,
-    memory::{AlignedFloats, Shared},
+    memory::{AlignedFloats, AlignedHalves, Shared},
     pool::Pool,
 };
 
@@ -20,11 +24,16 @@ pub(crate) const PARTS_PER_THREAD: usize = 4;
 /// Up to so many rows, four panels are taken at once: few rows leave registers free, and more sums hide FMA's latency.
 pub(crate) const FEW_ROWS: usize = 3;
 
-/// Weights `(n, k)` in f32 panels.
+/// Weights `(n, k)` in panels of f32 or f16.
 pub struct DenseMatrix {
-    panels: AlignedFloats, // (n / 16, k, 16)
+    panels: Panels, // (n / 16, k, 16)
     n: usize,
     k: usize,
+}
+
+enum Panels {
+    F32(AlignedFloats),
+    F16(AlignedHalves),
 }
 
 impl DenseMatrix {
@@ -33,23 +42,21 @@ impl DenseMatrix {
     /// # Panics
     ///
     /// Where n · k overflows.
-    pub fn pack(n: usize, k: usize, mut row: impl FnMut(usize, &mut [f32])) -> Self {
-        let n_panels = n.div_ceil(PANEL);
-        let mut panels = AlignedFloats::zeroed((n_panels * PANEL).checked_mul(k).expect("a matrix fits into memory"));
-        let mut buffer = vec![0.0; k * PANEL];
-        for (panel_idx, panel) in panels.chunks_exact_mut((k * PANEL).max(1)).enumerate().take(n_panels) {
-            let first = panel_idx * PANEL;
-            let width = PANEL.min(n - first);
-            for lane in 0..width {
-                row(first + lane, &mut buffer[lane * k..(lane + 1) * k]);
-            }
-            for (k_idx, column) in panel.chunks_exact_mut(PANEL).enumerate() {
-                for (lane, weight) in column[..width].iter_mut().enumerate() {
-                    *weight = buffer[lane * k + k_idx];
-                }
-            }
-        }
-        Self { panels, n, k }
+    pub fn pack(n: usize, k: usize, row: impl FnMut(usize, &mut [f32])) -> Self {
+        let mut panels = AlignedFloats::zeroed(packed_len(n, k));
+        fill_panels(&mut panels, n, k, row, |weight| weight);
+        Self { panels: Panels::F32(panels), n, k }
+    }
+
+    /// The same, each weight rounded to the nearest f16; beyond 65,504 it becomes infinite: whoever calls looks at the values first.
+    ///
+    /// # Panics
+    ///
+    /// Where n · k overflows.
+    pub fn pack_f16(n: usize, k: usize, row: impl FnMut(usize, &mut [f32])) -> Self {
+        let mut panels = AlignedHalves::zeroed(packed_len(n, k));
+        fill_panels(&mut panels, n, k, row, |weight| f16::from_f32(weight).to_bits());
+        Self { panels: Panels::F16(panels), n, k }
     }
 
     /// Outputs.
@@ -60,6 +67,34 @@ impl DenseMatrix {
     /// Inputs.
     pub fn k(&self) -> usize {
         self.k
+    }
+}
+
+/// Weights of whole panels.
+fn packed_len(n: usize, k: usize) -> usize {
+    (n.div_ceil(PANEL) * PANEL).checked_mul(k).expect("a matrix fits into memory")
+}
+
+/// Writes rows into panels, each weight as `keep` makes it.
+fn fill_panels<W>(
+    panels: &mut [W],
+    n: usize,
+    k: usize,
+    mut row: impl FnMut(usize, &mut [f32]),
+    keep: impl Fn(f32) -> W,
+) {
+    let mut buffer = vec![0.0; k * PANEL];
+    for (panel_idx, panel) in panels.chunks_exact_mut((k * PANEL).max(1)).enumerate() {
+        let first = panel_idx * PANEL;
+        let width = PANEL.min(n - first);
+        for lane in 0..width {
+            row(first + lane, &mut buffer[lane * k..(lane + 1) * k]);
+        }
+        for (k_idx, column) in panel.chunks_exact_mut(PANEL).enumerate() {
+            for (lane, weight) in column[..width].iter_mut().enumerate() {
+                *weight = keep(buffer[lane * k + k_idx]);
+            }
+        }
     }
 }
 
@@ -80,8 +115,11 @@ pub fn matmul(pool: &Pool, x: &[f32], weights: &DenseMatrix, bias: Option<&[f32]
     let isa = pool.isa();
     run_panels(pool, n.div_ceil(PANEL), m, m * n * k, &|first, count| {
         // SAFETY (of the kernel's `out.part`): each part writes the columns of its own panels.
-        let panels = &weights.panels[first * k * PANEL..(first + count) * k * PANEL];
-        dense_panels(isa, x, m, panels, k, bias, first, n, out);
+        let range = first * k * PANEL..(first + count) * k * PANEL;
+        match &weights.panels {
+            Panels::F32(panels) => f32_panels(isa, x, m, &panels[range], k, bias, first, n, out),
+            Panels::F16(panels) => f16_panels(isa, x, m, &panels[range], k, bias, first, n, out),
+        }
     });
 }
 
@@ -96,17 +134,81 @@ pub(crate) fn run_panels(pool: &Pool, n_panels: usize, m: usize, macs: usize, pa
     pool.run_ranges(n_panels, grain, &|panels| part(panels.start, panels.len()));
 }
 
+/// A weight as it lies in a panel.
+trait Weight: Copy {
+    /// Sixteen of them as f32.
+    ///
+    /// # Safety
+    ///
+    /// Sixteen readable weights behind `p`; features as [`Lanes`] demands.
+    unsafe fn load<L: Lanes>(p: *const Self) -> L::F;
+}
+
+impl Weight for f32 {
+    #[inline(always)]
+    unsafe fn load<L: Lanes>(p: *const Self) -> L::F {
+        // SAFETY: the caller's promise.
+        unsafe { L::load(p) }
+    }
+}
+
+/// The bits of an f16.
+impl Weight for u16 {
+    #[inline(always)]
+    unsafe fn load<L: Lanes>(p: *const Self) -> L::F {
+        // SAFETY: the caller's promise.
+        unsafe { L::load_f16(p) }
+    }
+}
+
 per_tier! {
-    fn dense_panels(x: &[f32], m: usize, panels: &[f32], k: usize, bias: Option<&[f32]>, first: usize, n: usize,
-        out: Shared<'_, f32>) = dense_panels_body
+    fn f32_panels(x: &[f32], m: usize, panels: &[f32], k: usize, bias: Option<&[f32]>, first: usize, n: usize,
+        out: Shared<'_, f32>) = f32_panels_body
+}
+
+per_tier! {
+    fn f16_panels(x: &[f32], m: usize, panels: &[u16], k: usize, bias: Option<&[f32]>, first: usize, n: usize,
+        out: Shared<'_, f32>) = f16_panels_body
 }
 
 #[allow(clippy::too_many_arguments, reason = "a kernel's arguments are its shape")]
 #[inline(always)]
-unsafe fn dense_panels_body<L: Lanes>(
+unsafe fn f32_panels_body<L: Lanes>(
     x: &[f32],
     m: usize,
     panels: &[f32],
+    k: usize,
+    bias: Option<&[f32]>,
+    first: usize,
+    n: usize,
+    out: Shared<'_, f32>,
+) {
+    // SAFETY: the caller's promise.
+    unsafe { dense_panels_body::<L, f32>(x, m, panels, k, bias, first, n, out) };
+}
+
+#[allow(clippy::too_many_arguments, reason = "a kernel's arguments are its shape")]
+#[inline(always)]
+unsafe fn f16_panels_body<L: Lanes>(
+    x: &[f32],
+    m: usize,
+    panels: &[u16],
+    k: usize,
+    bias: Option<&[f32]>,
+    first: usize,
+    n: usize,
+    out: Shared<'_, f32>,
+) {
+    // SAFETY: the caller's promise.
+    unsafe { dense_panels_body::<L, u16>(x, m, panels, k, bias, first, n, out) };
+}
+
+#[allow(clippy::too_many_arguments, reason = "a kernel's arguments are its shape")]
+#[inline(always)]
+unsafe fn dense_panels_body<L: Lanes, W: Weight>(
+    x: &[f32],
+    m: usize,
+    panels: &[W],
     k: usize,
     bias: Option<&[f32]>,
     first: usize,
@@ -136,10 +238,10 @@ unsafe fn dense_panels_body<L: Lanes>(
 }
 
 #[derive(Clone, Copy)]
-struct Tile<'a> {
+struct Tile<'a, W> {
     x: &'a [f32],
     m: usize,
-    panels: &'a [f32],
+    panels: &'a [W],
     k: usize,
     bias: Option<&'a [f32]>,
     first: usize,
@@ -147,7 +249,7 @@ struct Tile<'a> {
     out: Shared<'a, f32>,
 }
 
-impl Tile<'_> {
+impl<W: Weight> Tile<'_, W> {
     /// All rows against `P` panels, in row tiles as tall as the registers allow.
     #[inline(always)]
     unsafe fn rows<L: Lanes, const P: usize>(self) {
@@ -199,7 +301,7 @@ impl Tile<'_> {
             for k_idx in 0..k {
                 let mut w = [L::splat(0.0); P];
                 for p in 0..P {
-                    w[p] = L::load(panels.as_ptr().add((p * k + k_idx) * PANEL));
+                    w[p] = W::load::<L>(panels.as_ptr().add((p * k + k_idx) * PANEL));
                 }
                 for r in 0..R {
                     let x = L::splat(*x.as_ptr().add(r * k + k_idx));
@@ -264,16 +366,22 @@ mod tests {
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(48))]
         #[test]
-        fn every_tier_gives_the_plain_loop(m in 1usize..30, n in 1usize..100, k in 1usize..70, with_bias: bool, seed: u32) {
+        fn every_tier_gives_the_plain_loop(
+            m in 1usize..30, n in 1usize..100, k in 1usize..70, with_bias: bool, halves: bool, seed: u32,
+        ) {
             let mut state = u64::from(seed) + 1;
             let mut random = || {
                 state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
                 (state >> 40) as f32 / (1u64 << 23) as f32 - 1.0
             };
             let x: Vec<f32> = (0..m * k).map(|_| random()).collect();
-            let w: Vec<f32> = (0..n * k).map(|_| random()).collect();
+            let mut w: Vec<f32> = (0..n * k).map(|_| random()).collect();
             let bias: Option<Vec<f32>> = with_bias.then(|| (0..n).map(|_| random()).collect());
-            let packed = DenseMatrix::pack(n, k, |i, row| row.copy_from_slice(&w[i * k..(i + 1) * k]));
+            let row = |i: usize, row: &mut [f32]| row.copy_from_slice(&w[i * k..(i + 1) * k]);
+            let packed = if halves { DenseMatrix::pack_f16(n, k, row) } else { DenseMatrix::pack(n, k, row) };
+            if halves {
+                w.iter_mut().for_each(|w| *w = f16::from_f32(*w).to_f32());
+            }
             let mut expected = vec![0.0; m * n];
             for i in 0..m {
                 for j in 0..n {

@@ -1,5 +1,9 @@
 //! Cache-line aligned buffers, and the pointer that lets threads write disjoint parts of one slice.
 
+use std::{ops::Range, sync::Arc};
+
+use crate::mapped::Mapped;
+
 /// One cache line.
 #[derive(Clone, Copy)]
 #[repr(C, align(64))]
@@ -55,6 +59,94 @@ impl std::ops::DerefMut for AlignedFloats {
     fn deref_mut(&mut self) -> &mut [f32] {
         // SAFETY: as in `deref`; `&mut self` makes the access unique.
         unsafe { std::slice::from_raw_parts_mut(self.0.as_mut_ptr().cast(), self.0.len / 4) }
+    }
+}
+
+/// f16, as their bits, that start on a cache line.
+pub(crate) struct AlignedHalves(AlignedBytes);
+
+impl AlignedHalves {
+    pub(crate) fn zeroed(len: usize) -> Self {
+        Self(AlignedBytes::zeroed(len * 2))
+    }
+}
+
+impl std::ops::Deref for AlignedHalves {
+    type Target = [u16];
+
+    fn deref(&self) -> &[u16] {
+        // SAFETY: 64-byte aligned, `len` bytes are whole u16, and every bit pattern is a u16.
+        unsafe { std::slice::from_raw_parts(self.0.as_ptr().cast(), self.0.len / 2) }
+    }
+}
+
+impl std::ops::DerefMut for AlignedHalves {
+    fn deref_mut(&mut self) -> &mut [u16] {
+        // SAFETY: as in `deref`; `&mut self` makes the access unique.
+        unsafe { std::slice::from_raw_parts_mut(self.0.as_mut_ptr().cast(), self.0.len / 2) }
+    }
+}
+
+/// Bytes that were made here, or that lie in a file.
+pub(crate) enum Bytes {
+    Made(AlignedBytes),
+    Mapped(Extent),
+}
+
+impl std::ops::Deref for Bytes {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        match self {
+            Self::Made(bytes) => bytes,
+            Self::Mapped(extent) => extent.bytes(),
+        }
+    }
+}
+
+/// f16, as their bits, that were made here, or that lie in a file.
+pub(crate) enum Halves {
+    Made(Vec<u16>),
+    Mapped(Extent),
+}
+
+impl std::ops::Deref for Halves {
+    type Target = [u16];
+
+    fn deref(&self) -> &[u16] {
+        match self {
+            Self::Made(halves) => halves,
+            Self::Mapped(extent) => {
+                let bytes = extent.bytes();
+                // SAFETY: an extent starts at an even address, every bit pattern is a u16, and the length is rounded down.
+                unsafe { std::slice::from_raw_parts(bytes.as_ptr().cast(), bytes.len() / 2) }
+            }
+        }
+    }
+}
+
+/// The bytes of halves, in this machine's order.
+pub(crate) fn bytes_of(halves: &[u16]) -> &[u8] {
+    // SAFETY: a u16 has two initialised bytes, and a byte no alignment.
+    unsafe { std::slice::from_raw_parts(halves.as_ptr().cast(), size_of_val(halves)) }
+}
+
+/// A part of a mapped file that starts on half a cache line.
+pub(crate) struct Extent {
+    file: Arc<Mapped>,
+    range: Range<usize>,
+}
+
+impl Extent {
+    /// `None` where the file ends before, or the part starts elsewhere.
+    pub(crate) fn new(file: &Arc<Mapped>, at: usize, len: usize) -> Option<Self> {
+        let range = at..at.checked_add(len)?;
+        let bytes = file.get(range.clone())?;
+        bytes.as_ptr().addr().is_multiple_of(32).then(|| Self { file: Arc::clone(file), range })
+    }
+
+    fn bytes(&self) -> &[u8] {
+        &self.file[self.range.clone()]
     }
 }
 

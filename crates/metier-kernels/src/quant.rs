@@ -19,7 +19,7 @@
 
 use std::{
     ops::Range,
-    sync::{Mutex, PoisonError},
+    sync::{Arc, Mutex, PoisonError},
 };
 
 use half::f16;
@@ -28,7 +28,8 @@ use crate::{
     BLOCK, PANEL,
     dense::{FEW_ROWS, Place, run_panels, store},
     lanes::{Activations, Lanes, form},
-    memory::{AlignedBytes, Shared},
+    mapped::Mapped,
+    memory::{AlignedBytes, Bytes, Extent, Halves, Shared, bytes_of},
     pool::Pool,
     tier::Isa,
 };
@@ -97,9 +98,27 @@ pub struct QuantMatrix {
     n: usize,
     k: usize,
     blocks: usize,
-    quants: AlignedBytes, // (n / 16, blocks, lines, 64)
-    scales: Vec<u16>,     // (n / 16, blocks, 16)
-    mins: Vec<u16>,       // likewise where the format has mins; else empty
+    quants: Bytes,  // (n / 16, blocks, lines, 64)
+    scales: Halves, // (n / 16, blocks, 16)
+    mins: Halves,   // likewise where the format has mins; else empty
+}
+
+/// Bytes of a packed matrix: quants, scales, mins.
+#[derive(Clone, Copy)]
+struct PackedLen {
+    quants: usize,
+    scales: usize,
+    mins: usize,
+}
+
+impl PackedLen {
+    /// `None` where they do not fit into memory.
+    fn of(format: BlockFormat, n: usize, k: usize) -> Option<Self> {
+        let panel_blocks = n.div_ceil(PANEL).checked_mul(k.div_ceil(BLOCK))?;
+        let quants = panel_blocks.checked_mul(format.lines() * LINE)?;
+        let scales = panel_blocks * PANEL * size_of::<u16>();
+        Some(Self { quants, scales, mins: if format.has_min() { scales } else { 0 } })
+    }
 }
 
 impl QuantMatrix {
@@ -136,7 +155,51 @@ impl QuantMatrix {
                 }
             }
         }
-        Self { format, n, k, blocks, quants, scales, mins }
+        Self {
+            format,
+            n,
+            k,
+            blocks,
+            quants: Bytes::Made(quants),
+            scales: Halves::Made(scales),
+            mins: Halves::Made(mins),
+        }
+    }
+
+    /// A matrix that was packed before and lies in a file: `(n, k)` in this format, its [`packed`](Self::packed) bytes from `at` on. They
+    /// are not looked at. `None` where the file ends before they do, or `at` is no multiple of 64.
+    pub fn mapped(format: BlockFormat, n: usize, k: usize, file: &Arc<Mapped>, at: usize) -> Option<Self> {
+        if cfg!(target_endian = "big") || !at.is_multiple_of(LINE) {
+            return None;
+        }
+        let len = PackedLen::of(format, n, k)?;
+        let scales_at = at.checked_add(len.quants)?;
+        let mins_at = scales_at.checked_add(len.scales)?;
+        Some(Self {
+            format,
+            n,
+            k,
+            blocks: k.div_ceil(BLOCK),
+            quants: Bytes::Mapped(Extent::new(file, at, len.quants)?),
+            scales: Halves::Mapped(Extent::new(file, scales_at, len.scales)?),
+            mins: Halves::Mapped(Extent::new(file, mins_at, len.mins)?),
+        })
+    }
+
+    /// Bytes of such a matrix in a file; `None` where they do not fit into memory.
+    pub fn packed_len(format: BlockFormat, n: usize, k: usize) -> Option<usize> {
+        let len = PackedLen::of(format, n, k)?;
+        len.quants.checked_add(len.scales)?.checked_add(len.mins)
+    }
+
+    /// What [`mapped`](Self::mapped) reads, part after part.
+    pub fn packed(&self) -> [&[u8]; 3] {
+        [&self.quants, bytes_of(&self.scales), bytes_of(&self.mins)]
+    }
+
+    /// How its weights lie.
+    pub fn format(&self) -> BlockFormat {
+        self.format
     }
 
     /// Quantises `n` rows of `k` f32 weights to 8 bits; `row(i, buffer)` writes row i. Inputs are filled up to a multiple of
@@ -865,6 +928,39 @@ mod tests {
             m in prop_oneof![1usize..28, 45usize..60], n in 1usize..90, blocks in 1usize..5, seed: u64,
         ) {
             check(format, m, n, blocks, seed);
+        }
+    }
+
+    #[test]
+    fn what_lies_in_a_file_multiplies_as_what_was_packed() {
+        let mut random = Random(11);
+        let (n, k) = (37, 3 * BLOCK);
+        let folder = tempfile::tempdir().unwrap();
+        for format in [BlockFormat::Q4_0, BlockFormat::Q4_1, BlockFormat::Q8_0, BlockFormat::U8Min] {
+            let bytes = blocks_of(format, n * 3, &mut random);
+            let row_bytes = 3 * format.block_bytes();
+            let made = QuantMatrix::pack(format, n, k, |i| &bytes[i * row_bytes..(i + 1) * row_bytes]);
+            let packed = made.packed().concat();
+            assert_eq!(Some(packed.len()), QuantMatrix::packed_len(format, n, k));
+            let path = folder.path().join(format!("{format:?}"));
+            std::fs::write(&path, [&[7; 64], packed.as_slice()].concat()).unwrap();
+            let file = Arc::new(Mapped::open(&path).unwrap());
+            let mapped = QuantMatrix::mapped(format, n, k, &file, 64).unwrap();
+            let x: Vec<f32> = (0..5 * k).map(|_| random.unit()).collect();
+            for tier in Tier::available() {
+                let pool = Pool::new(2, tier);
+                let mut rows = QuantRows::default();
+                rows.quantise(&pool, &x, k);
+                let products = [&made, &mapped].map(|weights| {
+                    let mut out = vec![f32::NAN; 5 * n];
+                    matmul(&pool, &rows, weights, &mut out);
+                    out
+                });
+                assert_eq!(products[0], products[1], "{tier} {format:?}");
+            }
+            for (n, at) in [(n + 16, 64), (n, 128), (n, 32), (n, usize::MAX - 63), (usize::MAX / 8, 64)] {
+                assert!(QuantMatrix::mapped(format, n, k, &file, at).is_none(), "{n} rows at {at}");
+            }
         }
     }
 

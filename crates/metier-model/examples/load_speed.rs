@@ -9,7 +9,9 @@
 use std::{path::Path, time::Instant};
 
 use metier_kernels::Mapped;
-use metier_model::{Decoder, Digest, Tokenizer, engine::WeightFormat, format::Gguf};
+use metier_model::{
+    Decoder, Digest, PackedCache, PackedOutcome, Tokenizer, decoder::DecoderOptions, engine::WeightFormat, format::Gguf,
+};
 use serde_json::json;
 
 /// Runs of a case.
@@ -25,6 +27,23 @@ fn main() {
         let gguf = Gguf::parse(&map).unwrap();
         let tokenizer = median(|| Tokenizer::from_gguf(&gguf).unwrap());
         let whole = median(|| Decoder::open(path, WeightFormat::AsFile).unwrap());
+        // The first opening writes, the next ones read.
+        let folder = std::env::temp_dir().join(format!("metier-load-speed-{}", std::process::id()));
+        let cache = PackedCache::new(folder.clone(), u64::MAX);
+        let options = DecoderOptions { packed: Some(cache), ..DecoderOptions::new(WeightFormat::AsFile) };
+        let begun = Instant::now();
+        let written = Decoder::open_with(path, options.clone()).unwrap().packed().clone();
+        let write = (begun.elapsed().as_secs_f64() * 1e4).round() / 10.0;
+        let cached = median(|| {
+            let decoder = Decoder::open_with(path, options.clone()).unwrap();
+            assert_eq!(*decoder.packed(), PackedOutcome::Read);
+            decoder
+        });
+        std::fs::remove_dir_all(folder).unwrap();
+        println!(
+            "{}",
+            json!({"written": format!("{written:?}"), "open_and_write_ms": write, "open_packed_ms": cached})
+        );
         let name = path.file_name().unwrap().to_string_lossy();
         println!(
             "{}",

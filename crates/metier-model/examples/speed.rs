@@ -36,7 +36,7 @@ fn main() {
     for tier in &tiers {
         embed(&encoder, &Pool::new(THREADS, *tier));
     }
-    for format in [WeightFormat::AsFile, WeightFormat::Int8, WeightFormat::F32] {
+    for format in [WeightFormat::AsFile, WeightFormat::Int8, WeightFormat::F16, WeightFormat::F32] {
         let started = Instant::now();
         let decoder = Arc::new(Decoder::open(Path::new(smollm2), format).unwrap());
         let case = format!("open SmolLM2 {format:?}");

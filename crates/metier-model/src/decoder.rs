@@ -23,6 +23,7 @@ use crate::{
     chat::{ChatError, ChatMessage, ChatTemplate, Prompt},
     files::TensorFiles,
     format::FormatError,
+    packed::{PackedCache, PackedOutcome},
     tokenizer::{TokenId, Tokenizer, TokenizerError},
 };
 
@@ -132,10 +133,11 @@ pub struct Decoder {
     template: Option<ChatTemplate>,
     ends: Vec<TokenId>,
     base: BaseId,
+    packed: PackedOutcome,
 }
 
 /// How a decoder is opened.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct DecoderOptions {
     /// How weights are kept in memory.
     pub weights: WeightFormat,
@@ -148,12 +150,14 @@ pub struct DecoderOptions {
     pub context: Option<usize>,
     /// How keys and values are kept: what a running or remembered sequence needs of memory, and reads for each token.
     pub kv: KvFormat,
+    /// Where packed weights are looked for, and kept for the next time; `None`: they are packed at every opening.
+    pub packed: Option<PackedCache>,
 }
 
 impl DecoderOptions {
-    /// Weights kept so, the context that the network is made for, keys and values as they were computed.
+    /// Weights kept so, the context that the network is made for, keys and values as they were computed, no cache.
     pub fn new(weights: WeightFormat) -> Self {
-        Self { weights, context: None, kv: KvFormat::F32 }
+        Self { weights, context: None, kv: KvFormat::F32, packed: None }
     }
 }
 
@@ -181,17 +185,17 @@ impl Decoder {
             let problem = "holds weights alone: open the folder that has `config.json` and `tokenizer.json` too";
             return Err(DecoderError::Files { path: path.to_owned(), problem: problem.to_owned() });
         }
-        let parts = if path.is_dir() { folder::read(path, options)? } else { gguf::read(path, options)? };
-        Self::assemble(parts, path, options)
+        let parts = if path.is_dir() { folder::read(path, &options)? } else { gguf::read(path, &options)? };
+        Self::assemble(parts, path, &options)
     }
 
     /// Opens a GGUF file that lies in memory, such as one of [`crate::tiny`].
     pub fn from_bytes(bytes: Vec<u8>, name: &str, weights: WeightFormat) -> Result<Self, DecoderError> {
         let options = DecoderOptions::new(weights);
-        Self::assemble(gguf::from_bytes(bytes, name, options)?, Path::new(name), options)
+        Self::assemble(gguf::from_bytes(bytes, name, &options)?, Path::new(name), &options)
     }
 
-    fn assemble(parts: Parts, path: &Path, options: DecoderOptions) -> Result<Self, DecoderError> {
+    fn assemble(parts: Parts, path: &Path, options: &DecoderOptions) -> Result<Self, DecoderError> {
         let Parts { files, blueprint, tokenizer, template, mut ends, base } = parts;
         let weights_error = |source| DecoderError::Weights { path: path.to_owned(), source };
         let rows = blueprint.config().vocabulary;
@@ -201,13 +205,26 @@ impl Decoder {
         }
         let template = template.map(|template| template.with_controls(tokenizer.specials())).transpose();
         let template = template.map_err(|source| DecoderError::Template { path: path.to_owned(), source })?;
-        let network = Transformer::load(files, blueprint, options.weights).map_err(weights_error)?.with_kv(options.kv);
+        let weights = options.weights;
+        let cache = options.packed.as_ref().filter(|cache| cache.is_for(weights, files.bytes()));
+        let found = cache.and_then(|cache| cache.open(&base.digest, weights));
+        let (network, all_found) =
+            Transformer::load(files, blueprint, weights, found.as_ref()).map_err(weights_error)?;
+        let packed = match cache {
+            None => PackedOutcome::Off,
+            Some(_) if all_found => PackedOutcome::Read,
+            Some(cache) => match cache.write(&base.digest, weights, &network.quantised()) {
+                Ok(bytes) => PackedOutcome::Written { bytes },
+                Err(error) => PackedOutcome::NotWritten { problem: error.to_string() },
+            },
+        };
+        let network = network.with_kv(options.kv);
         // Files of Gemma 3, Llama 3 and Phi name the end of a text, not always the end of a turn.
         let turns = TURN_ENDS.iter().filter_map(|text| tokenizer.id_of(text)).filter(|id| tokenizer.is_special(*id));
         ends.extend(turns);
         ends.sort();
         ends.dedup();
-        Ok(Self { network, tokenizer, template, ends, base })
+        Ok(Self { network, tokenizer, template, ends, base, packed })
     }
 
     /// Gives the base another name than its file's, e.g. the catalogue's.
@@ -220,6 +237,11 @@ impl Decoder {
     /// Name and digest of the weights.
     pub fn base(&self) -> &BaseId {
         &self.base
+    }
+
+    /// Whether its weights were found packed.
+    pub fn packed(&self) -> &PackedOutcome {
+        &self.packed
     }
 
     /// Tokens that the model reads and writes in one sequence, at most.

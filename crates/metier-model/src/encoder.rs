@@ -250,8 +250,8 @@ impl Encoder {
         self.dense.last().map_or_else(|| self.width(), Dense::outputs)
     }
 
-    /// Elements of what is pooled.
-    fn width(&self) -> usize {
+    /// Elements of a hidden row, which is what is pooled.
+    pub fn width(&self) -> usize {
         self.bert.config().width
     }
 
@@ -339,6 +339,18 @@ impl Encoder {
     pub fn hidden_rows(&self, pool: &Pool, ids: &[TokenId]) -> Result<Vec<f32>, EncoderError> {
         self.check_windows(&[ids], self.bert.config().max_tokens)?;
         Ok(self.bert.hidden_rows(pool, ids))
+    }
+
+    /// The last hidden rows of some windows under each other, `(Σ lengths, width)`, before any pooling; each window's are those that it has
+    /// alone.
+    pub fn token_rows(&self, pool: &Pool, windows: &[&[TokenId]]) -> Result<Vec<f32>, EncoderError> {
+        self.check_windows(windows, self.window_tokens)?;
+        Ok(self.bert.rows_of(pool, windows))
+    }
+
+    /// What stands before and behind the text's own tokens in every window.
+    pub fn frame(&self) -> (&[TokenId], &[TokenId]) {
+        (&self.frame.0, &self.frame.1)
     }
 
     fn check_windows(&self, windows: &[&[TokenId]], limit: usize) -> Result<(), EncoderError> {

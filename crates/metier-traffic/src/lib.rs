@@ -1,4 +1,4 @@
-//! What goes over the wire, and what it costs.
+//! What goes over the wire, what it costs, and what in it is personal.
 //!
 //! Which question: *what did the caller say, in a form that cannot be wrong, and what is a token worth?* In go bytes and
 //! tables of prices; out come typed requests, answers in the protocol's own shape, and picodollars. Deliberately absent: HTTP,
@@ -6,6 +6,7 @@
 
 pub mod exchange;
 pub mod price;
+pub mod privacy;
 pub mod wire;
 
 pub use exchange::Exchange;

@@ -154,6 +154,26 @@ fn refusals_name_the_field() {
     check(with("stop", json!("")), "invalid_value", Some("stop"));
     check(with("stream", json!("yes")), "invalid_type", Some("stream"));
     check(with("prompt_lookup", json!(1)), "invalid_type", Some("prompt_lookup"));
+    let labels = |more: Value| {
+        let mut body = json!({
+            "model": "m", "messages": [{"role": "user", "content": "x"}], "label_scores": "sum",
+            "structured_outputs": {"choice": ["a", "b"]},
+        });
+        body.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        body
+    };
+    assert_eq!(chat(labels(json!({}))).unwrap().label_scores, Some(LabelScores::Sum));
+    for (more, code) in [
+        (json!({"label_scores": "max"}), "invalid_value"),
+        (json!({"label_scores": true}), "invalid_type"),
+        (json!({"structured_outputs": null}), "invalid_value"),
+        (json!({"structured_outputs": {"regex": "a|b"}}), "invalid_value"),
+        (json!({"n": 2}), "invalid_value"),
+        (json!({"logprobs": true}), "invalid_value"),
+        (json!({"logit_bias": {"7": 1}}), "invalid_value"),
+    ] {
+        check(labels(more), code, Some("label_scores"));
+    }
     check(with("stream_options", json!({"include_usage": 1})), "invalid_type", Some("stream_options.include_usage"));
     check(with("top_logprobs", json!(3)), "invalid_value", Some("top_logprobs"));
     check(with("response_format", json!({"type": "xml"})), "invalid_value", Some("response_format.type"));
@@ -256,6 +276,9 @@ fn any_json() -> impl Strategy<Value = Value> {
             "seed",
             "logit_bias",
             "repetition_penalty",
+            "structured_outputs",
+            "choice",
+            "label_scores",
             "7",
         ]);
         prop_oneof![

@@ -112,7 +112,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let served = encoder.with_tensors(&tuned.file, EncoderWeights::F32)?;
     let embed = |part: Part| served.embed(&pool, &rows(part).0);
     let embeddings = [embed(Part::Train)?, embed(Part::Validation)?, embed(Part::Calibration)?, embed(Part::Test)?];
-    let ladder_run = ladder::Run { pool: &pool, seed, clock: &clock, deadline: std::time::Duration::MAX };
+    let ladder_run = ladder::Run { pool: &pool, seed, clock: &clock, deadline: std::time::Duration::MAX, keeps: None };
     let ground = ladder::Ground {
         inputs: &task.data.text,
         tuning: &recipe,

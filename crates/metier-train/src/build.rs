@@ -7,6 +7,9 @@
 //! test ────────► what is reported
 //! ```
 
+mod extract;
+pub mod generate;
+
 use std::{
     collections::BTreeMap,
     error::Error,
@@ -18,6 +21,7 @@ use metier_kernels::Pool;
 use metier_model::{
     Digest, Encoder, Progress, Specialist, SpecialistStore, Unit,
     features::FORMAT as FEATURE_FORMAT,
+    head::LinearHead,
     pairs::FORMAT as PAIR_FORMAT,
     proof::{Certificate, NonInferiority, learn_then_test},
     specialist::{
@@ -29,6 +33,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     craft::{
+        checkpoint,
         encoder::{self as tuning, TuneError},
         ladder::{self, Embeddings, Ground, Held, Ladder, Run},
     },
@@ -122,6 +127,9 @@ pub struct BuildOutcome {
     /// The chosen rung made again from parts of the training rows; `null` where the budget or the rows did not reach.
     #[serde(default)]
     pub learning_curve: Option<LearningCurve>,
+    /// How the adapter was trained, where there is one.
+    #[serde(default)]
+    pub training: Option<generate::TrainingLog>,
     /// Rows that it gets wrong, worst first: those that it would answer alone, surest first, then those that it defers.
     #[serde(default)]
     pub failures: Vec<FailedRow>,
@@ -229,6 +237,15 @@ pub enum BuildError {
     /// A specialist cannot score rows.
     #[error("cannot score rows")]
     Answer(#[from] AnswerError),
+    /// A specialist that writes cannot be made.
+    #[error("cannot make `{name}`, whose answers are written")]
+    Generate {
+        /// The task.
+        name: String,
+        /// Why.
+        #[source]
+        source: generate::GenerateError,
+    },
     /// A specialist reads embeddings and there is no encoder, or another one.
     #[error("specialist `{name}` cannot answer: {why}")]
     Encoder {
@@ -246,6 +263,9 @@ pub fn build(
     progress: &mut dyn FnMut(Progress<'_>),
     clock: &dyn Fn() -> Duration,
 ) -> Result<BuildOutcome, BuildError> {
+    if let Some(extract) = &task.extract {
+        return extract::build(task, extract, bench, progress, clock);
+    }
     let start = clock();
     let elapsed = || clock().saturating_sub(start);
     progress(Progress { stage: "reading rows", done: 0, total: None, unit: Unit::Rows });
@@ -254,7 +274,8 @@ pub fn build(
     let embeddings = bench.encoder.map(|encoder| embed(task, &splits, encoder, bench.pool, progress)).transpose()?;
     let embed_seconds = elapsed().as_secs_f64();
     let deadline = Duration::from_secs_f64(task.budget_minutes * 60.0);
-    let run = Run { pool: bench.pool, seed: bench.seed, clock: &elapsed, deadline };
+    let keeps = Some((bench.store.root(), task.name.as_str()));
+    let run = Run { pool: bench.pool, seed: bench.seed, clock: &elapsed, deadline, keeps };
     let ground = Ground {
         splits: &splits,
         inputs: &task.data.text,
@@ -311,6 +332,7 @@ pub fn build(
         failures,
         findings: Vec::new(),
         learning_curve: None,
+        training: None,
     };
     match curve {
         Ok(curve) => outcome.learning_curve = Some(curve),
@@ -325,6 +347,7 @@ pub fn build(
         bundle::write_durably(&staged.dir().join(file), text.as_bytes()).map_err(bundle_error)?;
     }
     bench.store.add(staged, &task.name).map_err(store_error)?;
+    checkpoint::remove(bench.store.root(), &task.name, ladder::ENCODER_CHECKPOINT);
     Ok(outcome)
 }
 
@@ -339,6 +362,16 @@ pub fn evaluate(
     progress: &mut dyn FnMut(Progress<'_>),
 ) -> Result<EvalReport, BuildError> {
     let manifest = specialist.manifest();
+    if manifest.kind == Kind::Extract {
+        return extract::evaluate(specialist, encoder, pool, file, columns, seed, progress);
+    }
+    if specialist.head().is_none() {
+        let message = format!(
+            "`{}` writes its answers: this version measures such specialists when they are built, with a `data.test` file",
+            manifest.name
+        );
+        return Err(DataError::Task(message).into());
+    }
     let rows = table::read(file, columns)?;
     let examples = split::examples(rows, &manifest.labels)?;
     let texts: Vec<_> = examples.iter().map(|example| specialist.encoder_text(&example.row.text)).collect();
@@ -427,11 +460,13 @@ fn prove(
         may_leave: task.may_leave,
         stage: rung.stage,
         base: bench.encoder.map(Embed::base),
+        generation: None,
         features: rung.stage.reads_ngrams().then(|| FEATURE_FORMAT.to_owned()),
         pairs: pairs
             .as_ref()
             .map(|pairs| PairsRecord { format: PAIR_FORMAT.to_owned(), fields: pairs.features.fields().to_vec() }),
         calibrator,
+        scores: None,
         certificate: None,
         refusal: None,
         recipe: Recipe {
@@ -453,8 +488,10 @@ fn prove(
     let mut specialist = Specialist::from_contents(Contents {
         manifest: manifest.clone(),
         features: rung.stage.reads_ngrams().then(|| ladder.features.clone()),
-        head: rung.head.clone(),
+        head: Some(rung.head.clone()),
         encoder: rung.own.as_ref().and_then(|own| own.file.clone()),
+        adapter: None,
+        schema: None,
         pairs,
         neighbours: embeddings.and_then(|all| neighbours(splits, all, task.data.out_of_scope.as_deref())),
         probe: Vec::new(),
@@ -462,7 +499,7 @@ fn prove(
     });
 
     let read = rung.embeddings(embeddings);
-    let calibration = score(&specialist, splits, Part::Calibration, ladder, read);
+    let calibration = score(&specialist, &rung.head, splits, Part::Calibration, ladder, read);
     let losses: Vec<(f32, bool)> = calibration.iter().map(|row| (row.score, row.loss_if_accepted())).collect();
     match learn_then_test(&losses, task.target.epsilon, task.target.delta) {
         Ok(certificate) => manifest.certificate = Some(certificate),
@@ -482,7 +519,7 @@ fn prove(
         reject_below: none.and_then(|_| rejection::threshold(scores)),
         ..yardstick(manifest, task.target.metric, task.reference.is_some(), &task.data.slice, bench.seed)
     };
-    let scored = score(&specialist, splits, part, ladder, read);
+    let scored = score(&specialist, &rung.head, splits, part, ladder, read);
     let evaluation = evaluation::evaluate(&scored, &yardstick);
     let failures = failures(splits.part(part), &scored, &splits.labels);
     let classes = |part| splits.part(part).iter().map(|example| example.class).collect::<Vec<_>>();
@@ -515,12 +552,13 @@ fn prove(
 /// The rows of a part as the specialist answers them.
 fn score(
     specialist: &Specialist,
+    head: &LinearHead,
     splits: &Splits,
     part: Part,
     ladder: &Ladder,
     embeddings: Option<&Embeddings>,
 ) -> Vec<ScoredRow> {
-    let margins = Held::of(splits, part, &ladder.features, embeddings).margins(specialist.head());
+    let margins = Held::of(splits, part, &ladder.features, embeddings).margins(head);
     let rows = splits.part(part).iter().zip(&margins);
     rows.map(|(example, margins)| ScoredRow::new(example, &specialist.answer_from(margins))).collect()
 }
@@ -616,6 +654,42 @@ fn notes(
     measured_on: &str,
     class_mix: Option<&ClassMix>,
 ) -> Vec<String> {
+    let mut notes = base_notes(task, splits, manifest, measured_on);
+    const SURPRISING: f64 = 0.01;
+    if let Some(mix) = class_mix.filter(|mix| mix.p_value < SURPRISING) {
+        notes.push(format!(
+            "calibration and {measured_on} rows differ in class mix (`{}`: {:.1} % against {:.1} %): the certificate speaks \
+             of traffic like the calibration rows",
+            mix.label,
+            100.0 * mix.calibration,
+            100.0 * mix.test
+        ));
+    }
+    if ladder.out_of_time {
+        notes.push(format!("the budget of {} minutes ended before every setting was tried", task.budget_minutes));
+    }
+    for skipped in &ladder.skipped {
+        notes.push(format!(
+            "rung `{}` was not tried: it needs about {:.1} minutes, and {:.1} of the budget of {} are left",
+            skipped.stage.name(),
+            skipped.needed_seconds / 60.0,
+            skipped.left_seconds / 60.0,
+            task.budget_minutes
+        ));
+    }
+    if let Some((stage, why)) = &ladder.not_made {
+        notes.push(format!("rung `{}` was not made: {why}", stage.name()));
+    }
+    if ladder.rungs.len() == 1 && task.up_to > Stage::Linear {
+        notes.push(
+            "no encoder was at hand: only the n-gram rung ran, and `auto` cannot find this specialist".to_owned(),
+        );
+    }
+    notes
+}
+
+/// What is said of every kind of build.
+fn base_notes(task: &TaskFile, splits: &Splits, manifest: &Manifest, measured_on: &str) -> Vec<String> {
     let mut notes = Vec::new();
     let leak = &splits.leak;
     if leak.removed > 0 {
@@ -647,36 +721,6 @@ fn notes(
     if measured_on == Part::Validation.name() {
         notes
             .push("there are no test rows: figures are those of validation rows, which also chose the rung".to_owned());
-    }
-    const SURPRISING: f64 = 0.01;
-    if let Some(mix) = class_mix.filter(|mix| mix.p_value < SURPRISING) {
-        notes.push(format!(
-            "calibration and {measured_on} rows differ in class mix (`{}`: {:.1} % against {:.1} %): the certificate speaks \
-             of traffic like the calibration rows",
-            mix.label,
-            100.0 * mix.calibration,
-            100.0 * mix.test
-        ));
-    }
-    if ladder.out_of_time {
-        notes.push(format!("the budget of {} minutes ended before every setting was tried", task.budget_minutes));
-    }
-    for skipped in &ladder.skipped {
-        notes.push(format!(
-            "rung `{}` was not tried: it needs about {:.1} minutes, and {:.1} of the budget of {} are left",
-            skipped.stage.name(),
-            skipped.needed_seconds / 60.0,
-            skipped.left_seconds / 60.0,
-            task.budget_minutes
-        ));
-    }
-    if let Some((stage, why)) = &ladder.not_made {
-        notes.push(format!("rung `{}` was not made: {why}", stage.name()));
-    }
-    if ladder.rungs.len() == 1 && task.up_to > Stage::Linear {
-        notes.push(
-            "no encoder was at hand: only the n-gram rung ran, and `auto` cannot find this specialist".to_owned(),
-        );
     }
     notes
 }

@@ -8,7 +8,7 @@
 //! Label j's threshold t_j is the mean probability of j over the rows labelled j. A row labelled i is counted as truly j if j is the
 //! likeliest label among those whose probability reaches their threshold; where j ≠ i it is a suspect.
 //!
-//! Deliberately absent: personal data (there is no detector in `metier-traffic` yet) and any deletion.
+//! Personal data is counted by kind; where texts are shown it is masked. Deliberately absent: any deletion.
 
 use std::collections::BTreeMap;
 
@@ -18,6 +18,7 @@ use metier_model::{
     features::{Features, SparseRow, fold},
     head::{LinearHead, max_features},
 };
+use metier_traffic::privacy::{self, PersonalKind};
 use serde::Serialize;
 
 use crate::{
@@ -32,6 +33,8 @@ use crate::{
 const FOLDS: u64 = 5;
 /// Regularisation of the linear model: the middle of the ladder's grid.
 const C: f32 = 1.0;
+/// Rows with personal data of one kind that are named.
+const PERSONAL_PLACES: usize = 5;
 /// Characters of a text that are shown.
 const EXCERPT_CHARACTERS: usize = 120;
 
@@ -54,6 +57,19 @@ pub struct Curation {
     pub noise: f64,
     /// Pairs of labels between which most suspects lie: `(given, likelier, rows)`.
     pub confused: Vec<(String, String, u64)>,
+    /// Personal data of the kinds that have a form of their own, by kind; never its text.
+    pub personal: BTreeMap<PersonalKind, PersonalRows>,
+}
+
+/// Where personal data of one kind stands.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+pub struct PersonalRows {
+    /// Rows that hold some.
+    pub rows: u64,
+    /// How often it stands in them.
+    pub found: u64,
+    /// The first rows, as `file:line`.
+    pub places: Vec<String>,
 }
 
 /// A text with several labels.
@@ -92,6 +108,12 @@ pub fn curate(
     progress: &mut dyn FnMut(Progress<'_>),
 ) -> Result<Curation, DataError> {
     progress(Progress { stage: "reading rows", done: 0, total: None, unit: Unit::Rows });
+    if task.extract.is_some() {
+        return Err(DataError::Task(format!(
+            "`{}` is an extraction, and this check is about labels: `metier build --dry-run` checks its answers, duplicates and leaks",
+            task.name
+        )));
+    }
     let splits = split::load(task, seed)?;
     let rows: Vec<(Part, &Example)> =
         Part::ALL.iter().flat_map(|&part| splits.part(part).iter().map(move |example| (part, example))).collect();
@@ -107,7 +129,26 @@ pub fn curate(
         suspects,
         noise,
         confused,
+        personal: personal(&rows),
     })
+}
+
+fn personal(rows: &[(Part, &Example)]) -> BTreeMap<PersonalKind, PersonalRows> {
+    let mut kinds: BTreeMap<PersonalKind, PersonalRows> = BTreeMap::new();
+    for (_, example) in rows {
+        let found = privacy::detect(&example.row.text);
+        for (at, one) in found.iter().enumerate() {
+            let counted = kinds.entry(one.kind).or_default();
+            counted.found += 1;
+            if found[..at].iter().all(|other| other.kind != one.kind) {
+                counted.rows += 1;
+                if counted.places.len() < PERSONAL_PLACES {
+                    counted.places.push(example.row.place.to_string());
+                }
+            }
+        }
+    }
+    kinds
 }
 
 fn repeated(rows: &[(Part, &Example)]) -> (u64, Vec<Contradictory>) {
@@ -131,6 +172,7 @@ fn repeated(rows: &[(Part, &Example)]) -> (u64, Vec<Contradictory>) {
 }
 
 fn excerpt(text: &str) -> String {
+    let text = privacy::masked(text);
     let mut short: String =
         text.chars().take(EXCERPT_CHARACTERS).map(|c| if c.is_control() { ' ' } else { c }).collect();
     if text.chars().count() > EXCERPT_CHARACTERS {

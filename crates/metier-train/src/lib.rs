@@ -7,6 +7,7 @@
 //! - [`eval`]: metrics with intervals, calibrator, certificate, report and model card.
 //! - [`curate`](mod@curate): what is wrong with the rows, before anything is made from them.
 //! - [`build`](mod@build): the one function that calls the rooms in order; [`plan`](mod@plan) is its dry run.
+//! - [`generate`](mod@build::generate): the same for tasks whose answers a decoder writes.
 //! - [`init`]: a first task file for a data file.
 //!
 //! Deliberately absent: clocks, the environment and the terminal (handed in by the roof), model downloads, calls to any
@@ -24,6 +25,7 @@ pub mod objective;
 pub mod optim;
 pub mod plan;
 
+pub use build::generate::{build_generator, plan_generator};
 pub use build::{BuildError, BuildOutcome, Workbench, build, evaluate};
 pub use curate::{Curation, curate};
 pub use data::{TaskError, TaskFile};

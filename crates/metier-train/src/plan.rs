@@ -2,12 +2,17 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
-use metier_model::proof::rows_needed;
+use metier_model::{extract::words, proof::rows_needed};
 use serde::Serialize;
 
 use crate::{
     build::{BuildError, Workbench},
-    data::{LeakReport, Part, TaskFile, split},
+    craft::span::Recipe,
+    data::{
+        LeakReport, Part, Splits, TaskFile,
+        extract::{self, Alignment, ExtractTask},
+        split,
+    },
 };
 
 /// How long the encoder is tried for the prediction.
@@ -44,11 +49,16 @@ pub struct Plan {
     pub rows_a_second: Option<f64>,
     /// Duplicates and contradictions.
     pub leak: LeakReport,
+    /// Of an extraction: do its values stand in their texts?
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub alignment: Option<Alignment>,
 }
 
 /// Reads and parts the rows as a build would, tries the encoder for a second, and writes nothing.
 pub fn plan(task: &TaskFile, bench: &Workbench<'_>, clock: &dyn Fn() -> Duration) -> Result<Plan, BuildError> {
-    let splits = split::load(task, bench.seed)?;
+    let splits =
+        if task.extract.is_some() { split::load_texts(task, bench.seed)? } else { split::load(task, bench.seed)? };
+    let alignment = task.extract.as_ref().map(|extract| align(&splits, extract)).transpose()?;
     let texts: Vec<&str> = Part::ALL.iter().flat_map(|&p| splits.part(p)).map(|e| e.row.text.as_str()).collect();
     let mut rows_a_second = None;
     if let Some(encoder) = bench.encoder {
@@ -69,7 +79,8 @@ pub fn plan(task: &TaskFile, bench: &Workbench<'_>, clock: &dyn Fn() -> Duration
     }
     let mut labels: BTreeMap<String, BTreeMap<String, u64>> = BTreeMap::new();
     for part in Part::ALL {
-        for example in splits.part(part) {
+        // Answers of an extraction are no labels.
+        for example in splits.part(part).iter().filter(|_| task.extract.is_none()) {
             let by_part = labels.entry(example.row.label.clone()).or_default();
             *by_part.entry(part.name().to_owned()).or_default() += 1;
         }
@@ -78,6 +89,14 @@ pub fn plan(task: &TaskFile, bench: &Workbench<'_>, clock: &dyn Fn() -> Duration
     let needed = rows_needed(epsilon, delta, 0.0);
     let n_train = splits.part(Part::Train).len() as f64;
     let linear = n_train * splits.labels.len() as f64 * FEATURES_A_ROW * LINEAR_PASSES / MULTIPLY_ADDS_A_SECOND / 2.0;
+    let linear = match (&task.extract, rows_a_second) {
+        // A step of tuning is the way forth and twice as much back.
+        (Some(extract), Some(rate)) => {
+            let epochs = extract.tune.epochs.unwrap_or_else(|| Recipe::for_rows(n_train as usize).epochs);
+            3.0 * n_train * epochs as f64 / rate
+        }
+        _ => linear,
+    };
     let embedding = rows_a_second.map_or(0.0, |rate| texts.len() as f64 / rate);
     Ok(Plan {
         name: task.name.clone(),
@@ -89,5 +108,16 @@ pub fn plan(task: &TaskFile, bench: &Workbench<'_>, clock: &dyn Fn() -> Duration
         minutes: (linear + embedding) / 60.0,
         rows_a_second,
         leak: splits.leak.clone(),
+        alignment,
     })
+}
+
+/// Reads every answer as a build would.
+fn align(splits: &Splits, extract: &ExtractTask) -> Result<Alignment, BuildError> {
+    let mut alignment = Alignment::default();
+    for example in Part::ALL.iter().flat_map(|part| splits.part(*part)) {
+        let gold = extract::gold(&example.row, &words::words(&example.row.text), extract)?;
+        alignment.add(&example.row, &gold, &extract.schema);
+    }
+    Ok(alignment)
 }

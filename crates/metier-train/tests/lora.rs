@@ -1,14 +1,18 @@
 //! Do deltas train here as they do in PEFT, and does the engine then answer with them? Networks and adapters are metier-model's goldens.
 #![allow(clippy::unwrap_used, clippy::print_stderr, reason = "tests; they print what they measured")]
 
-use std::{collections::BTreeMap, path::PathBuf};
+use std::{cell::Cell, collections::BTreeMap, path::PathBuf, time::Duration};
 
 use metier_kernels::{Pool, Tier};
 use metier_model::{
-    Adapter, Decoder, LoraFormat, TokenId, arch::transformer::WeightFormat, format::Safetensors, progress::silent,
+    Adapter, Decoder, Digest, LoraFormat, Progress, TokenId, arch::transformer::WeightFormat, format::Safetensors,
+    progress::silent,
 };
 use metier_train::{
-    craft::lora::{LoraError, Recipe, Row, Tuner},
+    craft::{
+        checkpoint::Keeper,
+        lora::{LoraError, Outcome, Recipe, Row, Run, Trained, Tuner},
+    },
     grad::{
         Segments,
         llama::{LlamaNet, LoraConfig, Pass},
@@ -170,4 +174,82 @@ fn rows_that_do_not_fit_are_refused() {
     let long = Row { prompt: ids(200, 1), answer: ids(1, 1) };
     assert!(learn(&[rows().remove(0), long]).to_string().contains("row 1 has 200 prompt and 1 answer tokens"));
     assert!(matches!(learn(&[Row { prompt: ids(2, 1), answer: Vec::new() }]), LoraError::Row { .. }));
+}
+
+fn trained(outcome: Outcome) -> Trained {
+    match outcome {
+        Outcome::Trained(trained) => trained,
+        Outcome::Skipped { .. } => panic!("there is time enough"),
+    }
+}
+
+/// Killed at a step, whichever, it goes on from its last checkpoint and comes to the same bytes; ends with the best epoch, not the last.
+#[test]
+fn killed_and_taken_up_it_is_the_same() {
+    let pool = pool();
+    let base = decoder("llama.gguf");
+    let recipe = Recipe { step_tokens: 60, learning_rate: 1e-2, epochs: 6, patience: 2, ..recipe() };
+    let row = |i: usize| Row { prompt: ids(4 + i % 5, i), answer: ids(2, 100 + i % 4) };
+    let rows: Vec<Row> = (0..24).map(row).collect();
+    let validation: Vec<Row> = (24..32).map(row).collect();
+    // Every look at this clock is a second later, so that every second step is kept.
+    let ticks = Cell::new(0);
+    let clock = || {
+        ticks.set(ticks.get() + 1);
+        Duration::from_secs(ticks.get())
+    };
+    let run = Run { pool: &pool, seed: 5, clock: &clock, deadline: Duration::MAX };
+    let dir = tempfile::tempdir().unwrap();
+    let keeper = |plan: &str| Keeper::new(dir.path(), "t", "adapter", Digest::of(plan.as_bytes()));
+    let train = |keeper: Option<&mut Keeper>, progress: &mut dyn FnMut(Progress<'_>)| {
+        let mut tuner = Tuner::new(base.network().plain().unwrap(), &recipe, 5);
+        let outcome = tuner.train(&run, &rows, &validation, &recipe, keeper, progress).unwrap();
+        (trained(outcome), tuner.files_in_halves("tiny"))
+    };
+    let (whole, files) = train(None, &mut silent);
+    assert!(whole.epochs.len() >= 2 && whole.planned == 6 && whole.resumed_at.is_none(), "{whole:?}");
+    let least = whole.epochs.iter().min_by(|a, b| a.validation_loss.total_cmp(&b.validation_loss)).unwrap();
+    assert_eq!(whole.best, least.epoch);
+    for kill_at in [0, 1, 3, 6, 7, 10] {
+        let mut progress = |progress: Progress<'_>| assert!(progress.done < kill_at, "killed");
+        let killed = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+            train(Some(&mut keeper("plan")), &mut progress);
+        }));
+        assert!(killed.is_err(), "killed at step {kill_at}");
+    }
+    let (taken_up, same) = train(Some(&mut keeper("plan")), &mut silent);
+    assert!(taken_up.resumed_at.unwrap() > 5, "{:?}", taken_up.resumed_at);
+    assert!(files == same, "other bytes");
+    assert_eq!((taken_up.epochs.len(), taken_up.best), (whole.epochs.len(), whole.best));
+    // The log went through text, which rounds the last bit.
+    assert_eq!(taken_up.steps.len(), whole.steps.len());
+    for (a, b) in taken_up.steps.iter().zip(&whole.steps) {
+        assert!(
+            a.step == b.step && (a.loss - b.loss).abs() < 1e-12 && (a.gradient_norm - b.gradient_norm).abs() < 1e-12
+        );
+    }
+    // Another plan begins anew.
+    assert_eq!(train(Some(&mut keeper("another")), &mut silent).0.resumed_at, None);
+}
+
+/// Where not one epoch is predicted to end in time, nothing is trained; where some are, so many are planned.
+#[test]
+fn what_does_not_fit_into_the_budget_is_not_begun() {
+    let pool = pool();
+    let base = decoder("llama.gguf");
+    let rows: Vec<Row> = (0..8).map(|i| Row { prompt: ids(4, i), answer: ids(2, i % 4) }).collect();
+    let ticks = Cell::new(0);
+    let clock = || {
+        ticks.set(ticks.get() + 1);
+        Duration::from_secs(ticks.get())
+    };
+    let recipe = Recipe { epochs: 50, patience: 50, ..recipe() };
+    let train = |deadline: u64| {
+        let run = Run { pool: &pool, seed: 5, clock: &clock, deadline: Duration::from_secs(ticks.get() + deadline) };
+        let mut tuner = Tuner::new(base.network().plain().unwrap(), &recipe, 5);
+        tuner.train(&run, &rows, &rows[..1], &recipe, None, &mut silent).unwrap()
+    };
+    assert!(matches!(train(1), Outcome::Skipped { .. }));
+    let planned = trained(train(20)).planned;
+    assert!((2..50).contains(&planned), "{planned}");
 }

@@ -10,7 +10,7 @@ use std::{
 };
 
 use etcetera::BaseStrategy as _;
-use metier_model::{EncoderWeights, cache::KvFormat};
+use metier_model::{EncoderWeights, arch::transformer::WeightFormat, cache::KvFormat};
 use serde::{Deserialize, Serialize};
 
 /// Typing errors up to which a known word is suggested for an unknown one.
@@ -219,12 +219,14 @@ documented! {
         pub encoder_weights: EncoderWeights,
         /// The decoder that is served under its own name; a name of the catalogue, a path with a `/` in it (a GGUF file, the first of its parts, or a folder of Hugging Face's kind), or `none`.
         pub decoder: String,
-        /// The decoder's weights in memory: `as-file` (the bits of the file), `int8` or `f32`.
+        /// The decoder's weights in memory: `as-file` (the bits of the file; an F16 file in 8), `int8`, `f16` (twice the memory of `int8`; what an F16 file holds, without loss) or `f32`.
         pub decoder_weights: DecoderWeights,
         /// Tokens that one sequence of the decoder may have; default: what it is made for. A Phi-3 or Phi-4 reads with its long rotary factors where this is more than its original context.
         pub decoder_context: Option<usize>,
         /// The decoder's keys and values in memory: `f32` (as they were computed), `f16` (half of that) or `int8` (a quarter, and answers may differ).
         pub decoder_kv: DecoderKv,
+        /// Megabytes on disk, in the cache folder, for decoders' weights as the kernels want them: a large file opens in half of the time when it was opened before. The oldest go first; `0`: none are kept.
+        pub packed_cache_mb: u64,
         /// Weights of the adapters in `[state] adapters`, in memory: `f16` (what the files hold) or `int8` (half of that, rounded).
         pub adapter_format: AdapterFormat,
         /// A catalogue that adds to the embedded one.
@@ -262,6 +264,7 @@ impl Default for ModelSettings {
             decoder_weights: DecoderWeights::AsFile,
             decoder_context: None,
             decoder_kv: DecoderKv::F32,
+            packed_cache_mb: 16_384,
             adapter_format: AdapterFormat::F16,
             catalogue: None,
             threads: None,
@@ -357,15 +360,28 @@ pub enum PrefixCache {
 }
 
 /// How a decoder's weights lie in memory.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize, clap::ValueEnum)]
 #[serde(rename_all = "kebab-case")]
 pub enum DecoderWeights {
     /// The bits of the file.
     AsFile,
     /// A byte a weight.
     Int8,
+    /// Two bytes a weight.
+    F16,
     /// Four bytes a weight.
     F32,
+}
+
+impl From<DecoderWeights> for WeightFormat {
+    fn from(weights: DecoderWeights) -> Self {
+        match weights {
+            DecoderWeights::AsFile => Self::AsFile,
+            DecoderWeights::Int8 => Self::Int8,
+            DecoderWeights::F16 => Self::F16,
+            DecoderWeights::F32 => Self::F32,
+        }
+    }
 }
 
 /// How a decoder's keys and values lie in memory.

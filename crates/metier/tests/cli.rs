@@ -5,6 +5,10 @@
 
 #[path = "cli/rows.rs"]
 mod bad_rows;
+#[path = "cli/generate.rs"]
+mod generate;
+#[path = "cli/label.rs"]
+mod label;
 #[path = "cli/registry.rs"]
 mod registry;
 

@@ -2,7 +2,11 @@
 
 #![allow(clippy::unwrap_used, reason = "tests")]
 
+#[path = "http/extract.rs"]
+mod extract;
 mod fixture;
+#[path = "http/generate.rs"]
+mod generate;
 
 use std::{
     fs,

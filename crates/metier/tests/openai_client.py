@@ -179,6 +179,24 @@ def base_follows_an_expression_and_a_choice():
         assert choice.finish_reason == "stop" and re.fullmatch(allowed, choice.message.content), choice
 
 
+def base_scores_the_labels_of_a_choice():
+    asked = dict(model=BASE, messages=[{"role": "user", "content": "The parcel is late again! Praise or complaint?"}])
+    labels = ["praise", "complaint", "complaint about the weather"]
+    for how in ("sum", "mean"):
+        body = {"structured_outputs": {"choice": labels}, "label_scores": how}
+        choice = client.chat.completions.create(**asked, extra_body=body).choices[0]
+        scored = choice.logprobs.labels
+        assert choice.finish_reason == "stop" and choice.message.content == scored[0]["label"], choice
+        assert sorted(one["label"] for one in scored) == sorted(labels), scored
+        assert abs(sum(one["share"] for one in scored) - 1) < 1e-4, scored
+        assert all(one["logprob"] < 0 and one["tokens"] >= 2 for one in scored), scored
+        shares = [one["share"] for one in scored]
+        assert shares == sorted(shares, reverse=True), scored
+        chunks = list(client.chat.completions.create(**asked, extra_body=body, stream=True))
+        texts = [choice.delta.content or "" for chunk in chunks for choice in chunk.choices]
+        assert "".join(texts) == choice.message.content, chunks
+
+
 def logprobs_are_given():
     answer = client.chat.completions.create(**SHORT, logprobs=True, top_logprobs=3)
     tokens = answer.choices[0].logprobs.content
@@ -267,6 +285,8 @@ def wrong_values_are_bad_requests():
         ("min_p", {"extra_body": {"min_p": 2}}),
         ("response_format", {"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": {"not": {}}}}}),
         ("structured_outputs", {"extra_body": {"structured_outputs": {"regex": "("}}}),
+        ("label_scores", {"extra_body": {"label_scores": "sum"}}),
+        ("structured_outputs.choice", {"extra_body": {"label_scores": "sum", "structured_outputs": {"choice": ["a", "a"]}}}),
         ("structured_outputs.grammar", {"extra_body": {"structured_outputs": {"grammar": "x"}}}),
         ("tools", {"tools": [{"type": "function", "function": {"name": "f"}}]}),
     ):

@@ -1,7 +1,7 @@
 //! The engine of `metier-model` behind what the decoder's thread drives.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     sync::{Arc, OnceLock},
 };
 
@@ -10,11 +10,16 @@ use metier_model::{
     adapter::Adapter,
     chat::ChatMessage,
     decoder::Decoder,
-    engine::{self, AdapterId, Engine, Event, Finish, GenerationRequest, LoadAdapterError, SequenceId, SubmitError},
+    engine::{
+        self, AdapterId, Engine, Event, Finish, GenerationRequest, LabelScore, LoadAdapterError, Normalisation,
+        ScoreRequest, SequenceId, SubmitError,
+    },
     grammar::{Constraint, Form, GrammarEnv, GrammarError},
     tokenizer::{TokenId, Tokenizer},
 };
-use metier_traffic::wire::{FinishReason, Message, ResponseFormat, TokenLogprob, TopLogprob};
+use metier_traffic::wire::{
+    FinishReason, LabelLogprob, LabelScores, Message, ResponseFormat, TokenLogprob, TopLogprob,
+};
 
 use super::{
     BackendError,
@@ -96,16 +101,21 @@ pub(crate) struct PooledEngine {
     pool: Arc<Pool>,
     /// Sequences whose callers want log-probabilities.
     with_logprobs: BTreeSet<u64>,
+    /// Labels that are being scored.
+    labels: BTreeMap<u64, Vec<String>>,
 }
 
 impl PooledEngine {
     pub(crate) fn new(engine: Engine, pool: Arc<Pool>) -> Self {
-        Self { engine, pool, with_logprobs: BTreeSet::new() }
+        Self { engine, pool, with_logprobs: BTreeSet::new(), labels: BTreeMap::new() }
     }
 }
 
 impl Drive for PooledEngine {
-    fn submit(&mut self, sequence: Sequence) -> Result<u64, BackendError> {
+    fn submit(&mut self, mut sequence: Sequence) -> Result<u64, BackendError> {
+        if let Some((labels, scores)) = sequence.labels.take() {
+            return self.submit_labels(sequence, labels, scores);
+        }
         let wants_logprobs = sequence.top_logprobs.is_some();
         let request = GenerationRequest {
             prompt: sequence.prompt.into_iter().map(TokenId).collect(),
@@ -134,6 +144,7 @@ impl Drive for PooledEngine {
 
     fn cancel(&mut self, id: u64) {
         self.with_logprobs.remove(&id);
+        self.labels.remove(&id);
         self.engine.cancel(SequenceId(id));
     }
 
@@ -151,6 +162,30 @@ impl Drive for PooledEngine {
 }
 
 impl PooledEngine {
+    /// The end of the turn is scored behind each label: what one label begins with may be another.
+    fn submit_labels(
+        &mut self,
+        sequence: Sequence,
+        labels: Vec<String>,
+        scores: LabelScores,
+    ) -> Result<u64, BackendError> {
+        let request = ScoreRequest {
+            prompt: sequence.prompt.into_iter().map(TokenId).collect(),
+            labels: labels.clone(),
+            with_end: true,
+            normalisation: match scores {
+                LabelScores::Sum => Normalisation::Sum,
+                LabelScores::Mean => Normalisation::Mean,
+            },
+            adapter: sequence.adapter,
+            scope: sequence.scope,
+            ..Default::default()
+        };
+        let SequenceId(id) = self.engine.submit_score(request).map_err(refused)?;
+        self.labels.insert(id, labels);
+        Ok(id)
+    }
+
     fn translate(&mut self, event: Event) -> Option<(u64, Happened)> {
         match event {
             Event::Token { id, text, token, logprob, top } => {
@@ -158,8 +193,10 @@ impl PooledEngine {
                 let logprob = self.with_logprobs.contains(&id.0).then(|| described(tokenizer, token, logprob, &top));
                 Some((id.0, Happened::Token { text, logprob }))
             }
-            // Nobody here asks for scores.
-            Event::Scored { .. } => None,
+            Event::Scored { id, scores } => {
+                let labels = self.labels.remove(&id.0)?;
+                Some((id.0, Happened::Labels(ranked(labels, &scores))))
+            }
             Event::Done { id, finish, completion_tokens, .. } => {
                 self.with_logprobs.remove(&id.0);
                 let finish = match finish {
@@ -171,6 +208,21 @@ impl PooledEngine {
             }
         }
     }
+}
+
+/// Labels with their scores, the most probable first; equal ones in the caller's order.
+fn ranked(labels: Vec<String>, scores: &[LabelScore]) -> Vec<LabelLogprob> {
+    let scored = labels.into_iter().zip(scores);
+    let mut ranked: Vec<LabelLogprob> = scored
+        .map(|(label, score)| LabelLogprob {
+            label,
+            logprob: score.logprob,
+            tokens: score.tokens as u64,
+            share: score.share,
+        })
+        .collect();
+    ranked.sort_by(|a, b| b.share.total_cmp(&a.share));
+    ranked
 }
 
 fn described(tokenizer: &Tokenizer, token: TokenId, logprob: f32, top: &[engine::TokenLogprob]) -> TokenLogprob {
@@ -203,11 +255,11 @@ fn refused(error: SubmitError) -> BackendError {
         SubmitError::TopLogprobs(_) => invalid("top_logprobs", "invalid_value"),
         SubmitError::Sampling => invalid("temperature", "invalid_value"),
         SubmitError::LogitBias => invalid("logit_bias", "invalid_value"),
+        SubmitError::Labels | SubmitError::Label { .. } | SubmitError::SameLabel { .. } => {
+            invalid("structured_outputs.choice", "invalid_value")
+        }
+        SubmitError::NoEnd => invalid("label_scores", "unsupported_parameter"),
         SubmitError::Constraint
-        | SubmitError::Labels
-        | SubmitError::Label { .. }
-        | SubmitError::SameLabel { .. }
-        | SubmitError::NoEnd
         | SubmitError::UnknownToken { .. }
         | SubmitError::UnknownAdapter(_)
         | SubmitError::KeptLayers { .. } => BackendError::Failed(error.to_string()),
@@ -265,6 +317,7 @@ mod tests {
             stop: Vec::new(),
             top_logprobs: None,
             constraint: None,
+            labels: None,
             lookup: false,
             adapter: None,
             scope,
@@ -359,6 +412,7 @@ mod tests {
             for (_, happened) in engine.step() {
                 match happened {
                     Happened::Token { text: more, .. } => text.push_str(&more),
+                    Happened::Labels(_) => panic!("nobody asked for scores"),
                     Happened::Done { finish, .. } => finished = Some(finish),
                 }
             }
@@ -376,7 +430,7 @@ mod tests {
             while !engine.is_idle() {
                 let tokens = engine.step().into_iter().filter_map(|(_, happened)| match happened {
                     Happened::Token { text, .. } => Some(text),
-                    Happened::Done { .. } => None,
+                    Happened::Labels(_) | Happened::Done { .. } => None,
                 });
                 text.extend(tokens);
             }
@@ -386,5 +440,48 @@ mod tests {
         assert!(matches!(prompting.constraint(&bad), Err(BackendError::Invalid { param: "structured_outputs", .. })));
         let bad = ResponseFormat::JsonSchema(json!({"name": "bad", "schema": {"type": "integer", "not": {}}}));
         assert!(matches!(prompting.constraint(&bad), Err(BackendError::Invalid { param: "response_format", .. })));
+    }
+
+    #[test]
+    fn labels_are_scored_beside_others_and_the_most_probable_is_first() {
+        let mut engine = engine(decoder(), 1 << 20);
+        let texts = ["no", "yes", "yes, but later"].map(String::from).to_vec();
+        let scored = |engine: &mut PooledEngine, labels: &[String], scores| {
+            let labels = Some((labels.to_vec(), scores));
+            engine.submit(Sequence { labels, ..sequence((5..90).collect(), CacheScope::Private) })
+        };
+        let mut ids = Vec::new();
+        for scores in [LabelScores::Sum, LabelScores::Mean] {
+            ids.push(scored(&mut engine, &texts, scores).unwrap());
+            engine.submit(sequence(vec![5, 6], CacheScope::Private)).unwrap();
+        }
+        let gone = scored(&mut engine, &texts, LabelScores::Sum).unwrap();
+        engine.cancel(gone);
+        let (mut found, mut done) = (BTreeMap::new(), BTreeSet::new());
+        while !engine.is_idle() {
+            for (id, happened) in engine.step() {
+                match happened {
+                    Happened::Labels(labels) => drop(found.insert(id, labels)),
+                    Happened::Done { completion_tokens, .. } if ids.contains(&id) => {
+                        assert!(found.contains_key(&id) && completion_tokens == 0);
+                        done.insert(id);
+                    }
+                    _ => {}
+                }
+            }
+        }
+        assert_eq!((found.keys().copied().collect::<Vec<_>>(), done.len()), (ids, 2));
+        assert!(engine.labels.is_empty());
+        for labels in found.values() {
+            assert!((labels.iter().map(|one| one.share).sum::<f32>() - 1.0).abs() < 1e-5, "{labels:?}");
+            assert!(labels.is_sorted_by(|a, b| a.share >= b.share), "{labels:?}");
+            let mut names: Vec<_> = labels.iter().map(|one| one.label.clone()).collect();
+            names.sort();
+            assert_eq!(names, texts);
+        }
+        for labels in [vec![], vec!["a".into(), "a".into()], vec![String::new()]] {
+            let error = scored(&mut engine, &labels, LabelScores::Sum).unwrap_err();
+            assert!(matches!(error, BackendError::Invalid { param: "structured_outputs.choice", .. }), "{error}");
+        }
     }
 }

@@ -26,8 +26,8 @@ use metier_model::{
     sample::Sampling,
 };
 use metier_traffic::wire::{
-    ChatChoice, ChatChunk, ChatRequest, ChatResponse, ChoiceLogprobs, ChunkChoice, Delta, FinishReason, Message,
-    ResponseFormat, ResponseMessage, TokenLogprob, Usage,
+    ChatChoice, ChatChunk, ChatRequest, ChatResponse, ChoiceLogprobs, ChunkChoice, Delta, FinishReason, LabelLogprob,
+    LabelScores, Message, ResponseFormat, ResponseMessage, TokenLogprob, Usage,
 };
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore, TryAcquireError, mpsc},
@@ -55,6 +55,8 @@ pub(crate) struct Sequence {
     pub(crate) stop: Vec<String>,
     pub(crate) top_logprobs: Option<u8>,
     pub(crate) constraint: Option<Constraint>,
+    /// Score these instead of writing anything.
+    pub(crate) labels: Option<(Vec<String>, LabelScores)>,
     /// Look up in the prompt how the answer goes on.
     pub(crate) lookup: bool,
     pub(crate) adapter: Option<AdapterId>,
@@ -66,6 +68,8 @@ pub(crate) struct Sequence {
 pub(crate) enum Happened {
     /// A token; its text may be empty until its bytes are complete.
     Token { text: String, logprob: Option<TokenLogprob> },
+    /// All labels are scored; the most probable one is first, and there is one.
+    Labels(Vec<LabelLogprob>),
     /// The end.
     Done { finish: FinishReason, completion_tokens: u64 },
 }
@@ -182,7 +186,11 @@ impl LocalBase {
         if !permit.lists(LOCAL) {
             return Err(BackendError::NotPermitted);
         }
-        let constraint = self.prompting.constraint(&request.response_format)?;
+        let labels = match (&request.response_format, request.label_scores) {
+            (ResponseFormat::Choice(labels), Some(scores)) => Some((labels.clone(), scores)),
+            _ => None,
+        };
+        let constraint = if labels.is_some() { None } else { self.prompting.constraint(&request.response_format)? };
         let prompt = self.prompting.prompt(&request.messages)?;
         let (prompt_tokens, context_len) = (prompt.len(), self.prompting.context_len());
         if prompt_tokens >= context_len {
@@ -214,6 +222,7 @@ impl LocalBase {
                 stop: request.stop.clone(),
                 top_logprobs: request.logprobs.then(|| request.top_logprobs.unwrap_or(0)),
                 constraint: constraint.clone(),
+                labels: labels.clone(),
                 lookup: request.prompt_lookup,
                 adapter: self.adapter.as_ref().map(|adapter| adapter.id),
                 scope,
@@ -311,6 +320,10 @@ impl Backend for LocalBase {
                             logprobs.content.get_or_insert_default().extend(logprob);
                         }
                     }
+                    Happened::Labels(labels) => {
+                        choice.message.content = Some(labels[0].label.clone());
+                        choice.logprobs = Some(ChoiceLogprobs { content: None, labels });
+                    }
                     Happened::Done { finish, .. } => choice.finish_reason = Some(finish),
                 }
             }
@@ -355,7 +368,7 @@ impl Backend for LocalBase {
 
 fn empty_choice(index: u32, logprobs: bool) -> ChatChoice {
     let message = ResponseMessage { role: "assistant".into(), content: Some(String::new()), refusal: None };
-    let logprobs = logprobs.then(|| ChoiceLogprobs { content: Some(Vec::new()) });
+    let logprobs = logprobs.then(|| ChoiceLogprobs { content: Some(Vec::new()), labels: Vec::new() });
     ChatChoice { index, message, logprobs, finish_reason: None }
 }
 
@@ -364,7 +377,13 @@ fn chunk_choice(index: u32, happened: Happened) -> ChunkChoice {
         Happened::Token { text, logprob } => ChunkChoice {
             index,
             delta: Delta { content: Some(text), ..Delta::default() },
-            logprobs: logprob.map(|logprob| ChoiceLogprobs { content: Some(vec![logprob]) }),
+            logprobs: logprob.map(|logprob| ChoiceLogprobs { content: Some(vec![logprob]), labels: Vec::new() }),
+            finish_reason: None,
+        },
+        Happened::Labels(labels) => ChunkChoice {
+            index,
+            delta: Delta { content: Some(labels[0].label.clone()), ..Delta::default() },
+            logprobs: Some(ChoiceLogprobs { content: None, labels }),
             finish_reason: None,
         },
         Happened::Done { finish, .. } => {

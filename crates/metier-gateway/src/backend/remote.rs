@@ -149,6 +149,10 @@ impl Remote {
         if !permit.lists(&self.config.id) {
             return Err(BackendError::NotPermitted);
         }
+        if request.label_scores.is_some() {
+            let message = format!("`label_scores` is not known to `{}`: ask for a base of this server", self.config.id);
+            return Err(BackendError::Invalid { message, param: "label_scores", code: "unsupported_parameter" });
+        }
         // A field of ours: another server may refuse what it does not know.
         let mut body = ChatRequest { prompt_lookup: false, ..request.clone() }.to_body();
         body["model"] = self.config.model.as_str().into();

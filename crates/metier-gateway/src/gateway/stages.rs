@@ -5,9 +5,10 @@
 
 use std::sync::Arc;
 
-use metier_traffic::wire::{ChatRequest, ChatResponse, Usage};
+use metier_model::specialist::Written;
+use metier_traffic::wire::{ChatRequest, ChatResponse, FinishReason, Usage};
 
-use super::{Gateway, RemoteSlot, RequestContext, describe, direct, heading, local_error};
+use super::{Gateway, RETRY_AFTER_MS, RemoteSlot, RequestContext, describe, direct, heading, local_error};
 use crate::{
     adapters::AdapterSlot,
     audit::{Entry, ReceiptId},
@@ -15,7 +16,7 @@ use crate::{
     decision::{Decision, Escalated, Outcome, basis_points},
     deferral,
     error::GatewayError,
-    expert::{Expert, Judged},
+    expert::{Expert, Judged, Pen},
     meter::sum,
     passage::{Passage, Price},
     policy::{Boundary, Denial, Facts, Permit, Purpose, Verdict},
@@ -117,22 +118,41 @@ impl Gateway {
             Chosen::Named => (None, None),
             Chosen::Guessed { keeper, known } => (Some(keeper), known),
         };
-        let (judged, n_tokens) = self.judge(&permit, expert, &text, embedded).await?;
-        let usage = Usage::of(n_tokens, 0);
+        let (judged, usage) = match expert.pen() {
+            Some(pen) => self.write(&permit, expert, pen, &text, request.max_tokens, context).await?,
+            None => {
+                let (judged, n_tokens) = self.judge(&permit, expert, &text, embedded).await?;
+                (judged, Usage::of(n_tokens, 0))
+            }
+        };
+        let cost = match expert.pen() {
+            Some(_) => self.meter.base(usage.prompt_tokens, usage.completion_tokens),
+            None => self.meter.specialist_picousd,
+        };
         let mut decision = Decision {
             outcome: Outcome::Accepted,
             stage: judged.stage,
             confidence: Some(judged.score),
             threshold: judged.threshold,
             escalated: Escalated::No,
-            cost_picousd: Some(self.meter.specialist_picousd),
+            cost_picousd: Some(cost),
             receipt: bracket.receipt(),
             task: Some(expert.name().to_owned()),
             backend: Some(LOCAL.into()),
             reason: None,
+            fields: None,
         };
         if route::cascade(judged.score, judged.threshold, judged.accepted) == Step::Accept {
-            let content = deferral::in_format(&judged.label, Some(judged.score), &request.response_format);
+            let content = match (judged.extracted, expert.pen()) {
+                // JSON of its own schema, whatever format was asked for.
+                (Some(extracted), _) => {
+                    decision.fields = Some(extracted.fields);
+                    judged.label
+                }
+                // Its own form, or none, is what it was proven in.
+                (None, Some(_)) => judged.label,
+                (None, None) => deferral::in_format(&judged.label, Some(judged.score), &request.response_format),
+            };
             return Ok(Settled { said: Said::Content(content), model: expert.name().to_owned(), usage, decision });
         }
         decision.backend = None;
@@ -183,10 +203,54 @@ impl Gateway {
             expert.judge(&text, embedding.map(Vec::as_slice))
         });
         match judging.await {
-            Ok(Ok(judged)) => Ok((judged, n_tokens)),
+            Ok(Ok(judged)) => {
+                let read = judged.extracted.as_ref().map_or(0, |extracted| extracted.n_tokens);
+                Ok((judged, n_tokens + read))
+            }
             Ok(Err(reason)) => Err(local_error(BackendError::Failed(reason))),
             Err(_) => Err(GatewayError::Internal("a specialist panicked".into())),
         }
+    }
+
+    /// What a specialist's pen writes for a text, and how sure the specialist is of it. `limit`: the caller's, which may be tighter than its own.
+    async fn write(
+        &self,
+        permit: &Permit,
+        expert: &Arc<dyn Expert>,
+        pen: &Pen,
+        text: &str,
+        limit: Option<u32>,
+        context: &RequestContext,
+    ) -> Result<(Judged, Usage), GatewayError> {
+        let asked = deferral::request_for_pen(&**expert, pen, text.to_owned(), limit);
+        let answer = pen.backend.answer(permit, &asked, context.deadline).await;
+        let answer = answer.map_err(|source| match source {
+            // Whose prompt is too long is told as of any model.
+            BackendError::ContextLength { prompt_tokens, context_len } => {
+                GatewayError::ContextLength { model: expert.name().to_owned(), prompt_tokens, context_len }
+            }
+            BackendError::QueueFull => {
+                GatewayError::Overloaded { what: "the decoder's queue", retry_after_ms: RETRY_AFTER_MS }
+            }
+            source => GatewayError::Backend { backend: LOCAL.into(), source },
+        })?;
+        let usage = answer.usage.unwrap_or_default();
+        let choice = answer.choices.into_iter().next();
+        let choice = choice.ok_or_else(|| GatewayError::Internal("the decoder gave no answer".into()))?;
+        let logprobs: Vec<f32> =
+            choice.logprobs.and_then(|all| all.content).unwrap_or_default().iter().map(|token| token.logprob).collect();
+        let is_whole = choice.finish_reason == Some(FinishReason::Stop);
+        let judgement = expert.judge_written(Written { logprobs: &logprobs, is_whole });
+        let judgement = judgement.ok_or_else(|| GatewayError::Internal("a pen without a judge".into()))?;
+        let judged = Judged {
+            label: choice.message.content.unwrap_or_default(),
+            score: judgement.score,
+            threshold: judgement.threshold,
+            accepted: judgement.is_accepted,
+            stage: pen.stage.into(),
+            extracted: None,
+        };
+        Ok((judged, usage))
     }
 
     /// Nobody inside has answered: a backend that policy allows does, in the order of the configuration; else there is a refusal.
@@ -221,7 +285,27 @@ impl Gateway {
                 Ok(answer) => {
                     let spent = answer.usage.unwrap_or_default();
                     let text = first_text(&answer);
+                    let cost = self.remote_cost(remote, answer.usage, context.now_ms);
+                    decision.cost_picousd = sum(&[decision.cost_picousd, cost]);
                     let content = match &task {
+                        Some((expert, _)) if expert.schema().is_some() => {
+                            match deferral::answer_of(&text, expert.schema()) {
+                                Ok(content) => content,
+                                Err(why) => {
+                                    let source =
+                                        BackendError::Failed(format!("its answer does not meet the schema: {why}"));
+                                    tracing::warn!(
+                                        backend = remote.facts.id,
+                                        why,
+                                        "a backend's answer does not meet the schema"
+                                    );
+                                    last_error =
+                                        Some(GatewayError::Backend { backend: remote.facts.id.clone(), source });
+                                    continue;
+                                }
+                            }
+                        }
+                        Some((expert, _)) if expert.pen().is_some() => text,
                         Some((expert, _)) => match deferral::label_of(&text, expert.labels()) {
                             Some(label) => deferral::in_format(label, None, &request.response_format),
                             None => deferral::without_label(&text, &request.response_format),
@@ -231,8 +315,6 @@ impl Gateway {
                     decision.outcome = Outcome::Deferred;
                     decision.escalated = Escalated::Llm;
                     decision.backend = Some(remote.facts.id.clone());
-                    let cost = self.remote_cost(remote, answer.usage, context.now_ms);
-                    decision.cost_picousd = sum(&[decision.cost_picousd, cost]);
                     let prompt_tokens = usage.prompt_tokens.saturating_add(spent.prompt_tokens);
                     let usage = Usage::of(prompt_tokens, spent.completion_tokens);
                     let model = answered_by(&answer, &remote.model);
@@ -451,6 +533,14 @@ fn last_user_text(request: &ChatRequest) -> Result<&str, GatewayError> {
         return Err(GatewayError::Invalid {
             message: "`logit_bias` names tokens of one model: ask for the base itself, a specialist has none".into(),
             param: "logit_bias".into(),
+            code: "invalid_value",
+        });
+    }
+    if request.label_scores.is_some() {
+        return Err(GatewayError::Invalid {
+            message: "`label_scores` asks for the labels of one request: ask for a base, a specialist has its own"
+                .into(),
+            param: "label_scores".into(),
             code: "invalid_value",
         });
     }

@@ -7,6 +7,7 @@ pub mod bert;
 mod linear;
 pub mod transformer;
 
+use half::f16;
 use metier_kernels::dense::DenseMatrix;
 
 use crate::format::{FormatError, Tensor};
@@ -72,10 +73,29 @@ pub(crate) fn finite(tensor: Tensor<'_>) -> Result<Vec<f32>, WeightsError> {
 
 /// Packs the rows of several tensors of one width under each other as f32 panels.
 pub(crate) fn pack_dense(tensors: &[Tensor<'_>]) -> Result<DenseMatrix, WeightsError> {
-    let k = tensors[0].cols();
+    pack_rows(tensors, |n, k, row| DenseMatrix::pack(n, k, row))
+}
+
+/// The same in halves; in f32 where a weight lies beyond them.
+pub(crate) fn pack_halves(tensors: &[Tensor<'_>]) -> Result<DenseMatrix, WeightsError> {
+    let mut fits = true;
+    let packed = pack_rows(tensors, |n, k, row| {
+        DenseMatrix::pack_f16(n, k, |i, out| {
+            row(i, out);
+            fits &= out.iter().all(|x| x.abs() <= f16::MAX.to_f32());
+        })
+    })?;
+    if fits { Ok(packed) } else { pack_dense(tensors) }
+}
+
+/// Hands `pack` the number of rows, their width, and what writes a row; all that is read must be finite.
+fn pack_rows(
+    tensors: &[Tensor<'_>],
+    pack: impl FnOnce(usize, usize, &mut dyn FnMut(usize, &mut [f32])) -> DenseMatrix,
+) -> Result<DenseMatrix, WeightsError> {
     let rows: Vec<(Tensor<'_>, usize)> = tensors.iter().flat_map(|t| (0..t.rows()).map(|row| (*t, row))).collect();
     let mut bad = None;
-    let packed = DenseMatrix::pack(rows.len(), k, |i, out| {
+    let packed = pack(rows.len(), tensors[0].cols(), &mut |i, out| {
         let (tensor, row) = rows[i];
         if !tensor.read_row(row, out) {
             bad.get_or_insert(WeightsError::Format(tensor.unsupported()));

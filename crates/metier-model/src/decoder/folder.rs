@@ -49,7 +49,7 @@ struct Folder<'a> {
 }
 
 /// Reads a folder.
-pub(super) fn read(path: &Path, options: DecoderOptions) -> Result<Parts, DecoderError> {
+pub(super) fn read(path: &Path, options: &DecoderOptions) -> Result<Parts, DecoderError> {
     let mut folder = Folder { path, digests: Vec::new() };
     let config = folder.json("config.json", MAX_SMALL_BYTES)?;
     let blueprint = Blueprint::from_config(&config, options.context);

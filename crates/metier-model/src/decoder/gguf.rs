@@ -26,7 +26,7 @@ use crate::{
 pub(super) const MAX_PARTS: usize = 1024;
 
 /// Reads a file, and its other parts if it is the first of several.
-pub(super) fn read(path: &Path, options: DecoderOptions) -> Result<Parts, DecoderError> {
+pub(super) fn read(path: &Path, options: &DecoderOptions) -> Result<Parts, DecoderError> {
     let (bytes, gguf) = open(path)?;
     let mut name = path.file_stem().map_or_else(String::new, |name| name.to_string_lossy().into_owned());
     let mut files = TensorFiles::default();
@@ -65,7 +65,7 @@ pub(super) fn read(path: &Path, options: DecoderOptions) -> Result<Parts, Decode
 }
 
 /// Reads a file that lies in memory.
-pub(super) fn from_bytes(bytes: Vec<u8>, name: &str, options: DecoderOptions) -> Result<Parts, DecoderError> {
+pub(super) fn from_bytes(bytes: Vec<u8>, name: &str, options: &DecoderOptions) -> Result<Parts, DecoderError> {
     let path = Path::new(name);
     let base = BaseId { name: name.to_owned(), digest: Digest::of(&bytes), weights: None };
     let gguf = parse(&bytes, path)?;
@@ -82,7 +82,7 @@ fn parts(
     gguf: &Gguf,
     base: BaseId,
     path: &Path,
-    options: DecoderOptions,
+    options: &DecoderOptions,
 ) -> Result<Parts, DecoderError> {
     let path = || path.to_owned();
     let blueprint = Blueprint::from_gguf(gguf, &files, options.context);

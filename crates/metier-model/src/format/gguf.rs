@@ -50,6 +50,8 @@ pub enum Value {
 pub struct Gguf {
     metadata: BTreeMap<String, Value>,
     tensors: BTreeMap<String, TensorInfo>,
+    metadata_range: Range<usize>,
+    alignment: u64,
 }
 
 impl Gguf {
@@ -67,6 +69,7 @@ impl Gguf {
         let n_metadata =
             limited(reader.u64("the number of metadata entries")?, MAX_METADATA, "the number of metadata entries")?;
         let mut metadata = BTreeMap::new();
+        let metadata_start = reader.at;
         for _ in 0..n_metadata {
             let key = reader.string(MAX_NAME_BYTES, "a metadata key")?;
             let kind = reader.u32("a metadata type")?;
@@ -81,6 +84,7 @@ impl Gguf {
             Some(Value::Int(n)) => return Err(FormatError::Alignment(*n as u64)),
             Some(_) => return Err(FormatError::Alignment(0)),
         };
+        let metadata_range = metadata_start..reader.at;
         let mut declared = Vec::new();
         for _ in 0..n_tensors {
             declared.push(reader.tensor()?);
@@ -95,7 +99,17 @@ impl Gguf {
                 return Err(FormatError::Duplicate(name));
             }
         }
-        Ok(Self { metadata, tensors })
+        Ok(Self { metadata, tensors, metadata_range, alignment })
+    }
+
+    /// Where the metadata lie in the file, keys, types and values.
+    pub fn metadata_range(&self) -> Range<usize> {
+        self.metadata_range.clone()
+    }
+
+    /// Tensors begin at multiples of so many bytes.
+    pub fn alignment(&self) -> usize {
+        self.alignment as usize
     }
 
     /// All metadata, by key.

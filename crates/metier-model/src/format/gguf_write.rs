@@ -1,6 +1,6 @@
 //! Writes small GGUF files: models made in code for tests, and lies for the parser.
 
-use super::{TensorType, gguf::Value};
+use super::{FormatError, Gguf, TensorType, gguf::Value};
 
 const ALIGNMENT: usize = 32;
 
@@ -77,6 +77,62 @@ impl GgufWriter {
         }
         out
     }
+}
+
+/// A tensor to be written: name, shape outermost first, type, bytes.
+pub type NewTensor<'a> = (&'a str, Vec<u64>, TensorType, Vec<u8>);
+
+/// A file with other tensors and the metadata of `bytes`, byte by byte; `general.file_type` alone is set to `file_type` where it is there.
+///
+/// # Errors
+///
+/// Where `bytes` is not the file of `index`.
+pub fn rewrite(
+    bytes: &[u8],
+    index: &Gguf,
+    file_type: u32,
+    tensors: Vec<NewTensor<'_>>,
+) -> Result<Vec<u8>, FormatError> {
+    const HEADER: usize = 4 + 4 + 8 + 8;
+    let range = index.metadata_range();
+    let metadata = bytes.get(range).ok_or(FormatError::Truncated("the metadata"))?;
+    let mut writer = GgufWriter::new();
+    for (name, shape, dtype, bytes) in tensors {
+        writer = writer.tensor(name, &shape, dtype, bytes);
+    }
+    let (alignment, n_tensors) = (index.alignment(), writer.tensors.len() as u64);
+    // What the writer makes of no metadata: its header, then the list of tensors, then their bytes.
+    let mut out = Vec::with_capacity(HEADER + metadata.len());
+    out.extend(b"GGUF");
+    out.extend(bytes.get(4..8).ok_or(FormatError::Truncated("the version"))?);
+    out.extend(n_tensors.to_le_bytes());
+    out.extend((index.metadata().len() as u64).to_le_bytes());
+    let start = out.len();
+    out.extend(metadata);
+    let key = "general.file_type";
+    let mut entry = (key.len() as u64).to_le_bytes().to_vec();
+    entry.extend(key.as_bytes());
+    entry.extend(4u32.to_le_bytes());
+    if let Some(at) = metadata.windows(entry.len()).position(|window| window == entry) {
+        let at = start + at + entry.len();
+        if let Some(value) = out.get_mut(at..at + 4) {
+            value.copy_from_slice(&file_type.to_le_bytes());
+        }
+    }
+    let mut offset = 0usize;
+    for (name, dims, kind, bytes) in &writer.tensors {
+        string(&mut out, name);
+        out.extend((dims.len() as u32).to_le_bytes());
+        dims.iter().for_each(|dim| out.extend(dim.to_le_bytes()));
+        out.extend(kind.to_le_bytes());
+        out.extend((offset as u64).to_le_bytes());
+        offset = (offset + bytes.len()).next_multiple_of(alignment);
+    }
+    for (.., bytes) in &writer.tensors {
+        out.resize(out.len().next_multiple_of(alignment), 0);
+        out.extend(bytes);
+    }
+    Ok(out)
 }
 
 fn string(out: &mut Vec<u8>, text: &str) {

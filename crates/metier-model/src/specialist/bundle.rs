@@ -3,9 +3,12 @@
 //! ```text
 //! specialist.toml         the manifest, with the SHA-256 of every file below
 //! features.safetensors    n-gram ids and weights                      (linear, both)
-//! head.safetensors        the classifier
+//! head.safetensors        the classifier                              (all that classify)
 //! pairs.safetensors       what is compared of several inputs, and trees      (pair, tuned)
 //! encoder.safetensors     layers of its own encoder, in IEEE halves   (tuned)
+//! adapter_config.json     as PEFT writes it                           (adapter)
+//! adapter.safetensors     deltas over the decoder, in IEEE halves     (adapter)
+//! schema.json             the form of every answer                    (extract; generate if the task names one)
 //! neighbours.safetensors  class centroids and match threshold         (if an encoder was at hand)
 //! probe.jsonl             up to 64 validation texts with their answers
 //! evidence.json           the evaluation that the report shows
@@ -27,15 +30,24 @@ use safetensors::SafeTensors;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    manifest::{FORMAT, Manifest, Stage},
+    manifest::{FORMAT, Kind, Manifest, Stage},
     tensors::{self, Tensor, TensorError},
 };
-use crate::{Digest, features::Features, head::LinearHead, pairs::PairModel};
+use crate::{
+    Digest,
+    extract::{Schema, tags},
+    features::Features,
+    head::LinearHead,
+    pairs::PairModel,
+};
 
 const MANIFEST: &str = "specialist.toml";
 const FEATURES: &str = "features.safetensors";
 const HEAD: &str = "head.safetensors";
 const ENCODER: &str = "encoder.safetensors";
+const ADAPTER_CONFIG: &str = "adapter_config.json";
+const ADAPTER: &str = "adapter.safetensors";
+const SCHEMA: &str = "schema.json";
 const PAIRS: &str = "pairs.safetensors";
 const NEIGHBOURS: &str = "neighbours.safetensors";
 const PROBE: &str = "probe.jsonl";
@@ -44,7 +56,7 @@ const EVIDENCE: &str = "evidence.json";
 pub const BESIDE: [&str; 3] = ["run.json", "report.html", "CARD.md"];
 /// Most bytes of one file of a bundle; larger ones are refused unread.
 const MAX_FILE_BYTES: u64 = 64 << 20;
-/// The same of an encoder: BERT-large's layers are 600 MB in 16 bits.
+/// The same of an encoder and of an adapter: BERT-large's layers are 600 MB in 16 bits.
 const MAX_ENCODER_BYTES: u64 = 1 << 30;
 /// Most probe rows.
 pub const MAX_PROBE_ROWS: usize = 64;
@@ -146,10 +158,14 @@ pub struct Contents {
     pub manifest: Manifest,
     /// N-grams, for stages that read them.
     pub features: Option<Features>,
-    /// The classifier.
-    pub head: LinearHead,
+    /// The classifier, where it classifies.
+    pub head: Option<LinearHead>,
     /// Layers of its own encoder, for stages that have one.
     pub encoder: Option<EncoderFile>,
+    /// Deltas over the decoder, for stages that have them.
+    pub adapter: Option<AdapterFiles>,
+    /// JSON Schema of its answers, where they have one.
+    pub schema: Option<String>,
     /// How several inputs are compared, for stages that read that.
     pub pairs: Option<Arc<PairModel>>,
     /// For `auto`.
@@ -167,6 +183,21 @@ pub struct EncoderFile(pub Arc<Vec<u8>>);
 impl std::fmt::Debug for EncoderFile {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "EncoderFile({} bytes)", self.0.len())
+    }
+}
+
+/// PEFT's two files: what [`Adapter::from_bytes`](crate::Adapter::from_bytes) reads. Cheap to clone.
+#[derive(Clone, PartialEq, Eq)]
+pub struct AdapterFiles {
+    /// `adapter_config.json`.
+    pub config: String,
+    /// `adapter.safetensors`.
+    pub weights: Arc<Vec<u8>>,
+}
+
+impl std::fmt::Debug for AdapterFiles {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "AdapterFiles({} bytes)", self.weights.len())
     }
 }
 
@@ -192,12 +223,22 @@ pub struct ProbeRow {
 
 /// The bundle's id and its files, manifest included.
 pub fn files(contents: &Contents) -> (Digest, BTreeMap<String, Vec<u8>>) {
-    let mut files = BTreeMap::from([(HEAD.to_owned(), contents.head.to_bytes())]);
+    let mut files = BTreeMap::new();
+    if let Some(head) = &contents.head {
+        files.insert(HEAD.to_owned(), head.to_bytes());
+    }
     if let Some(features) = &contents.features {
         files.insert(FEATURES.to_owned(), features.to_bytes());
     }
     if let Some(encoder) = &contents.encoder {
         files.insert(ENCODER.to_owned(), encoder.0.to_vec());
+    }
+    if let Some(adapter) = &contents.adapter {
+        files.insert(ADAPTER_CONFIG.to_owned(), adapter.config.clone().into_bytes());
+        files.insert(ADAPTER.to_owned(), adapter.weights.to_vec());
+    }
+    if let Some(schema) = &contents.schema {
+        files.insert(SCHEMA.to_owned(), schema.clone().into_bytes());
     }
     if let Some(pairs) = &contents.pairs {
         files.insert(PAIRS.to_owned(), pairs.to_bytes());
@@ -208,6 +249,9 @@ pub fn files(contents: &Contents) -> (Digest, BTreeMap<String, Vec<u8>>) {
         let threshold = Tensor::f32(&[1], &[neighbours.match_threshold]);
         let all = BTreeMap::from([("centroids", tensor), ("match_threshold", threshold)]);
         files.insert(NEIGHBOURS.to_owned(), tensors::write(&all));
+    }
+    if let Some(schema) = &contents.schema {
+        files.insert(SCHEMA.to_owned(), schema.clone().into_bytes());
     }
     let probe: String = contents
         .probe
@@ -265,7 +309,7 @@ pub fn read_unnamed(dir: &Path) -> Result<(Digest, Contents), BundleError> {
         if !metadata.is_file() {
             return Err(BundleError::Unknown { dir: dir.to_owned(), file: name });
         }
-        let limit = if name == ENCODER { MAX_ENCODER_BYTES } else { MAX_FILE_BYTES };
+        let limit = if name == ENCODER || name == ADAPTER { MAX_ENCODER_BYTES } else { MAX_FILE_BYTES };
         if metadata.len() > limit {
             return Err(BundleError::TooLarge { dir: dir.to_owned(), file: name, bytes: metadata.len(), limit });
         }
@@ -298,6 +342,7 @@ pub fn read_unnamed(dir: &Path) -> Result<(Digest, Contents), BundleError> {
 
 fn parse(dir: &Path, manifest: &Manifest, mut files: BTreeMap<&str, Vec<u8>>) -> Result<Contents, BundleError> {
     let encoder = files.remove(ENCODER).map(|bytes| EncoderFile(Arc::new(bytes)));
+    let weights = files.remove(ADAPTER).map(Arc::new);
     let tensor = |file: &str| {
         let file = file.to_owned();
         move |source| BundleError::Tensor { dir: dir.to_owned(), file, source }
@@ -305,7 +350,19 @@ fn parse(dir: &Path, manifest: &Manifest, mut files: BTreeMap<&str, Vec<u8>>) ->
     let inconsistent = |reason: String| BundleError::Inconsistent { dir: dir.to_owned(), reason };
     let required =
         |file: &str| files.get(file).ok_or_else(|| BundleError::Missing { dir: dir.to_owned(), file: file.to_owned() });
-    let head = LinearHead::from_bytes(required(HEAD)?).map_err(tensor(HEAD))?;
+    let text = |file: &str| {
+        let read = |bytes: &Vec<u8>| {
+            String::from_utf8(bytes.clone()).map_err(|_| inconsistent(format!("`{file}` is not UTF-8")))
+        };
+        files.get(file).map(read).transpose()
+    };
+    let head = files.get(HEAD).map(|bytes| LinearHead::from_bytes(bytes).map_err(tensor(HEAD))).transpose()?;
+    let adapter = match (text(ADAPTER_CONFIG)?, weights) {
+        (Some(config), Some(weights)) => Some(AdapterFiles { config, weights }),
+        (None, None) => None,
+        _ => return Err(inconsistent(format!("of `{ADAPTER_CONFIG}` and `{ADAPTER}` it has one"))),
+    };
+    let schema = text(SCHEMA)?;
     let features =
         files.get(FEATURES).map(|bytes| Features::from_bytes(bytes).map_err(tensor(FEATURES))).transpose()?;
     let fields = manifest.pairs.as_ref().map_or(&[][..], |pairs| &pairs.fields);
@@ -314,34 +371,91 @@ fn parse(dir: &Path, manifest: &Manifest, mut files: BTreeMap<&str, Vec<u8>>) ->
     let neighbours =
         files.get(NEIGHBOURS).map(|bytes| read_neighbours(bytes).map_err(tensor(NEIGHBOURS))).transpose()?;
     let probe = read_probe(required(PROBE)?).ok_or_else(|| inconsistent(format!("`{PROBE}` holds no probe rows")))?;
-    let evidence = String::from_utf8(required(EVIDENCE)?.clone())
-        .map_err(|_| inconsistent(format!("`{EVIDENCE}` is not UTF-8")))?;
-    if let Some(file) = files.keys().find(|file| ![HEAD, FEATURES, PAIRS, NEIGHBOURS, PROBE, EVIDENCE].contains(file)) {
+    let evidence =
+        text(EVIDENCE)?.ok_or_else(|| BundleError::Missing { dir: dir.to_owned(), file: EVIDENCE.to_owned() })?;
+    let known = [HEAD, FEATURES, ADAPTER_CONFIG, SCHEMA, PAIRS, NEIGHBOURS, PROBE, EVIDENCE];
+    if let Some(file) = files.keys().find(|file| !known.contains(file)) {
         return Err(BundleError::Unknown { dir: dir.to_owned(), file: (*file).to_owned() });
     }
     if encoder.is_some() != manifest.stage.has_own_encoder() {
         return Err(inconsistent("it has an encoder of its own that its stage does not read, or lacks one".to_owned()));
     }
-    check(manifest, &head, features.as_ref(), pairs.as_ref()).map_err(inconsistent)?;
-    let pairs = pairs.map(Arc::new);
-    Ok(Contents { manifest: manifest.clone(), features, head, encoder, pairs, neighbours, probe, evidence })
+    let contents = Contents {
+        manifest: manifest.clone(),
+        features,
+        head,
+        encoder,
+        adapter,
+        schema,
+        pairs: pairs.map(Arc::new),
+        neighbours,
+        probe,
+        evidence,
+    };
+    check(&contents).map_err(inconsistent)?;
+    Ok(contents)
 }
 
 /// What a hash cannot say: that the parts fit each other, so that answering cannot fail later.
-fn check(
-    manifest: &Manifest,
-    head: &LinearHead,
-    features: Option<&Features>,
-    pairs: Option<&PairModel>,
-) -> Result<(), String> {
-    let stage: Stage = manifest.stage;
+fn check(contents: &Contents) -> Result<(), String> {
+    let manifest = &contents.manifest;
     if manifest.format != FORMAT {
         return Err(format!("its format is {}, this version reads {FORMAT}", manifest.format));
     }
     if !super::store::is_name(&manifest.name) {
         return Err(format!("`{}` is no name of a specialist", manifest.name));
     }
-    if manifest.labels.len() != head.n_classes() {
+    match (manifest.kind, &contents.head) {
+        _ if manifest.kind != Kind::Extract && (manifest.scores.is_some() || manifest.stage == Stage::Span) => {
+            return Err("it has the scores or the stage of an extraction, and is none".to_owned());
+        }
+        (Kind::Classify, Some(head)) => check_head(contents, head)?,
+        (Kind::Extract, Some(head)) => {
+            check_head(contents, head)?;
+            check_extraction(contents)?;
+        }
+        (Kind::Generate, None) => {}
+        _ => return Err("it classifies or extracts without a head, or writes with one".to_owned()),
+    }
+    check_generation(contents)?;
+    if manifest.inputs.is_empty() || !manifest.calibrator.is_valid() {
+        return Err("it names no input, or its calibrator is not monotone".to_owned());
+    }
+    if manifest.threshold().is_some_and(|threshold| !(0.0..=1.0).contains(&threshold)) {
+        return Err("its threshold is no probability".to_owned());
+    }
+    Ok(())
+}
+
+/// What writes has a decoder and a limit, an adapter where its stage says so, and a schema that is JSON.
+fn check_generation(contents: &Contents) -> Result<(), String> {
+    let Contents { manifest, adapter, schema, .. } = contents;
+    let writes = manifest.kind == Kind::Generate;
+    if writes != manifest.stage.generates() || writes != manifest.generation.is_some() {
+        return Err("its kind, its stage and how it is asked do not fit each other".to_owned());
+    }
+    if adapter.is_some() != (manifest.stage == Stage::Adapter) || (schema.is_some() && manifest.kind == Kind::Classify)
+    {
+        return Err("it has an adapter or a schema that its stage does not read, or lacks one".to_owned());
+    }
+    if manifest.generation.as_ref().is_some_and(|generation| generation.max_tokens == 0) {
+        return Err("its answers may have no token".to_owned());
+    }
+    if schema.as_ref().is_some_and(|schema| serde_json::from_str::<serde_json::Value>(schema).is_err()) {
+        return Err(format!("`{SCHEMA}` is no JSON"));
+    }
+    Ok(())
+}
+
+fn check_head(contents: &Contents, head: &LinearHead) -> Result<(), String> {
+    let Contents { manifest, .. } = contents;
+    let (features, pairs) = (contents.features.as_ref(), contents.pairs.as_deref());
+    let stage: Stage = manifest.stage;
+    let n_classes = match manifest.kind {
+        Kind::Extract => tags::n_tags(manifest.labels.len()),
+        Kind::Classify | Kind::Generate => manifest.labels.len(),
+    };
+    if n_classes != head.n_classes() {
         return Err(format!("{} labels, {} classes in the head", manifest.labels.len(), head.n_classes()));
     }
     if features.is_some() != stage.reads_ngrams() || features.map_or(0, Features::len) != head.n_features() {
@@ -364,13 +478,24 @@ fn check(
     if manifest.features.as_deref() != features.map(|_| crate::features::FORMAT) {
         return Err("its n-gram format is not the one of this version".to_owned());
     }
-    if manifest.inputs.is_empty() || !manifest.calibrator.is_valid() {
-        return Err("it names no input, or its calibrator is not monotone".to_owned());
-    }
-    if manifest.threshold().is_some_and(|threshold| !(0.0..=1.0).contains(&threshold)) {
-        return Err("its threshold is no probability".to_owned());
-    }
     Ok(())
+}
+
+/// An extraction has a schema, scores and the stage `span`; its labels are the fields of its schema.
+fn check_extraction(contents: &Contents) -> Result<(), String> {
+    let Contents { manifest, schema, .. } = contents;
+    let (Some(schema), Some(scores), Stage::Span) = (schema, &manifest.scores, manifest.stage) else {
+        return Err("an extraction needs a schema, scores and the stage `span`".to_owned());
+    };
+    let schema = Schema::parse(schema).map_err(|error| error.to_string())?;
+    if !schema.fields().iter().map(|field| &field.name).eq(&manifest.labels) {
+        return Err("its labels are not the fields of its schema".to_owned());
+    }
+    if scores.field.is_valid() && scores.row.is_valid() {
+        Ok(())
+    } else {
+        Err("its scores are not monotone".to_owned())
+    }
 }
 
 fn read_neighbours(bytes: &[u8]) -> Result<Neighbours, TensorError> {

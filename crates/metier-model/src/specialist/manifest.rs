@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use super::inputs::Inputs;
 use crate::{
     BaseId, Digest,
+    extract::Scores,
     proof::{Calibrator, Certificate, NonInferiority, Refusal},
 };
 
@@ -39,14 +40,20 @@ pub struct Manifest {
     /// The encoder whose embeddings were used: for the answer, or for `auto` alone.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub base: Option<BaseId>,
+    /// Which decoder writes its answers, and how it is asked, where it writes them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub generation: Option<Generation>,
     /// Name of the n-gram format, where the stage reads n-grams.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub features: Option<String>,
     /// How its inputs are compared, where they are.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pairs: Option<PairsRecord>,
-    /// Margins → probability of being right.
+    /// Margins → probability of being right; of an extraction: of tags, as they were trained.
     pub calibrator: Calibrator,
+    /// How an extraction's scores are made.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub scores: Option<Scores>,
     /// The bound under which it answers alone, with its threshold.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub certificate: Option<Certificate>,
@@ -94,6 +101,31 @@ pub struct PairsRecord {
 pub enum Kind {
     /// One label out of a fixed list.
     Classify,
+    /// Values that stand in the text, for the fields of a schema: the manifest's labels are their names.
+    Extract,
+    /// A text, or JSON of a schema, written by a decoder.
+    Generate,
+}
+
+impl Kind {
+    /// `classify`, `extract` or `generate`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Classify => "classify",
+            Self::Extract => "extract",
+            Self::Generate => "generate",
+        }
+    }
+}
+
+/// How a decoder is asked for an answer: with the instruction as system message and the input as user message, greedily.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Generation {
+    /// The decoder, under its adapter where the bundle holds one.
+    pub decoder: BaseId,
+    /// Tokens of an answer, at most; one that is longer is cut and never accepted.
+    pub max_tokens: u32,
 }
 
 /// A rung of the ladder, smallest first.
@@ -111,13 +143,26 @@ pub enum Stage {
     /// One linear model on n-grams and the embedding of an encoder that was tuned for this task: layers of its own over the base's tables.
     /// Of several inputs, together with the trees of `Pair`.
     Tuned,
+    /// Of an extraction: values seen in training, found again. Measured, never shipped: it would carry the values along.
+    Lookup,
+    /// Of an extraction: tags on the hidden rows of an encoder that was tuned for it.
+    Span,
+    /// The output of the training row that is most like the input: what a generating rung must beat. Never shipped: it would take the
+    /// training rows with it.
+    Nearest,
+    /// A decoder as it is, told the instruction.
+    Prompted,
+    /// A decoder under an adapter that was trained for this task.
+    Adapter,
 }
 
 impl Stage {
-    /// All rungs, smallest first.
+    /// All rungs of a classification, smallest first.
     pub const ALL: [Self; 5] = [Self::Linear, Self::Pair, Self::Head, Self::Both, Self::Tuned];
+    /// All rungs of a generation, smallest first.
+    pub const GENERATING: [Self; 3] = [Self::Nearest, Self::Prompted, Self::Adapter];
 
-    /// `linear`, `pair`, `head`, `both` or `tuned`.
+    /// As in reports and manifests.
     pub fn name(self) -> &'static str {
         match self {
             Self::Linear => "linear",
@@ -125,22 +170,32 @@ impl Stage {
             Self::Head => "head",
             Self::Both => "both",
             Self::Tuned => "tuned",
+            Self::Lookup => "lookup",
+            Self::Span => "span",
+            Self::Nearest => "nearest",
+            Self::Prompted => "prompted",
+            Self::Adapter => "adapter",
         }
     }
 
     /// Does it read n-grams?
     pub fn reads_ngrams(self) -> bool {
-        !matches!(self, Self::Pair | Self::Head)
+        matches!(self, Self::Linear | Self::Both | Self::Tuned)
     }
 
-    /// Does it read an embedding?
+    /// Does it read an embedding, or an encoder's hidden rows?
     pub fn reads_embedding(self) -> bool {
-        !matches!(self, Self::Linear | Self::Pair)
+        matches!(self, Self::Head | Self::Both | Self::Tuned | Self::Span)
+    }
+
+    /// Is its answer written by a decoder?
+    pub fn generates(self) -> bool {
+        matches!(self, Self::Prompted | Self::Adapter)
     }
 
     /// Does it read the embedding of an encoder of its own?
     pub fn has_own_encoder(self) -> bool {
-        self == Self::Tuned
+        matches!(self, Self::Tuned | Self::Span)
     }
 }
 
@@ -199,6 +254,9 @@ pub struct RungRecord {
     /// How its encoder was tuned, where it was.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tuning: Option<TuningRecord>,
+    /// How its adapter was trained, where it has one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub adapter: Option<AdapterRecord>,
 }
 
 /// How an encoder was tuned.
@@ -220,4 +278,23 @@ pub struct TuningRecord {
     pub r_drop: f64,
     /// Weight of supervised contrast.
     pub contrast: f64,
+}
+
+/// How an adapter was trained.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct AdapterRecord {
+    /// Rank.
+    pub rank: u64,
+    /// Deltas are multiplied with `alpha / rank`.
+    pub alpha: f64,
+    /// Greatest step length.
+    pub learning_rate: f64,
+    /// Tokens of a step, about.
+    pub step_tokens: u64,
+    /// Passes over the training rows that were planned.
+    pub planned_epochs: u64,
+    /// Passes that ran.
+    pub epochs: u64,
+    /// The one whose numbers ship: the least loss on validation rows.
+    pub best_epoch: u64,
 }

@@ -4,22 +4,32 @@
 //! - [`bundle`]: the folder on disk: written, hashed, and verified at every opening.
 //! - [`store`]: many bundles in one folder, added by rename.
 //! - [`registry`]: which of them answers, who made it and who approved it, in signed records.
+//! - [`generation`]: how sure is it of an answer that a decoder wrote for it?
 //! - [`inputs`]: several named inputs → the one text a specialist reads, in training and in serving alike.
 //!
 //! Deliberately absent: the encoder. A specialist that reads embeddings is handed them, so that hundreds share one base.
 
 use std::{borrow::Cow, path::Path};
 
-use crate::{Digest, features::Features, head::LinearHead};
+use metier_kernels::Pool;
+
+use crate::{
+    Digest, Encoder,
+    extract::{Extractor, ReadError, Reading, Schema},
+    features::Features,
+    head::LinearHead,
+};
 
 pub mod bundle;
+pub mod generation;
 pub mod inputs;
 pub mod manifest;
 pub mod registry;
 pub mod store;
 pub(crate) mod tensors;
 
-pub use bundle::{BundleError, Contents, EncoderFile, Neighbours, ProbeRow};
+pub use bundle::{AdapterFiles, BundleError, Contents, EncoderFile, Neighbours, ProbeRow};
+pub use generation::{Judgement, Written};
 pub use inputs::{InputError, Inputs, render_inputs, render_request};
 pub use manifest::Manifest;
 pub use registry::{Registry, RegistryError, RegistryKey};
@@ -34,6 +44,8 @@ const MAX_TOP: usize = 5;
 pub struct Specialist {
     id: Digest,
     contents: Contents,
+    /// Of an extraction.
+    schema: Option<Schema>,
 }
 
 /// What a specialist says about one text.
@@ -49,7 +61,7 @@ pub struct Answer {
     pub threshold: Option<f32>,
     /// `score ≥ threshold`; always false without a certificate: such a specialist defers everything.
     pub accepted: bool,
-    /// The stage that answered: `linear`, `pair`, `head`, `both` or `tuned`.
+    /// The stage that answered.
     pub stage: String,
     /// The likeliest labels with their share of the softmax, at most five, best first.
     pub top: Vec<(String, f32)>,
@@ -71,6 +83,12 @@ pub enum AnswerError {
         /// Length that came.
         given: usize,
     },
+    /// It finds values, it does not tell labels.
+    #[error("specialist `{0}` extracts values: it reads texts with its own encoder and has no labels")]
+    NoLabels(String),
+    /// It writes its answers.
+    #[error("specialist `{0}` gives no label: a decoder writes its answers")]
+    NoHead(String),
     /// The embedding holds NaN or infinity.
     #[error("specialist `{0}` was given an embedding that is not finite")]
     NotFinite(String),
@@ -81,12 +99,12 @@ impl Specialist {
     /// name. Cost: one read of at most a few MB.
     pub fn open(dir: &Path) -> Result<Self, BundleError> {
         let (id, contents) = bundle::read(dir)?;
-        Ok(Self { id, contents })
+        Ok(Self { id, schema: schema_of(&contents), contents })
     }
 
     /// A specialist that was never on disk; its id is what its bundle would have.
     pub fn from_contents(contents: Contents) -> Self {
-        Self { id: bundle::files(&contents).0, contents }
+        Self { id: bundle::files(&contents).0, schema: schema_of(&contents), contents }
     }
 
     /// What a writer writes.
@@ -117,7 +135,8 @@ impl Specialist {
     /// Length of the embedding that it must be handed.
     fn embedding_dim(&self) -> Option<usize> {
         let outputs = self.contents.pairs.as_ref().map_or(0, |pairs| pairs.n_outputs());
-        self.contents.head.embedding_dim().map(|dim| dim.saturating_sub(outputs)).filter(|dim| *dim > 0)
+        let head = self.contents.head.as_ref()?;
+        head.embedding_dim().map(|dim| dim.saturating_sub(outputs)).filter(|dim| *dim > 0)
     }
 
     /// What the encoder must read of a text, where that is its own.
@@ -136,9 +155,20 @@ impl Specialist {
         self.contents.features.as_ref()
     }
 
-    /// The classifier.
-    pub fn head(&self) -> &LinearHead {
-        &self.contents.head
+    /// The classifier, where it classifies.
+    pub fn head(&self) -> Option<&LinearHead> {
+        self.contents.head.as_ref()
+    }
+
+    /// Deltas over the decoder that its manifest names, where it has some.
+    pub fn adapter_files(&self) -> Option<&AdapterFiles> {
+        self.contents.adapter.as_ref()
+    }
+
+    /// JSON Schema of the answers that it writes, where they have one; `None` for other kinds.
+    pub fn answer_schema(&self) -> Option<serde_json::Value> {
+        let schema = self.contents.schema.as_ref().filter(|_| self.contents.manifest.kind == manifest::Kind::Generate);
+        schema.and_then(|schema| serde_json::from_str(schema).ok())
     }
 
     /// One unit vector a class (embedding length), the mean of its training embeddings; without the out-of-scope class.
@@ -157,10 +187,44 @@ impl Specialist {
         &self.contents.probe
     }
 
+    /// What an extraction answers; `None` for other kinds.
+    pub fn schema(&self) -> Option<&Schema> {
+        self.schema.as_ref()
+    }
+
+    /// Reads texts for the fields of the schema; `None` for other kinds. The encoder must be the specialist's own:
+    /// [`Encoder::tuned`](crate::Encoder::tuned) of [`encoder_file`](Self::encoder_file) over the base that the manifest names.
+    pub fn read(&self, encoder: &Encoder, pool: &Pool, texts: &[&str]) -> Option<Result<Vec<Reading>, ReadError>> {
+        let (schema, head) = (self.schema()?, self.head()?);
+        Some(Extractor { schema, head, encoder }.read_all(pool, texts))
+    }
+
+    /// A reading's answer as JSON text (why there is none, where none meets the schema), and whether the specialist stands by it.
+    pub fn answer_of(&self, reading: &Reading) -> Answer {
+        let manifest = &self.contents.manifest;
+        let score = manifest.scores.as_ref().map_or(0.0, |scores| reading.score(scores));
+        let threshold = manifest.threshold();
+        Answer {
+            label: match &reading.answer {
+                Ok(answer) => answer.to_string(),
+                Err(why) => why.clone(),
+            },
+            label_idx: 0,
+            score,
+            threshold,
+            accepted: reading.answer.is_ok() && threshold.is_some_and(|threshold| score >= threshold),
+            stage: manifest.stage.name().to_owned(),
+            top: Vec::new(),
+        }
+    }
+
     /// Margins of every class for one text, in the order of the labels.
     pub fn margins(&self, text: &str, embedding: Option<&[f32]>) -> Result<Vec<f32>, AnswerError> {
-        let head = &self.contents.head;
         let name = || self.contents.manifest.name.clone();
+        if self.schema.is_some() {
+            return Err(AnswerError::NoLabels(name()));
+        }
+        let head = self.contents.head.as_ref().ok_or_else(|| AnswerError::NoHead(name()))?;
         let embedding = match (self.embedding_dim(), embedding) {
             (None, _) => None,
             (Some(_), None) => return Err(AnswerError::NeedsEmbedding(name())),
@@ -202,6 +266,12 @@ impl Specialist {
             top: order.iter().take(MAX_TOP).map(|&k| (manifest.labels[k].clone(), shares[k])).collect(),
         }
     }
+}
+
+/// The fields of an extraction. What a reader or a build hands over was parsed before.
+fn schema_of(contents: &Contents) -> Option<Schema> {
+    let text = contents.schema.as_ref().filter(|_| contents.manifest.kind == manifest::Kind::Extract)?;
+    Schema::parse(text).ok()
 }
 
 /// MurmurHash3's 64-bit finaliser: spreads every input bit over the whole word.

@@ -9,25 +9,26 @@
 //!                        └────────────────▲  └──── rolled back ◄────┘
 //! ```
 //!
-//! A line is JSON whose last key is an Ed25519 signature over everything before it, with `}` put back: what was signed is
-//! what lies on disk, byte by byte. Each line holds the SHA-256 of the line before it, so that none can be taken out of
+//! A line is JSON that its writer signed (`record`). Each line holds the SHA-256 of the line before it, so that none can be taken out of
 //! the middle. A change of state is one rename: a process killed at any moment leaves the state before or the state after.
 //!
 //! What signatures show: that somebody who holds the key wrote these lines about this bundle id, which is the hash of
 //! everything that answers. They do not show that the approver whom a line names typed it. Deliberately absent: clocks, user names and
 //! key files (arguments), and any judgement whether a certificate is good enough (the roof's gate).
 
+mod record;
+
 use std::{
     collections::BTreeMap,
-    fmt,
     fs::{self, File},
     io,
     path::{Path, PathBuf},
-    str::FromStr,
 };
 
-use ed25519_dalek::{Signature, Signer as _, SigningKey, VerifyingKey};
-use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use serde::Serialize;
+
+use record::PUBLIC_PREFIX;
+pub use record::{Event, PublicKey, Record, RegistryKey, State};
 
 use super::{
     bundle::{self, BundleError},
@@ -43,11 +44,6 @@ const MAX_RECORDS_BYTES: u64 = 4 << 20;
 pub const UNKNOWN: &str = "unknown";
 /// Longest name of a person and longest remark, in bytes.
 pub const MAX_WORDS_BYTES: usize = 512;
-const PUBLIC_PREFIX: &str = "metier-registry-public:";
-const SECRET_PREFIX: &str = "METIER-REGISTRY-PRIVATE:";
-const SIGNATURE_KEY: &str = ",\"signature\":\"";
-const SIGNATURE_END: &str = "\"}";
-const SIGNATURE_DIGITS: usize = 128;
 
 /// The registry cannot say or do what was asked.
 #[derive(Debug, thiserror::Error)]
@@ -104,204 +100,6 @@ pub enum RegistryError {
     /// A name or a remark is too long or holds a line break.
     #[error("`{0}` cannot go on record: at most {MAX_WORDS_BYTES} bytes, no control characters, not empty")]
     Words(String),
-}
-
-/// The public half of a registry's key.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub struct PublicKey(VerifyingKey);
-
-impl PublicKey {
-    /// The first eight digits, for people.
-    pub fn short(&self) -> String {
-        hex::encode(&self.0.as_bytes()[..4])
-    }
-}
-
-impl fmt::Display for PublicKey {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{PUBLIC_PREFIX}{}", hex::encode(self.0.as_bytes()))
-    }
-}
-
-impl fmt::Debug for PublicKey {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        fmt::Display::fmt(self, f)
-    }
-}
-
-impl FromStr for PublicKey {
-    type Err = RegistryError;
-
-    fn from_str(text: &str) -> Result<Self, RegistryError> {
-        let wrong = || RegistryError::Key(text.trim().to_owned());
-        let mut bytes = [0; 32];
-        let digits = text.trim().strip_prefix(PUBLIC_PREFIX).ok_or_else(wrong)?;
-        hex::decode_to_slice(digits, &mut bytes).map_err(|_| wrong())?;
-        VerifyingKey::from_bytes(&bytes).map(Self).map_err(|_| wrong())
-    }
-}
-
-impl Serialize for PublicKey {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_str(self)
-    }
-}
-
-impl<'de> Deserialize<'de> for PublicKey {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
-    }
-}
-
-/// The private key that signs records. Never shown by `Debug`.
-pub struct RegistryKey(SigningKey);
-
-impl RegistryKey {
-    /// A key from 32 random bytes.
-    pub fn from_seed(seed: &[u8; 32]) -> Self {
-        Self(SigningKey::from_bytes(seed))
-    }
-
-    /// The public half.
-    pub fn public(&self) -> PublicKey {
-        PublicKey(self.0.verifying_key())
-    }
-
-    /// The form for the disk.
-    pub fn to_secret_text(&self) -> String {
-        format!("{SECRET_PREFIX}{}\n", hex::encode(self.0.to_bytes()))
-    }
-
-    /// Reads what [`RegistryKey::to_secret_text`] wrote; `None` where it is something else.
-    pub fn parse_secret(text: &str) -> Option<Self> {
-        let mut seed = [0; 32];
-        hex::decode_to_slice(text.trim().strip_prefix(SECRET_PREFIX)?, &mut seed).ok()?;
-        Some(Self::from_seed(&seed))
-    }
-}
-
-impl fmt::Debug for RegistryKey {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "RegistryKey({})", self.public())
-    }
-}
-
-/// Where a bundle stands.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum State {
-    /// Made, and answers nothing.
-    Draft,
-    /// To be given a copy of the traffic; answers nothing.
-    Shadow,
-    /// Answers under its name.
-    Live,
-    /// Was live.
-    Retired,
-    /// Taken out of the store.
-    Removed,
-}
-
-impl State {
-    /// Its name in lists.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Draft => "draft",
-            Self::Shadow => "shadow",
-            Self::Live => "live",
-            Self::Retired => "retired",
-            Self::Removed => "removed",
-        }
-    }
-}
-
-/// What happened to a bundle.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(tag = "event", rename_all = "snake_case")]
-pub enum Event {
-    /// It answered in a store that kept no records yet.
-    Adopted,
-    /// It was built here.
-    Built,
-    /// It came from another registry.
-    Imported {
-        /// The key that signed it there.
-        from: PublicKey,
-        /// Who built it there.
-        built_by: Option<String>,
-    },
-    /// It is to be given a copy of the traffic.
-    Shadowed,
-    /// It answers from now on.
-    Promoted {
-        /// Who said that it may; `None` where it went live by being built.
-        approver: Option<String>,
-    },
-    /// It answers again, in the place of the one after it.
-    RolledBack,
-    /// It was taken out of the store.
-    Removed,
-    /// A statement for another registry; stands in exported bundles alone.
-    Exported {
-        /// Who built it.
-        built_by: Option<String>,
-        /// Who approved it.
-        approver: Option<String>,
-    },
-}
-
-/// One signed line.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Record {
-    /// 1, 2, 3, …; 0 in an exported bundle.
-    pub seq: u64,
-    /// SHA-256 of the line before, without its line break.
-    pub previous: Option<Digest>,
-    /// When, in milliseconds since 1970.
-    pub at_ms: u64,
-    /// The specialist.
-    pub name: String,
-    /// The bundle.
-    pub bundle: Digest,
-    /// What happened.
-    #[serde(flatten)]
-    pub event: Event,
-    /// Who did it.
-    pub by: String,
-    /// A remark.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub note: Option<String>,
-    /// The key that signed.
-    pub key: PublicKey,
-}
-
-impl Record {
-    /// The line as it is written, without line break.
-    fn sign(&self, key: &RegistryKey) -> String {
-        let payload = serde_json::to_string(self).expect("a record is JSON");
-        let signature = key.0.sign(payload.as_bytes());
-        let open = payload.strip_suffix('}').expect("an object ends so");
-        format!("{open}{SIGNATURE_KEY}{}{SIGNATURE_END}", hex::encode(signature.to_bytes()))
-    }
-
-    /// Reads a line and checks that the key it names has signed it. Whether that key is to be trusted is another question.
-    pub fn open(line: &str) -> Result<Self, String> {
-        let end = line.strip_suffix(SIGNATURE_END).ok_or("it does not end with a signature")?;
-        let (rest, digits) = end
-            .len()
-            .checked_sub(SIGNATURE_DIGITS)
-            .and_then(|at| end.split_at_checked(at))
-            .ok_or("it does not end with a signature")?;
-        let open = rest.strip_suffix(SIGNATURE_KEY).ok_or("it does not end with a signature")?;
-        let mut bytes = [0; SIGNATURE_DIGITS / 2];
-        hex::decode_to_slice(digits, &mut bytes).map_err(|_| "its signature is not hexadecimal")?;
-        let payload = format!("{open}}}");
-        let record: Self = serde_json::from_str(&payload).map_err(|error| format!("it is no record ({error})"))?;
-        (record.key.0)
-            .verify_strict(payload.as_bytes(), &Signature::from_bytes(&bytes))
-            .map_err(|_| format!("it was changed: the signature of key {} does not fit it", record.key.short()))?;
-        Ok(record)
-    }
 }
 
 /// All records of one name, each verified against the key that it names.
@@ -477,6 +275,11 @@ pub struct Pen<'a> {
     pub note: Option<&'a str>,
 }
 
+/// Held by whoever writes.
+struct Lock {
+    _file: File,
+}
+
 /// A store with its records.
 #[derive(Clone, Debug)]
 pub struct Registry {
@@ -512,6 +315,14 @@ impl Registry {
         }
         let text = fs::read_to_string(&path).map_err(at)?;
         History::parse(&text, &path, name)
+    }
+
+    /// SHA-256 of the records as they lie on disk: equal means that what was verified is verified still. `None` where there are none, or
+    /// they cannot be read.
+    pub fn fingerprint(&self, name: &str) -> Option<Digest> {
+        let path = self.records(name);
+        let is_bounded = fs::metadata(&path).is_ok_and(|metadata| metadata.len() <= MAX_RECORDS_BYTES);
+        is_bounded.then(|| fs::read(&path).ok()).flatten().map(|bytes| Digest::of(&bytes))
     }
 
     /// Names under which something answers or could, sorted.
@@ -658,7 +469,9 @@ impl Registry {
         if !place.is_dir() {
             return Err(RegistryError::NoBundle { name: name.to_owned(), id });
         }
-        self.write_unread(name, id, pen, |history| {
+        // The lock is held until the bundle is gone, so that nobody promotes it in between.
+        let lock = self.lock()?;
+        self.write_locked(&lock, name, id, pen, |history| {
             if self.live(name)?.as_ref() == Some(&place) && !also_live {
                 return Err(refused());
             }
@@ -673,17 +486,7 @@ impl Registry {
         check_words(pen.by)?;
         let standing = self.history(name)?.standing(id);
         let (built_by, approver) = standing.map_or((None, None), |s| (s.built_by, s.approved_by));
-        let record = Record {
-            seq: 0,
-            previous: None,
-            at_ms: pen.at_ms,
-            name: name.to_owned(),
-            bundle: id,
-            event: Event::Exported { built_by, approver },
-            by: pen.by.to_owned(),
-            note: pen.note.map(str::to_owned),
-            key: pen.key.public(),
-        };
+        let record = Record::of(Event::Exported { built_by, approver }, name, id, pen, 0, None);
         Ok(record.sign(pen.key))
     }
 
@@ -703,11 +506,26 @@ impl Registry {
             return Err(RegistryError::NoBundle { name: name.to_owned(), id });
         }
         bundle::read(&place)?;
-        self.write_unread(name, id, pen, decide)
+        let lock = self.lock()?;
+        // Somebody may have removed it while it was read.
+        if !place.is_dir() {
+            return Err(RegistryError::NoBundle { name: name.to_owned(), id });
+        }
+        self.write_locked(&lock, name, id, pen, decide)
     }
 
-    fn write_unread(
+    /// Leave to write, given back when it is dropped, or by the system when the process dies.
+    fn lock(&self) -> Result<Lock, RegistryError> {
+        let path = self.store.root().join(LOCK);
+        let at = |source| RegistryError::Io { path: path.clone(), source };
+        let file = File::create(&path).map_err(at)?;
+        file.lock().map_err(at)?;
+        Ok(Lock { _file: file })
+    }
+
+    fn write_locked(
         &self,
+        _lock: &Lock,
         name: &str,
         id: Digest,
         pen: &Pen<'_>,
@@ -718,23 +536,10 @@ impl Registry {
             let path = path.to_owned();
             |source| RegistryError::Io { path, source }
         };
-        let lock_path = self.store.root().join(LOCK);
-        let lock = File::create(&lock_path).map_err(at(&lock_path))?;
-        lock.lock().map_err(at(&lock_path))?; // given back when it is dropped, or by the system when the process dies
         let mut history = self.history(name)?;
         let Some(event) = decide(&history)? else { return Ok(()) };
         let mut add = |bundle: Digest, event: Event| {
-            let record = Record {
-                seq: history.records.len() as u64 + 1,
-                previous: history.head(),
-                at_ms: pen.at_ms,
-                name: name.to_owned(),
-                bundle,
-                event,
-                by: pen.by.to_owned(),
-                note: pen.note.map(str::to_owned),
-                key: pen.key.public(),
-            };
+            let record = Record::of(event, name, bundle, pen, history.records.len() as u64 + 1, history.head());
             history.lines.push(record.sign(pen.key));
             history.records.push(record);
         };
@@ -805,64 +610,7 @@ pub fn utc(at_ms: u64) -> String {
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used, reason = "tests")]
-
     use super::*;
-
-    fn key(seed: u8) -> RegistryKey {
-        RegistryKey::from_seed(&[seed; 32])
-    }
-
-    fn record(event: Event) -> Record {
-        Record {
-            seq: 1,
-            previous: None,
-            at_ms: 5,
-            name: "desk".into(),
-            bundle: Digest::of(b"x"),
-            event,
-            by: "ada \"x\"".into(),
-            note: Some("a, b}".into()),
-            key: key(1).public(),
-        }
-    }
-
-    #[test]
-    fn what_was_signed_opens_and_no_flipped_bit_does() {
-        for event in [
-            Event::Built,
-            Event::Promoted { approver: Some("grace".into()) },
-            Event::Imported { from: key(2).public(), built_by: None },
-        ] {
-            let record = record(event);
-            let line = record.sign(&key(1));
-            assert_eq!(Record::open(&line), Ok(record));
-            for at in 0..line.len() {
-                let mut bytes = line.clone().into_bytes();
-                bytes[at] ^= 1;
-                if let Ok(changed) = String::from_utf8(bytes) {
-                    assert!(Record::open(&changed).is_err(), "byte {at}: {changed}");
-                }
-            }
-        }
-        // Signed by one key, said to be another's.
-        assert!(Record::open(&record(Event::Built).sign(&key(2))).unwrap_err().contains("was changed"));
-        for no_line in ["", "{}", "\"}", "{\"signature\":\"00\"}"] {
-            assert!(Record::open(no_line).is_err(), "{no_line}");
-        }
-    }
-
-    #[test]
-    fn keys_survive_the_disk_and_bad_ones_are_refused() {
-        let again = RegistryKey::parse_secret(&key(3).to_secret_text()).unwrap();
-        assert_eq!(again.public(), key(3).public());
-        let text = key(3).public().to_string();
-        assert_eq!(text.parse::<PublicKey>().unwrap(), key(3).public());
-        for bad in ["", "metier-registry-public:00", &text[1..], &text.replace("public", "private")] {
-            assert!(bad.parse::<PublicKey>().is_err(), "{bad}");
-        }
-        assert!(!format!("{:?}", key(3)).contains("PRIVATE"));
-    }
 
     #[test]
     fn dates() {

@@ -57,6 +57,16 @@ pub enum ResponseFormat {
     Choice(Vec<String>),
 }
 
+/// How the texts of a choice are compared where they are scored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LabelScores {
+    /// By the probability of the whole text.
+    Sum,
+    /// By the probability of a token, on average: a long text is not at a loss for its length.
+    Mean,
+}
+
 /// A chat completion request within the limits of [`super`]. Unknown fields are ignored, as the protocol's servers do;
 /// fields that would change the answer and cannot be honoured (tools, images, audio) are refused.
 #[derive(Clone, Debug, PartialEq)]
@@ -100,6 +110,9 @@ pub struct ChatRequest {
     /// Whether a base may look up in the prompt how its answer goes on: the same answer, sooner where it copies. Our own field; not
     /// sent on to other servers.
     pub prompt_lookup: bool,
+    /// Whether a base says of every text of a choice how probable it is, and answers with the most probable one, instead of writing one
+    /// token by token. Our own field; other servers are not asked for it.
+    pub label_scores: Option<LabelScores>,
 }
 
 impl ChatRequest {
@@ -125,6 +138,7 @@ impl ChatRequest {
             logprobs: false,
             top_logprobs: None,
             prompt_lookup: false,
+            label_scores: None,
         }
     }
 
@@ -141,7 +155,7 @@ impl ChatRequest {
         let max_completion_tokens = field::integer(&map, "max_completion_tokens", 1, MAX_TOKENS.into())?;
         let max_tokens = field::integer(&map, "max_tokens", 1, MAX_TOKENS.into())?;
         let number = |name, low, high| field::number(&map, name, low, high).map(|x| x.map(|x| x as f32));
-        Ok(Self {
+        let request = Self {
             model: field::model(&map)?,
             messages: messages(&map)?,
             // The ranges above fit the types below.
@@ -163,7 +177,25 @@ impl ChatRequest {
             logprobs,
             top_logprobs: top_logprobs.map(|n| n as u8),
             prompt_lookup: field::boolean(&map, "prompt_lookup")?.unwrap_or(false),
-        })
+            label_scores: label_scores(&map)?,
+        };
+        request.check_label_scores()?;
+        Ok(request)
+    }
+
+    /// Labels that are scored are a closed set, and nothing is drawn.
+    fn check_label_scores(&self) -> Result<(), WireError> {
+        let problem = match self {
+            Self { label_scores: None, .. } => return Ok(()),
+            Self { response_format, .. } if !matches!(response_format, ResponseFormat::Choice(_)) => {
+                "needs the labels in `structured_outputs.choice`"
+            }
+            Self { n, .. } if *n > 1 => "gives one answer: leave out `n`",
+            Self { logprobs: true, .. } => "writes no tokens: leave out `logprobs`",
+            Self { logit_bias, .. } if !logit_bias.is_empty() => "moves no logits: leave out `logit_bias`",
+            _ => return Ok(()),
+        };
+        Err(invalid("label_scores", problem))
     }
 
     /// The text that a specialist reads: the last `user` message.
@@ -215,6 +247,7 @@ impl ChatRequest {
         put("logprobs", self.logprobs.then(|| true.into()));
         put("top_logprobs", self.top_logprobs.map(Value::from));
         put("prompt_lookup", self.prompt_lookup.then(|| true.into()));
+        put("label_scores", self.label_scores.map(|scores| json!(scores)));
         Value::Object(body)
     }
 }
@@ -331,6 +364,16 @@ fn logit_bias(map: &Map<String, Value>) -> Result<Vec<(u32, f32)>, WireError> {
     }
     biases.sort_unstable_by_key(|(id, _)| *id);
     Ok(biases)
+}
+
+fn label_scores(map: &Map<String, Value>) -> Result<Option<LabelScores>, WireError> {
+    match present(map, "label_scores") {
+        None => Ok(None),
+        Some(Value::String(word)) if word == "sum" => Ok(Some(LabelScores::Sum)),
+        Some(Value::String(word)) if word == "mean" => Ok(Some(LabelScores::Mean)),
+        Some(Value::String(_)) => Err(invalid("label_scores", "must be `sum` or `mean`")),
+        Some(other) => Err(wrong_type("label_scores", "a string", other)),
+    }
 }
 
 fn stop(map: &Map<String, Value>) -> Result<Vec<String>, WireError> {

@@ -11,15 +11,15 @@ mod field;
 mod models;
 mod reply;
 
-pub use chat::{ChatRequest, Message, ResponseFormat, Role};
+pub use chat::{ChatRequest, LabelScores, Message, ResponseFormat, Role};
 pub use embedding::{
     EmbeddingData, EmbeddingRequest, EmbeddingResponse, EmbeddingUsage, EmbeddingVector, EncodingFormat,
 };
 pub use error::{ErrorBody, ErrorObject, WireError};
 pub use models::{ModelEntry, ModelList};
 pub use reply::{
-    ChatChoice, ChatChunk, ChatResponse, ChoiceLogprobs, ChunkChoice, Delta, FinishReason, ResponseMessage,
-    TokenLogprob, TopLogprob, Usage,
+    ChatChoice, ChatChunk, ChatResponse, ChoiceLogprobs, ChunkChoice, Delta, FinishReason, LabelLogprob,
+    ResponseMessage, TokenLogprob, TopLogprob, Usage,
 };
 
 /// Largest request body that is parsed, in bytes. The server may set a smaller one.

@@ -73,6 +73,22 @@ pub struct ChoiceLogprobs {
     /// One for each token of the content.
     #[serde(default)]
     pub content: Option<Vec<TokenLogprob>>,
+    /// One for each label of a closed set that was scored, the most probable first: an extension that other clients ignore.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub labels: Vec<LabelLogprob>,
+}
+
+/// One label of a closed set with its score.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct LabelLogprob {
+    /// The label.
+    pub label: String,
+    /// Sum of the log-probabilities of its tokens and of the end behind them (natural logarithm, untempered).
+    pub logprob: f32,
+    /// Tokens that the sum is over, the end included.
+    pub tokens: u64,
+    /// Its share among the labels, 0 to 1: all add up to 1.
+    pub share: f32,
 }
 
 /// What the model says in a whole answer.

@@ -22,8 +22,12 @@ use metier_model::{
     },
     specialist::mix,
 };
+use serde::{Deserialize, Serialize};
 
-use super::linear::shuffle;
+use super::{
+    checkpoint::{CheckpointError, Keeper},
+    linear::shuffle,
+};
 use crate::{
     data::task::Metric,
     eval::metrics,
@@ -113,7 +117,7 @@ pub struct Rows<'a> {
 }
 
 /// One step, for logs.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct StepLog {
     /// From 0.
     pub step: u64,
@@ -128,7 +132,7 @@ pub struct StepLog {
 }
 
 /// One epoch.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct EpochLog {
     /// From 1.
     pub epoch: usize,
@@ -176,6 +180,9 @@ pub enum TuneError {
     /// The tuned numbers cannot be written.
     #[error("the tuned encoder cannot be kept in 16 bits")]
     Weights(#[from] WeightsError),
+    /// What was learnt cannot be kept.
+    #[error(transparent)]
+    Checkpoint(#[from] CheckpointError),
     /// There is nothing to learn from.
     #[error("{0} training rows and {1} validation rows are too few to tune an encoder")]
     TooFew(usize, usize),
@@ -191,6 +198,23 @@ pub struct Run<'a> {
     pub clock: &'a dyn Fn() -> Duration,
     /// No epoch is begun that would end after this, judged by the one before.
     pub deadline: Duration,
+}
+
+/// Where training is: what a checkpoint holds beside numbers.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+struct State {
+    /// Steps that were made, and of them those of the epoch that is under way.
+    step: u64,
+    batch: usize,
+    optimiser_steps: i32,
+    tokens: u64,
+    /// Bits of sums and figures: a text of them could be another number.
+    loss_sum: u64,
+    epochs: Vec<EpochLog>,
+    /// Accuracy and loss on validation rows of the best epoch, and which it was.
+    best: Option<(u64, u64, usize)>,
+    /// Training ended early.
+    is_done: bool,
 }
 
 /// The trained network with its head.
@@ -209,6 +233,7 @@ pub struct Tuner<'a> {
     train: (Vec<Vec<TokenId>>, &'a [usize]),
     validation: (Vec<Vec<TokenId>>, &'a [usize]),
     recipe: &'a Recipe,
+    keeper: Option<Keeper>,
 }
 
 impl<'a> Tuner<'a> {
@@ -235,7 +260,18 @@ impl<'a> Tuner<'a> {
             validation: (tokens(encoder, validation.texts, encoder.window_tokens())?, validation.classes),
             trainee: Trainee::new(BertNet::new(plain, encoder.pooling()), n_classes, recipe, seed),
             recipe,
+            keeper: None,
         })
+    }
+
+    /// Keeps checkpoints, and goes on from the last one where there is one.
+    pub fn keep(&mut self, keeper: Keeper) {
+        self.keeper = Some(keeper);
+    }
+
+    /// Whether an earlier run of the same plan was killed in the midst of it.
+    pub fn has_begun(&self) -> bool {
+        self.keeper.as_ref().is_some_and(|keeper| keeper.load::<State>().is_some())
     }
 
     /// How long [`learn`](Self::learn) would take for all epochs, by about a second of steps that are thrown away.
@@ -260,6 +296,26 @@ impl<'a> Tuner<'a> {
         spent.mul_f64(self.recipe.epochs as f64 * epoch / tokens.max(1) as f64)
     }
 
+    /// Whole steps over the first rows, each with its time and loss: what a bench measures. The numbers move.
+    pub fn timed_steps(&mut self, run: &Run<'_>, steps: usize) -> Vec<(Duration, f64)> {
+        let Self { trainee, train, recipe, .. } = self;
+        let mut values = std::mem::take(&mut trainee.net.params.values);
+        let mut optimiser = AdamW::new(Settings::default(), trainee.groups(recipe), values.len());
+        let mut grads = vec![0.0; values.len()];
+        let n = train.0.len().min(recipe.batch_rows);
+        let rows: Vec<(&[TokenId], usize)> = (0..n).map(|i| (train.0[i].as_slice(), train.1[i])).collect();
+        let timed = (0..steps as u64).map(|step| {
+            let start = (run.clock)();
+            let dropout = Dropout { rate: recipe.dropout, seed: mix(run.seed ^ mix(step)) };
+            let loss = run.pool.enter(|| trainee.step(run.pool, &values, &rows, recipe, Some(dropout), &mut grads));
+            run.pool.enter(|| optimiser.step(run.pool, 1.0, &mut values, &mut grads));
+            ((run.clock)().saturating_sub(start), loss)
+        });
+        let timed = timed.collect();
+        trainee.net.params.values = values;
+        timed
+    }
+
     /// Trains.
     ///
     /// # Errors
@@ -271,8 +327,8 @@ impl<'a> Tuner<'a> {
         progress: &mut dyn FnMut(Progress<'_>),
         log: &mut dyn FnMut(&StepLog),
     ) -> Result<TunedLayers, TuneError> {
-        let Self { trainee, tensors, train, validation, recipe } = self;
-        trainee.learn(&tensors, (&train.0, train.1), (&validation.0, validation.1), recipe, run, progress, log)
+        let Self { trainee, tensors, train, validation, recipe, keeper } = self;
+        trainee.learn(&tensors, (&train.0, train.1), (&validation.0, validation.1), recipe, run, keeper, progress, log)
     }
 }
 
@@ -310,7 +366,7 @@ impl Trainee {
         Self { net, head: (weight, bias), classes, scale: recipe.logit_scale, pass: Pass::default() }
     }
 
-    fn optimiser(&self, recipe: &Recipe) -> AdamW {
+    fn groups(&self, recipe: &Recipe) -> Vec<Group> {
         let groups = self.net.params.tensors().iter().map(|tensor| Group {
             range: tensor.range.clone(),
             learning_rate: if tensor.name.starts_with("head.") {
@@ -320,7 +376,11 @@ impl Trainee {
             },
             decay: if tensor.decays() { recipe.weight_decay } else { 0.0 },
         });
-        AdamW::new(Settings::default(), groups.collect(), self.net.params.values.len())
+        groups.collect()
+    }
+
+    fn optimiser(&self, recipe: &Recipe) -> AdamW {
+        AdamW::new(Settings::default(), self.groups(recipe), self.net.params.values.len())
     }
 
     #[allow(clippy::too_many_arguments, reason = "the whole of a training run")]
@@ -331,6 +391,7 @@ impl Trainee {
         validation: (&[Vec<TokenId>], &[usize]),
         recipe: &Recipe,
         run: &Run<'_>,
+        mut keeper: Option<Keeper>,
         progress: &mut dyn FnMut(Progress<'_>),
         log: &mut dyn FnMut(&StepLog),
     ) -> Result<TunedLayers, TuneError> {
@@ -343,13 +404,26 @@ impl Trainee {
         let batches = train.0.len().div_ceil(recipe.batch_rows.max(1));
         let total = (batches * recipe.epochs) as u64;
         let schedule = Schedule { steps: total, warm_up: ((total as f32 * recipe.warm_up) as u64).max(1), floor: 0.0 };
-        let mut best: Option<(f64, f64, usize, Vec<f32>)> = None;
-        let (mut epochs, mut tokens, mut step) = (Vec::new(), 0u64, 0u64);
-        for epoch in 1..=recipe.epochs {
-            let start = (run.clock)();
+        let mut best = Vec::new();
+        let mut state = State::default();
+        if let Some((kept, arrays)) = keeper.as_ref().and_then(|keeper| keeper.load::<State>())
+            && let Some([numbers, m, v, mean, kept_best]) = fitting(&kept, arrays, values.len(), average.is_some())
+        {
+            optimiser.restore(&m, &v, kept.optimiser_steps);
+            (values, average) = (numbers, average.map(|_| mean));
+            (best, state) = (kept_best, kept);
+        }
+        let save = |keeper: &mut Option<Keeper>, state: &State, optimiser: &AdamW, arrays: [&[f32]; 3]| {
+            let Some(keeper) = keeper else { return Ok(()) };
+            let (m, v, optimiser_steps) = optimiser.state();
+            let [values, average, best] = arrays;
+            keeper.save(run.clock, &State { optimiser_steps, ..state.clone() }, &[values, m, v, average, best])
+        };
+        while !state.is_done && state.epochs.len() < recipe.epochs {
+            let (epoch, start) = (state.epochs.len() + 1, (run.clock)());
             let order = order(train.1, run.seed ^ mix(epoch as u64), recipe.contrast > 0.0);
-            let mut sum = 0.0;
-            for batch in order.chunks(recipe.batch_rows.max(1)) {
+            for batch in order.chunks(recipe.batch_rows.max(1)).skip(state.batch) {
+                let step = state.step;
                 progress(Progress { stage: "tuning the encoder", done: step, total: Some(total), unit: Unit::Steps });
                 let rows: Vec<(&[TokenId], usize)> =
                     batch.iter().map(|&i| (train.0[i].as_slice(), train.1[i])).collect();
@@ -366,8 +440,8 @@ impl Trainee {
                     average.iter_mut().zip(&values).for_each(|(mean, value)| *mean += weight * (value - *mean));
                 }
                 let step_tokens: usize = rows.iter().map(|(ids, _)| ids.len()).sum();
-                tokens += step_tokens as u64;
-                sum += loss;
+                state.tokens += step_tokens as u64;
+                state.loss_sum = (f64::from_bits(state.loss_sum) + loss).to_bits();
                 log(&StepLog {
                     step,
                     loss,
@@ -375,26 +449,34 @@ impl Trainee {
                     learning_rate: recipe.learning_rate * share,
                     tokens: step_tokens,
                 });
-                step += 1;
+                state.step += 1;
+                state.batch += 1;
+                if keeper.as_ref().is_some_and(|keeper| keeper.is_due((run.clock)())) {
+                    save(&mut keeper, &state, &optimiser, [&values, average.as_deref().unwrap_or_default(), &best])?;
+                }
             }
             let kept = average.as_ref().unwrap_or(&values);
             let (accuracy, validation_loss) = pool.enter(|| self.evaluate(pool, kept, validation, recipe.metric));
-            epochs.push(EpochLog { epoch, loss: sum / batches as f64, validation: accuracy, validation_loss });
-            let is_better = best
-                .as_ref()
-                .is_none_or(|(best, loss, ..)| accuracy > *best || (accuracy == *best && validation_loss < *loss));
+            let loss = f64::from_bits(state.loss_sum) / batches as f64;
+            state.epochs.push(EpochLog { epoch, loss, validation: accuracy, validation_loss });
+            (state.loss_sum, state.batch) = (0, 0);
+            let is_better = state.best.is_none_or(|(best, loss, _)| {
+                let (best, loss) = (f64::from_bits(best), f64::from_bits(loss));
+                accuracy > best || (accuracy == best && validation_loss < loss)
+            });
             if is_better {
-                best = Some((accuracy, validation_loss, epoch, kept.clone()));
+                state.best = Some((accuracy.to_bits(), validation_loss.to_bits(), epoch));
+                best.clone_from(kept);
             }
-            let best_epoch = best.as_ref().map_or(epoch, |best| best.2);
+            let best_epoch = state.best.map_or(epoch, |best| best.2);
             let now = (run.clock)();
-            if epoch - best_epoch >= recipe.patience || now + now.saturating_sub(start) > run.deadline {
-                break;
-            }
+            state.is_done = epoch - best_epoch >= recipe.patience || now + now.saturating_sub(start) > run.deadline;
+            save(&mut keeper, &state, &optimiser, [&values, average.as_deref().unwrap_or_default(), &best])?;
         }
-        let (_, _, best, values) = best.expect("at least one epoch");
+        let best_epoch = state.best.expect("at least one epoch").2;
         let end = self.head.0.start;
-        Ok(TunedLayers { file: halves(tensors, &values[..end])?, epochs, best, tokens })
+        let State { epochs, tokens, .. } = state;
+        Ok(TunedLayers { file: halves(tensors, &best[..end])?, epochs, best: best_epoch, tokens })
     }
 
     /// Loss of one step; derivatives are added to `grads`.
@@ -480,6 +562,13 @@ impl Trainee {
         order.sort_unstable();
         (metrics::value(metric, &calls, rows.1, &order, self.classes), loss / rows.0.len() as f64)
     }
+}
+
+/// A checkpoint's numbers, where they are of this network and recipe.
+fn fitting(state: &State, arrays: Vec<Vec<f32>>, n: usize, has_average: bool) -> Option<[Vec<f32>; 5]> {
+    let arrays = <[Vec<f32>; 5]>::try_from(arrays).ok()?;
+    let expected = [n, n, n, if has_average { n } else { 0 }, if state.best.is_some() { n } else { 0 }];
+    (arrays.each_ref().map(Vec::len) == expected).then_some(arrays)
 }
 
 /// The first window of each text, cut to `limit` tokens; the last token stays what closes a window.
@@ -654,6 +743,57 @@ mod tests {
             tune(&encoder, all, all, 4, &recipe, &run(&pool), &mut silent, &mut |_| ()).unwrap().file
         };
         assert_eq!(tune(), tune());
+    }
+
+    /// Killed at a step, whichever, it goes on from its last checkpoint and comes to the same bytes.
+    #[test]
+    fn killed_and_taken_up_it_is_the_same() {
+        let pool = Pool::new(2, Tier::detect());
+        let (_dir, encoder) = encoder();
+        let (texts, classes) = rows();
+        let texts: Vec<&str> = texts.iter().map(String::as_str).collect();
+        let all = Rows { texts: &texts, classes: &classes };
+        for recipe in [
+            Recipe { epochs: 5, patience: 2, ..recipe() },
+            Recipe { epochs: 3, average_steps: 6, dropout: 0.3, ..recipe() },
+        ] {
+            let whole = tune(&encoder, all, all, 4, &recipe, &run(&pool), &mut silent, &mut |_| ()).unwrap();
+            let dir = tempfile::tempdir().unwrap();
+            // Every look at this clock is a second later, so that every second step is kept.
+            let ticks = std::cell::Cell::new(0);
+            let clock = || {
+                ticks.set(ticks.get() + 1);
+                Duration::from_secs(ticks.get())
+            };
+            let keeper = || Keeper::new(dir.path(), "t", "encoder", metier_model::Digest::of(b"plan"));
+            let begin = || {
+                let mut tuner = Tuner::new(&encoder, all, all, 4, &recipe, 3).unwrap();
+                tuner.keep(keeper());
+                tuner
+            };
+            assert!(!begin().has_begun());
+            let run = Run { pool: &pool, seed: 3, clock: &clock, deadline: Duration::MAX };
+            let mut steps = Vec::new();
+            for kill_at in [1, 4, 5, 9, 11] {
+                let learn = std::panic::AssertUnwindSafe(|| {
+                    let mut progress = |progress: Progress<'_>| {
+                        steps.push(progress.done);
+                        assert!(progress.done < kill_at, "killed");
+                    };
+                    begin().learn(&run, &mut progress, &mut |_| ()).map(|tuned| tuned.file)
+                });
+                assert!(std::panic::catch_unwind(learn).is_err(), "killed at step {kill_at}");
+                assert!(kill_at < 2 || begin().has_begun());
+            }
+            assert!(steps.iter().filter(|step| **step == 0).count() <= 2, "it began anew: {steps:?}");
+            let taken_up = begin().learn(&run, &mut silent, &mut |_| ()).unwrap();
+            assert_eq!((taken_up.best, taken_up.tokens), (whole.best, whole.tokens));
+            assert!(taken_up.file == whole.file, "other bytes");
+            // What has ended is not trained again.
+            let mut again = 0;
+            let tuned = begin().learn(&run, &mut |_| again += 1, &mut |_| ()).unwrap();
+            assert!(again == 0 && tuned.file == whole.file);
+        }
     }
 
     #[test]

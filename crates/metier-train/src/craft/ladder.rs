@@ -8,7 +8,7 @@ use std::{borrow::Cow, sync::Arc, time::Duration};
 
 use metier_kernels::Pool;
 use metier_model::{
-    Encoder, Progress, Unit,
+    Digest, Encoder, Progress, Unit,
     features::{Features, SparseRow},
     head::{LinearHead, max_features},
     pairs::PairModel,
@@ -20,6 +20,7 @@ use metier_model::{
 };
 
 use super::{
+    checkpoint::Keeper,
     encoder::{self, TuneError, Tuner},
     linear,
     pair::{self, Blend, Pairs},
@@ -125,7 +126,12 @@ pub struct Run<'a> {
     pub clock: &'a dyn Fn() -> Duration,
     /// When to stop trying settings.
     pub deadline: Duration,
+    /// Where a tuned encoder's checkpoint lies: the store, and the name of the task.
+    pub keeps: Option<(&'a std::path::Path, &'a str)>,
 }
+
+/// What a checkpoint of a tuned encoder is called.
+pub const ENCODER_CHECKPOINT: &str = "encoder";
 
 /// What the ladder stands on.
 #[derive(Clone, Copy)]
@@ -269,6 +275,7 @@ impl Shop<'_> {
                         interval: measured.interval,
                         against_best: None,
                         tuning: None,
+                        adapter: None,
                     };
                     best = Some(Rung { stage, head, record, validation: margins, seconds: 0.0, own: None });
                 }
@@ -312,6 +319,7 @@ impl Shop<'_> {
                 interval: measured.interval,
                 against_best: None,
                 tuning: None,
+                adapter: None,
             },
             validation,
             seconds,
@@ -374,10 +382,17 @@ impl Shop<'_> {
             run.seed,
         )?;
         let tuning = encoder::Run { pool: run.pool, seed: run.seed, clock: run.clock, deadline: run.deadline };
-        let (needed, left) = (tuner.probe(&tuning), run.deadline.saturating_sub((run.clock)()));
-        if needed > left {
-            let (needed, left) = (needed.as_secs_f64(), left.as_secs_f64());
-            return Ok(Tuned::Skipped(SkippedRung { stage: Stage::Tuned, needed_seconds: needed, left_seconds: left }));
+        if let Some((store, task)) = run.keeps {
+            let plan = plan(encoder, recipe, run, [&train, &validation]);
+            tuner.keep(Keeper::new(store, task, ENCODER_CHECKPOINT, plan));
+        }
+        // What was begun once goes on: whether it fits was decided then.
+        if !tuner.has_begun() {
+            let (needed, left) = (tuner.probe(&tuning), run.deadline.saturating_sub((run.clock)()));
+            if needed > left {
+                let (needed_seconds, left_seconds) = (needed.as_secs_f64(), left.as_secs_f64());
+                return Ok(Tuned::Skipped(SkippedRung { stage: Stage::Tuned, needed_seconds, left_seconds }));
+            }
         }
         let tuned = tuner.learn(&tuning, progress, &mut |_| ())?;
         let file = EncoderFile(Arc::new(tuned.file));
@@ -408,8 +423,17 @@ impl Shop<'_> {
     }
 }
 
+/// Everything that a tuned encoder's numbers hang on.
+fn plan(encoder: &Encoder, recipe: &encoder::Recipe, run: &Run<'_>, rows: [&(Vec<&str>, Vec<usize>); 2]) -> Digest {
+    let mut text = format!("encoder 1\n{}\n{recipe:?}\n{}\n{}\n", encoder.base().digest, run.seed, run.pool.tier());
+    for (text_of_row, class) in rows.iter().flat_map(|(texts, classes)| texts.iter().zip(classes)) {
+        text += &format!("{} {class}\n", Digest::of(text_of_row.as_bytes()));
+    }
+    Digest::of(text.as_bytes())
+}
+
 /// The number as it was written: 0.1 and not 0.10000000149.
-fn decimal(x: f32) -> f64 {
+pub(crate) fn decimal(x: f32) -> f64 {
     x.to_string().parse().expect("a number's own text is a number")
 }
 

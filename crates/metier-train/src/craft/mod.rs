@@ -3,13 +3,20 @@
 //! - [`linear`]: rows and classes → weights.
 //! - [`encoder`]: texts and classes → an encoder's layers.
 //! - [`lora`]: prompts with answers → an adapter.
+//! - [`span`]: texts with tagged words → an encoder's layers and a head over its rows; [`lookup`]: what that must beat.
+//! - [`checkpoint`]: where training was when it was killed.
+//! - [`writing`]: texts → answers, written by the engine.
 //! - [`trees`]: numbers and classes → boosted trees.
 //! - [`pair`]: several inputs → how they agree → margins; and how margins of several makers become one.
 //! - [`ladder`]: which rungs run, with which settings, and which of them is the smallest that is good enough.
 
+pub mod checkpoint;
 pub mod encoder;
 pub mod ladder;
 pub mod linear;
+pub mod lookup;
 pub mod lora;
 pub mod pair;
+pub mod span;
 pub mod trees;
+pub mod writing;

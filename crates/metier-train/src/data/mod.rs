@@ -1,14 +1,20 @@
 //! Which rows may be used for what? A task file in; rows with their split, and what is suspicious about them, out.
 //!
 //! - [`task`]: the task file, read strictly.
+//! - [`generate`]: what it says of a task whose answers are written.
 //! - [`table`]: CSV, TSV and JSONL files → rows; every complaint names file and line.
+//! - [`answers`]: what a teacher answered to rows, in a file beside them.
 //! - [`split`]: training, validation, calibration and test rows, by hash of group or text.
+//! - [`extract`]: values or offsets of an extraction → words of the text.
 //! - [`positive`]: whose F1, where the metric is the F1 of one label.
 //! - [`leak`]: duplicates and near-duplicates across splits, and equal texts with different labels.
 //!
 //! Deliberately absent: any repair of the data. Near-duplicates of what is measured on are left out of training and
 //! said so; everything else is told to the person who owns the data.
 
+pub mod answers;
+pub mod extract;
+pub mod generate;
 pub mod leak;
 pub mod positive;
 pub mod split;
@@ -17,9 +23,10 @@ pub mod task;
 
 use std::path::PathBuf;
 
+pub use generate::{GenerateTask, TextMetric, Tune};
 pub use leak::{Contradiction, Leak, LeakReport};
 pub use split::{Part, Splits, load};
-pub use table::{Columns, DataError, Row};
+pub use table::{Columns, DataError, Input, Row, inputs};
 pub use task::{TaskError, TaskFile};
 
 /// A file and the line in it, for messages.

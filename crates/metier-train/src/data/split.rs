@@ -97,23 +97,7 @@ impl Splits {
 /// Reads all files of a task and parts the rows.
 pub fn load(task: &TaskFile, seed: u64) -> Result<Splits, DataError> {
     let data = &task.data;
-    let columns = Columns {
-        text: &data.text,
-        label: &data.label,
-        group: data.group.as_deref(),
-        reference: task.reference.as_deref(),
-    };
-    let mut files = Vec::new();
-    let mut rows: [Vec<Row>; 4] = Default::default();
-    for (part, paths) in Part::ALL.into_iter().zip([&data.train, &data.validation, &data.calibration, &data.test]) {
-        for path in paths {
-            let read = table::read(path, &columns)?;
-            let sha256 = Digest::of_file(path).map_err(|source| DataError::Io { path: path.clone(), source })?;
-            check_slices(&read, &data.slice)?;
-            files.push(DataFile { role: part.name().to_owned(), sha256, rows: read.len() as u64 });
-            rows[part as usize].extend(read);
-        }
-    }
+    let (files, rows) = read(task)?;
     let labels = labels(&rows, data.out_of_scope.as_deref())?;
     let given = [true, !data.validation.is_empty(), !data.calibration.is_empty(), !data.test.is_empty()];
     let mut parts: [Vec<Example>; 4] = Default::default();
@@ -165,6 +149,63 @@ pub fn load(task: &TaskFile, seed: u64) -> Result<Splits, DataError> {
         )));
     }
     Ok(Splits { labels, parts, files, leak, moved_to_train })
+}
+
+/// The files of a task and their rows, by part.
+fn read(task: &TaskFile) -> Result<(Vec<DataFile>, [Vec<Row>; 4]), DataError> {
+    let data = &task.data;
+    let columns = Columns {
+        text: &data.text,
+        label: &data.label,
+        group: data.group.as_deref(),
+        reference: task.reference.as_deref(),
+    };
+    let mut files = Vec::new();
+    let mut rows: [Vec<Row>; 4] = Default::default();
+    for (part, paths) in Part::ALL.into_iter().zip([&data.train, &data.validation, &data.calibration, &data.test]) {
+        for path in paths {
+            let read = table::read(path, &columns)?;
+            let sha256 = Digest::of_file(path).map_err(|source| DataError::Io { path: path.clone(), source })?;
+            check_slices(&read, &data.slice)?;
+            files.push(DataFile { role: part.name().to_owned(), sha256, rows: read.len() as u64 });
+            rows[part as usize].extend(read);
+        }
+    }
+    Ok((files, rows))
+}
+
+/// The same for rows whose answers are texts: parted and checked by the same rules, without labels; every class is 0.
+pub fn load_texts(task: &TaskFile, seed: u64) -> Result<Splits, DataError> {
+    let data = &task.data;
+    let (files, rows) = read(task)?;
+    let given = [true, !data.validation.is_empty(), !data.calibration.is_empty(), !data.test.is_empty()];
+    // One class an output for a while, so that equal inputs with other outputs are found.
+    let outputs: BTreeSet<String> = rows.iter().flatten().map(|row| row.label.clone()).collect();
+    let outputs: BTreeMap<String, usize> = outputs.into_iter().zip(0..).collect();
+    let example = |row: Row| Example { class: outputs[&row.label], row };
+    let mut parts: [Vec<Example>; 4] = Default::default();
+    let [train, others @ ..] = rows;
+    for row in train {
+        parts[assign(&row, given, seed) as usize].push(example(row));
+    }
+    for (part, rows) in Part::ALL.into_iter().skip(1).zip(others) {
+        parts[part as usize].extend(rows.into_iter().map(example));
+    }
+    let leak = leak::check(&mut parts, &data.text);
+    parts.iter_mut().flatten().for_each(|example| example.class = 0);
+    for part in [Part::Train, Part::Validation] {
+        if parts[part as usize].is_empty() {
+            return Err(DataError::Task(format!(
+                "no row is left for {}: {} rows are too few to split, {} of the training rows were like rows that are \
+                 measured on; give more rows, or a `data.{}` file",
+                part.name(),
+                parts.iter().map(Vec::len).sum::<usize>(),
+                leak.removed,
+                part.name()
+            )));
+        }
+    }
+    Ok(Splits { labels: Vec::new(), parts, files, leak, moved_to_train: 0 })
 }
 
 /// The columns that figures are told apart by must be there in every file.

@@ -111,6 +111,42 @@ pub fn read(path: &Path, columns: &Columns<'_>) -> Result<Vec<Row>, DataError> {
     Ok(rows)
 }
 
+/// What a specialist would read of one record, whether there is a label or not.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Input {
+    /// The text that a specialist reads.
+    pub text: String,
+    /// The gold label, where there is one.
+    pub label: Option<String>,
+    /// Where it stands.
+    pub place: Place,
+}
+
+/// The inputs of all records of a file; `label`: the column that may hold a gold label. A record without text is an error, as it is for a
+/// build.
+///
+/// # Errors
+/// As [`read`], for what concerns the inputs.
+pub fn inputs(path: &Path, text: &[String], label: &str) -> Result<Vec<Input>, DataError> {
+    let mut inputs = Vec::new();
+    for_each_record(path, &mut |record| {
+        if inputs.len() == MAX_ROWS {
+            return Err(DataError::row(
+                &record.place,
+                format!("more than {MAX_ROWS} rows; this version reads no more"),
+            ));
+        }
+        let gold = record.header.iter().position(|name| &**name == label);
+        let gold = gold.map(|at| record.values[at].trim().to_owned()).filter(|gold| !gold.is_empty());
+        // Any column will do as the label: the row is read for its text alone.
+        let columns = Columns { text, label: &text[0], group: None, reference: None };
+        let Row { text, place, .. } = row(record, &columns)?;
+        inputs.push(Input { text, label: gold, place });
+        Ok(true)
+    })?;
+    Ok(inputs)
+}
+
 /// One record as it stands in a file.
 pub(crate) struct Record {
     pub(crate) place: Place,

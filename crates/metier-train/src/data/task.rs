@@ -10,14 +10,20 @@ use serde::Deserialize;
 
 use metier_model::specialist::manifest::Stage;
 
-use super::nearest;
+use super::{
+    extract::{self, ExtractTask},
+    generate::{self, GenerateTask},
+    nearest,
+};
+
+pub use metier_model::specialist::manifest::Kind;
 
 /// Minutes of a budget, at most: a year.
 const MAX_BUDGET_MINUTES: f64 = 525_600.0;
 
 /// Every key there is, by table; the empty table is the top of the file.
-const KEYS: [(&str, &[&str]); 6] = [
-    ("", &["name", "kind", "instruction", "data", "reference", "target", "policy", "budget"]),
+const KEYS: [(&str, &[&str]); 7] = [
+    ("", &["name", "kind", "instruction", "data", "reference", "target", "policy", "budget", "tune"]),
     (
         "data",
         &[
@@ -29,6 +35,7 @@ const KEYS: [(&str, &[&str]); 6] = [
             "label",
             "output",
             "schema",
+            "spans",
             "out_of_scope",
             "group",
             "slice",
@@ -38,6 +45,7 @@ const KEYS: [(&str, &[&str]); 6] = [
     ("target", &["metric", "positive", "margin", "epsilon", "delta"]),
     ("policy", &["may_leave"]),
     ("budget", &["minutes", "up_to"]),
+    ("tune", &["rank", "alpha", "epochs", "learning_rate", "batch_rows"]),
 ];
 
 /// A task file, read and checked.
@@ -45,6 +53,8 @@ const KEYS: [(&str, &[&str]); 6] = [
 pub struct TaskFile {
     /// Name of the specialist to be.
     pub name: String,
+    /// What it gives back.
+    pub kind: Kind,
     /// The task in one sentence.
     pub instruction: String,
     /// Where the rows are.
@@ -61,6 +71,10 @@ pub struct TaskFile {
     pub budget_minutes: f64,
     /// The highest rung that may run.
     pub up_to: Stage,
+    /// What an extraction needs beside that, where it is one.
+    pub extract: Option<ExtractTask>,
+    /// What a generation needs beside that, where it is one.
+    pub generate: Option<GenerateTask>,
 }
 
 /// Files and columns.
@@ -76,7 +90,7 @@ pub struct Data {
     pub test: Vec<PathBuf>,
     /// Columns with the inputs.
     pub text: Vec<String>,
-    /// Column with the label.
+    /// Column with the label, with the answer of an extraction, or with the output of a generation.
     pub label: String,
     /// Label that means "none of these".
     pub out_of_scope: Option<String>,
@@ -182,6 +196,17 @@ struct RawTask {
     target: Option<RawTarget>,
     policy: Option<RawPolicy>,
     budget: Option<RawBudget>,
+    tune: Option<RawTune>,
+}
+
+/// `[tune]` of all kinds that are tuned.
+#[derive(Deserialize)]
+struct RawTune {
+    rank: Option<usize>,
+    alpha: Option<f32>,
+    learning_rate: Option<f32>,
+    epochs: Option<usize>,
+    batch_rows: Option<usize>,
 }
 
 #[derive(Deserialize)]
@@ -192,6 +217,9 @@ struct RawData {
     test: Option<OneOrMany>,
     text: Option<OneOrMany>,
     label: Option<String>,
+    output: Option<String>,
+    schema: Option<String>,
+    spans: Option<String>,
     out_of_scope: Option<String>,
     group: Option<String>,
     slice: Option<OneOrMany>,
@@ -258,13 +286,15 @@ impl TaskFile {
                 raw.name
             )));
         }
-        match raw.kind.as_str() {
-            "classify" => {}
-            "extract" | "generate" => {
-                return Err(wrong(format!("kind `{}` is not supported by this version, only `classify`", raw.kind)));
+        let kind = match raw.kind.as_str() {
+            "classify" => Kind::Classify,
+            "extract" => Kind::Extract,
+            "generate" => Kind::Generate,
+            other => {
+                let near = nearest(other, ["classify", "extract", "generate"]).map(str::to_owned);
+                return Err(wrong(format!("there is no kind `{other}`{}", hint(&near))));
             }
-            other => return Err(wrong(format!("there is no kind `{other}`; this version knows `classify`"))),
-        }
+        };
         let folder = path.parent().unwrap_or(Path::new(""));
         let paths = |files: Option<OneOrMany>| -> Result<Vec<PathBuf>, TaskError> {
             files
@@ -273,13 +303,70 @@ impl TaskFile {
                 .map(|file| Ok(folder.join(expand(file, environment).map_err(wrong)?)))
                 .collect()
         };
+        let mut target = raw.target.unwrap_or_default();
+        let text = raw.data.text.map_or_else(|| vec!["text".to_owned()], OneOrMany::list);
+        let schema = extract::only(paths(raw.data.schema.map(OneOrMany::One))?);
+        let foreign = |keys: &[(&str, bool)], owner: &str| match keys.iter().find(|(_, is_there)| *is_there) {
+            Some((key, _)) => {
+                Err(wrong(format!("`{key}` belongs to `kind = \"{owner}\"`, and this is `{}`", raw.kind)))
+            }
+            None => Ok(()),
+        };
+        let (output, spans) = (raw.data.output.as_deref(), raw.data.spans.clone());
+        let (label, none) = (raw.data.label.is_some(), raw.data.out_of_scope.is_some());
+        let of_classify = [("data.label", label), ("data.out_of_scope", none)];
+        let of_extract = [
+            ("data.spans", spans.is_some()),
+            ("tune.batch_rows", raw.tune.as_ref().is_some_and(|tune| tune.batch_rows.is_some())),
+        ];
+        let of_generate = [
+            ("tune.rank", raw.tune.as_ref().is_some_and(|tune| tune.rank.is_some())),
+            ("tune.alpha", raw.tune.as_ref().is_some_and(|tune| tune.alpha.is_some())),
+        ];
+        let (mut extract, mut generate) = (None, None);
+        let answer = match kind {
+            Kind::Classify => {
+                foreign(&[("tune", raw.tune.is_some())], "generate")?;
+                foreign(&of_extract, "extract")?;
+                let of_both = [("data.schema", schema.is_some()), ("data.output", output.is_some())];
+                foreign(&of_both, "extract")?;
+                raw.data.label.clone().unwrap_or_else(|| "label".to_owned())
+            }
+            Kind::Extract => {
+                foreign(&of_classify, "classify")?;
+                foreign(&[("reference", raw.reference.is_some())], "classify")?;
+                foreign(&of_generate, "generate")?;
+                let answer = output.or(spans.as_deref()).unwrap_or("output").to_owned();
+                let metric = target.metric.take();
+                let tune = raw.tune.map(|tune| extract::RawTune {
+                    epochs: tune.epochs,
+                    learning_rate: tune.learning_rate,
+                    batch_rows: tune.batch_rows,
+                });
+                let task = ExtractTask::new(metric.as_deref(), schema.as_deref(), (output, spans), text.len(), tune);
+                extract = Some(task.map_err(wrong)?);
+                answer
+            }
+            Kind::Generate => {
+                foreign(&of_classify, "classify")?;
+                foreign(&of_extract, "extract")?;
+                let tune = raw.tune.map(|tune| generate::RawTune {
+                    rank: tune.rank,
+                    alpha: tune.alpha,
+                    learning_rate: tune.learning_rate,
+                    epochs: tune.epochs,
+                });
+                generate = Some(GenerateTask::new(target.metric.take(), schema, tune).map_err(wrong)?);
+                output.unwrap_or("output").to_owned()
+            }
+        };
         let data = Data {
             train: paths(Some(raw.data.train))?,
             validation: paths(raw.data.validation)?,
             calibration: paths(raw.data.calibration)?,
             test: paths(raw.data.test)?,
-            text: raw.data.text.map_or_else(|| vec!["text".to_owned()], OneOrMany::list),
-            label: raw.data.label.unwrap_or_else(|| "label".to_owned()),
+            text,
+            label: answer,
             out_of_scope: raw.data.out_of_scope,
             group: raw.data.group,
             slice: raw.data.slice.map_or_else(Vec::new, OneOrMany::list),
@@ -287,7 +374,6 @@ impl TaskFile {
         if data.train.is_empty() || data.text.is_empty() {
             return Err(wrong("`data.train` and `data.text` must not be empty".to_owned()));
         }
-        let target = raw.target.unwrap_or_default();
         let metric = match target.metric.as_deref() {
             None | Some("accuracy") => Metric::Accuracy,
             Some("macro_f1") => Metric::MacroF1,
@@ -312,10 +398,11 @@ impl TaskFile {
             fits.then_some(value).ok_or_else(|| wrong(format!("`target.{key}` = {value} must lie between 0 and 1")))
         };
         let budget = raw.budget.unwrap_or_default();
+        let rungs: &[Stage] = if kind == Kind::Generate { &Stage::GENERATING[1..] } else { &Stage::ALL };
         let up_to = match budget.up_to.as_deref() {
-            None => Stage::Tuned,
-            Some(name) => Stage::ALL.into_iter().find(|stage| stage.name() == name).ok_or_else(|| {
-                let near = nearest(name, Stage::ALL.map(Stage::name)).map(str::to_owned);
+            None => rungs[rungs.len() - 1],
+            Some(name) => rungs.iter().copied().find(|stage| stage.name() == name).ok_or_else(|| {
+                let near = nearest(name, rungs.iter().map(|rung| rung.name())).map(str::to_owned);
                 wrong(format!("there is no rung `{name}`{}", hint(&near)))
             })?,
         };
@@ -328,8 +415,13 @@ impl TaskFile {
             return Err(wrong(problem));
         }
         Ok(Self {
-            instruction: raw.instruction.unwrap_or_else(|| "Which label fits this text?".to_owned()),
+            instruction: raw.instruction.unwrap_or_else(|| match kind {
+                Kind::Classify => "Which label fits this text?".to_owned(),
+                Kind::Extract => "Which values does this text give for the fields of the schema?".to_owned(),
+                Kind::Generate => "Write the output for this text.".to_owned(),
+            }),
             name: raw.name,
+            kind,
             data,
             reference: raw.reference.map(|reference| reference.column),
             target: Target {
@@ -342,6 +434,8 @@ impl TaskFile {
             may_leave: raw.policy.unwrap_or_default().may_leave.unwrap_or(false),
             budget_minutes,
             up_to,
+            extract,
+            generate,
         })
     }
 }
@@ -425,9 +519,14 @@ mod tests {
         check(&data("text = 1"), "is not well formed");
         check("name = \"A b\"\nkind = \"classify\"\n[data]\ntrain = \"a\"", "digits and hyphens, at most 63");
         check(
-            "name = \"a\"\nkind = \"extract\"\n[data]\ntrain = \"a\"",
-            "is not supported by this version, only `classify`",
+            "name = \"a\"\nkind = \"extrct\"\n[data]\ntrain = \"a\"",
+            "there is no kind `extrct`; did you mean `extract`?",
         );
+        let extract = |rest: &str| format!("name = \"a\"\nkind = \"extract\"\n[data]\ntrain = \"a.csv\"\n{rest}");
+        check(&extract(""), "an extraction needs a JSON Schema file that says what to answer");
+        check(&extract("label = \"x\""), "`data.label` belongs to `kind = \"classify\"`, and this is `extract`");
+        check(&data("output = \"x\""), "`data.output` belongs to `kind = \"extract\"`, and this is `classify`");
+        check(&data("[tune]\nepochs = 3"), "`tune` belongs to `kind = \"extract\"`, and this is `classify`");
         check(
             &data("[target]\nmetric = \"token_f1\""),
             "metric `token_f1` is not supported by this version for `classify`",

@@ -3,6 +3,7 @@
 //! Three methods compete by five-fold cross-validated log-loss of "the top label is right"; the simplest wins ties. With a
 //! hundred rows Platt's three numbers usually win, with a thousand isotonic regression may.
 
+use metier_model::extract::ScoreLine;
 use metier_model::proof::{Calibrator, Method, calibrator::top_two};
 
 const FOLDS: usize = 5;
@@ -63,6 +64,21 @@ impl Observed {
         let (first, second) = top_two(margins);
         Self { top: first.into(), gap: (first - second).into(), right: predicted(margins) == class }
     }
+}
+
+/// Platt's line over log-odds: how often are answers with such odds right? With too few rows, or all right or all wrong, the odds stay as
+/// they are.
+pub fn fit_line(odds: &[f64], right: &[bool]) -> ScoreLine {
+    let rows: Vec<Observed> = odds.iter().zip(right).map(|(&top, &right)| Observed { top, gap: 0.0, right }).collect();
+    let n_right = right.iter().filter(|right| **right).count();
+    if rows.len() < MIN_ROWS || n_right == 0 || n_right == rows.len() {
+        return ScoreLine { slope: 1.0, offset: 0.0 };
+    }
+    let rows: Vec<&Observed> = rows.iter().collect();
+    let [slope, _, offset] = logistic(&rows, [true, false]);
+    let line = ScoreLine { slope: slope as f32, offset: offset as f32 };
+    // Odds that fall with the share right tell nothing: all answers get the one score.
+    if line.is_valid() { line } else { ScoreLine { slope: 0.0, offset: logistic(&rows, [false, false])[2] as f32 } }
 }
 
 /// The class of the largest margin; the first of equals.

@@ -4,7 +4,7 @@ use metier_model::{
     Specialist,
     specialist::{
         bundle::{BESIDE, MAX_PROBE_ROWS},
-        manifest::Manifest,
+        manifest::{Kind, Manifest},
         registry::{Standing, State, UNKNOWN, utc},
     },
 };
@@ -23,29 +23,25 @@ pub fn render(specialist: &Specialist, outcome: &BuildOutcome, standing: Option<
     let evaluation = &outcome.evaluation;
     let mut card = format!("# {}\n\n{}\n\n", manifest.name, manifest.instruction);
     card += &format!(
-        "| | |\n|---|---|\n| bundle | `{}` |\n| kind | classify, {} labels |\n| inputs | {} |\n| rung | {} |\n| base | {} |\n| may leave the boundary | {} |\n\n",
+        "| | |\n|---|---|\n| bundle | `{}` |\n| kind | {} |\n| inputs | {} |\n| rung | {} |\n| base | {} |\n| may leave the boundary | {} |\n\n",
         outcome.bundle,
-        manifest.labels.len(),
+        kind(manifest),
         manifest.inputs.iter().map(|input| format!("`{input}`")).collect::<Vec<_>>().join(", "),
         describe(manifest),
         manifest.base.as_ref().map_or_else(|| "none".to_owned(), |b| format!("{} (`{}`)", b.name, b.digest.short())),
         if manifest.may_leave { "yes, when it defers" } else { "no" },
     );
-    card += &format!(
-        "## What is it for?\n\nIt answers the question above with one of {} labels{}, for texts like those that it was made and measured on. It is not for other \
-         texts, other languages than in those rows, or decisions that need a reason beyond the label. What it is not sure of it defers.\n\n",
-        manifest.labels.len(),
-        manifest.out_of_scope.as_ref().map_or_else(String::new, |none| format!(", `{none}` meaning none of them")),
-    );
+    card += &purpose(manifest);
     card += "## May it be used?\n\n";
     card += &approval(standing);
     card += "\n\n## When does it answer alone?\n\n";
     card += &certificate(manifest, outcome);
     card += &format!("\n\n## How good is it?\n\nOn {} {} rows", outcome.n, outcome.measured_on);
     card += &format!(
-        ": {} {}, macro F1 {}, calibration error {}. It accepts {} of them and is right on {} of those.\n\n",
+        ": {} {}, {} {}, calibration error {}. It accepts {} of them and is right on {} of those.\n\n",
         evaluation.metric,
         percent(&Measured { value: evaluation.value, interval: evaluation.interval }),
+        if manifest.kind == Kind::Classify { "macro F1" } else { "exact" },
         percent(&evaluation.macro_f1),
         percent(&evaluation.ece),
         percent(&evaluation.coverage),
@@ -76,13 +72,53 @@ pub fn render(specialist: &Specialist, outcome: &BuildOutcome, standing: Option<
     for note in &outcome.notes {
         card += &format!("- {note}\n");
     }
+    let of_others = match manifest.kind {
+        Kind::Classify => "hashed n-grams, weights and class means",
+        Kind::Extract => "weights",
+        Kind::Generate => "weights and a mean of embeddings. What is written may repeat words of training rows",
+    };
     card += &format!(
         "- The bundle holds up to {MAX_PROBE_ROWS} validation texts in the clear (`probe.jsonl`), so that its answers can be \
-         checked on other machines; of the other rows it holds hashed n-grams, weights and class means.\n\
+         checked on other machines; of the other rows it holds {of_others}.\n\
          - The certificate speaks of traffic like the calibration rows, on average, not of a single request; it is void for \
          changed weights, base or labels.\n"
     );
     card
+}
+
+fn kind(manifest: &Manifest) -> String {
+    match &manifest.generation {
+        None if manifest.kind == Kind::Extract => format!("extract, {} fields", manifest.labels.len()),
+        None => format!("{}, {} labels", manifest.kind.name(), manifest.labels.len()),
+        Some(generation) => format!(
+            "{}, at most {} tokens of {} (`{}`)",
+            manifest.kind.name(),
+            generation.max_tokens,
+            generation.decoder.name,
+            generation.decoder.digest.short()
+        ),
+    }
+}
+
+fn purpose(manifest: &Manifest) -> String {
+    let does = match manifest.kind {
+        Kind::Classify => format!(
+            "It answers the question above with one of {} labels{}, for texts like those that it was made and measured on. It is not for other \
+             texts, other languages than in those rows, or decisions that need a reason beyond the label.",
+            manifest.labels.len(),
+            manifest.out_of_scope.as_ref().map_or_else(String::new, |none| format!(", `{none}` meaning none of them")),
+        ),
+        Kind::Extract => format!(
+            "It finds the values of {} fields where they stand in the text, and gives each with the characters that it was read from. It \
+             writes nothing that is not there. It is for texts like those that it was made and measured on.",
+            manifest.labels.len()
+        ),
+        Kind::Generate => "It writes what the sentence above asks for, for texts like those that it was made and measured on. It is not for \
+             other texts, other languages than in those rows, or facts that are not in the text: what a model writes may be wrong however well \
+             it reads."
+            .to_owned(),
+    };
+    format!("## What is it for?\n\n{does} What it is not sure of it defers.\n\n")
 }
 
 /// Where it is weakest.
@@ -93,7 +129,10 @@ fn limits(outcome: &BuildOutcome) -> String {
     let mut classes: Vec<_> = evaluation.per_class.iter().filter(|class| class.n > 0).collect();
     classes.sort_by(|a, b| a.f1.total_cmp(&b.f1).then_with(|| a.label.cmp(&b.label)));
     let weakest = classes.iter().take(WEAKEST).map(|c| format!("`{}` (F1 {:.2}, n = {})", c.label, c.f1, c.n));
-    text += &format!("- Weakest labels: {}.\n", weakest.collect::<Vec<_>>().join(", "));
+    let what = if evaluation.extract.is_some() { "fields" } else { "labels" };
+    if !classes.is_empty() {
+        text += &format!("- Weakest {what}: {}.\n", weakest.collect::<Vec<_>>().join(", "));
+    }
     if let Some(pair) = evaluation.confusions.first() {
         text += &format!("- Most often `{}` is called `{}` ({} rows).\n", pair.gold, pair.predicted, pair.n);
     }
@@ -156,6 +195,9 @@ fn describe(manifest: &Manifest) -> String {
     let what = match manifest.stage.name() {
         "linear" => "a linear model on word and character n-grams",
         "head" => "a linear model on the embedding of a frozen encoder",
+        "span" => "tags on the words of a text, from an encoder that was tuned for this task",
+        "prompted" => "a decoder as it is, told the instruction",
+        "adapter" => "a decoder under an adapter that was trained for this task",
         "tuned" => "one linear model on n-grams and the embedding of an encoder that was tuned for this task",
         _ => "one linear model on n-grams and the embedding of a frozen encoder",
     };

@@ -11,7 +11,7 @@ use super::{
     metrics::{self, ClassMetrics, Measured, ReliabilityBin},
     rejection::Rejection,
 };
-use crate::data::{split::Example, task::Metric};
+use crate::data::{extract::Alignment, split::Example, task::Metric};
 
 /// Pairs of labels listed as confused.
 const MAX_CONFUSIONS: usize = 20;
@@ -108,6 +108,35 @@ pub struct EvalReport {
     pub risk_coverage: Vec<RiskCoverage>,
     /// Accuracy and coverage by the values of other columns.
     pub slices: Vec<Slice>,
+    /// What is said of an extraction alone. Of one, accuracy is the share of rows whose answer is right as a whole, and classes are fields.
+    #[serde(default)]
+    pub extract: Option<ExtractFigures>,
+}
+
+/// What is said of an extraction.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ExtractFigures {
+    /// F1 of the pairs (field, value) of all rows together; a pair is right if its value equals the gold value up to white space.
+    pub field_f1: Measured,
+    /// The same without values that were found for fields that the row does not have: what is not there cannot be called wrong (so ExtractGPT
+    /// counts, Brinkmann et al. 2023).
+    pub present_f1: Measured,
+    /// Share of the values found that are right.
+    pub precision: f64,
+    /// Share of the gold values that are found.
+    pub recall: f64,
+    /// Gold values.
+    pub values: u64,
+    /// Share of rows without a wrong, missing or surplus value.
+    pub exact_match: Measured,
+    /// F1 of spans: field and words equal (CoNLL). Where rows have no offsets, of the places that values were found at.
+    pub span_f1: Measured,
+    /// Field F1 of the lookup on the same rows.
+    #[serde(default)]
+    pub lookup_f1: Option<Measured>,
+    /// What became of the values of all rows of the task, or of this file.
+    #[serde(default)]
+    pub alignment: Option<Alignment>,
 }
 
 /// The empirical loss of a certificate on rows that it has not seen.
@@ -266,6 +295,7 @@ pub fn evaluate(rows: &[ScoredRow], yardstick: &Yardstick<'_>) -> EvalReport {
         reliability,
         risk_coverage: risk_coverage(rows),
         slices: self::slices(rows, groups, slices, certificate),
+        extract: None,
     }
 }
 

@@ -57,8 +57,11 @@ pub fn render(specialist: &Specialist, outcome: &BuildOutcome) -> String {
     page += &reliability(outcome);
     page += "</div>";
     page += &learning_curve(outcome);
-    page += "<h2>Labels, weakest first</h2>";
-    page += &classes(outcome);
+    let what = if outcome.evaluation.extract.is_some() { "Fields" } else { "Labels" };
+    if !manifest.labels.is_empty() {
+        let _ = write!(page, "<h2>{what}, weakest first</h2>");
+        page += &classes(outcome);
+    }
     page += &confusions(outcome);
     page += &slices(outcome);
     page += &failures(outcome);
@@ -130,7 +133,8 @@ fn tiles(outcome: &BuildOutcome) -> String {
         ("right when it answers alone".to_owned(), e.accepted_accuracy),
         ("calibration error".to_owned(), e.ece),
     ];
-    if e.metric != "macro_f1" {
+    // Where there are classes.
+    if e.metric != "macro_f1" && !e.per_class.is_empty() {
         tiles.insert(1, ("macro F1".to_owned(), e.macro_f1));
     }
     if let Some(none) = &e.out_of_scope {
@@ -491,6 +495,10 @@ fn lineage(specialist: &Specialist) -> String {
             escape(&base.name),
             base.digest
         );
+    }
+    if let Some(decoder) = manifest.generation.as_ref().map(|generation| &generation.decoder) {
+        let (name, digest) = (escape(&decoder.name), decoder.digest);
+        let _ = write!(html, "<tr><td>decoder {name}</td><td></td><td><code>{digest}</code></td></tr>");
     }
     html + "</table></div>"
 }

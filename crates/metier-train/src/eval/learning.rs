@@ -180,7 +180,8 @@ fn again(
     shop: &Workshop<'_>,
 ) -> Vec<usize> {
     if rung.stage == Stage::Pair {
-        let run = ladder::Run { pool: shop.pool, seed: shop.seed, clock: shop.clock, deadline: shop.deadline };
+        let run =
+            ladder::Run { pool: shop.pool, seed: shop.seed, clock: shop.clock, deadline: shop.deadline, keeps: None };
         return pair::calls_from(shop.inputs, splits, rows, metric, &run);
     }
     let train = splits.part(Part::Train);

@@ -155,7 +155,7 @@ pub fn calibration_error(
 }
 
 /// Percentile interval of a statistic over resampled rows, or groups of rows.
-fn bootstrap(n: usize, seed: u64, groups: Option<&Groups>, statistic: impl Fn(&[usize]) -> f64) -> [f64; 2] {
+pub(crate) fn bootstrap(n: usize, seed: u64, groups: Option<&Groups>, statistic: impl Fn(&[usize]) -> f64) -> [f64; 2] {
     if n == 0 {
         return [0.0, 1.0];
     }

@@ -2,6 +2,7 @@
 //!
 //! - [`metrics`]: accuracy, F1, calibration error, each with a 95 % interval.
 //! - [`calibrate`]: fits the calibrator on validation rows.
+//! - [`text`]: how like the expected text is an answer?
 //! - [`cluster`]: the same intervals where rows come in groups.
 //! - [`evaluation`]: everything that is said about one set of rows.
 //! - [`rejection`]: what a score turns away as none of these.
@@ -18,6 +19,7 @@ pub mod html;
 pub mod learning;
 pub mod metrics;
 pub mod rejection;
+pub mod text;
 
 pub use evaluation::{EvalReport, ScoredRow};
 pub use finding::{Finding, Says};

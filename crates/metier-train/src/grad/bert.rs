@@ -232,7 +232,12 @@ impl BertNet {
 
     /// From the derivative with respect to the unit vectors to those of all trained numbers, added to `grads`.
     pub fn backward(&self, pool: &Pool, values: &[f32], pass: &mut Pass, dunits: &[f32], grads: &mut [f32]) {
-        let mut dx = self.unpool_rows(pass, dunits);
+        let dx = self.unpool_rows(pass, dunits);
+        self.backward_rows(pool, values, pass, dx, grads);
+    }
+
+    /// The same from the derivative with respect to the last hidden rows `(rows, width)`.
+    pub fn backward_rows(&self, pool: &Pool, values: &[f32], pass: &mut Pass, mut dx: Vec<f32>, grads: &mut [f32]) {
         for (idx, at) in self.layers.iter().enumerate().rev() {
             self.layer_backward(
                 pool,
@@ -384,7 +389,7 @@ fn add(pool: &Pool, sum: &mut [f32], x: &[f32]) {
 }
 
 /// Drops elements of every row by a hash of step, place in the network, and row: the same again on the way back.
-fn drop_out(pool: &Pool, dropout: Option<Dropout>, site: usize, width: usize, x: &mut [f32]) {
+pub(crate) fn drop_out(pool: &Pool, dropout: Option<Dropout>, site: usize, width: usize, x: &mut [f32]) {
     let Some(Dropout { rate, seed }) = dropout.filter(|dropout| dropout.rate > 0.0) else { return };
     let isa = pool.isa();
     pool.run_rows(x, width, ROW_GRAIN, &|first, rows| {

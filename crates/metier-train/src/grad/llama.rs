@@ -44,8 +44,9 @@ pub const MAPS: [&str; 7] = [
     "mlp.up_proj",
     "mlp.down_proj",
 ];
-/// Rows whose logits are there at the same time: 49,152 floats each.
-const LOGIT_ROWS: usize = 64;
+/// Rows whose logits are there at the same time: 49,152 floats each, 50 MB. Each product with the head packs all of it (113 MB) anew, which
+/// 64 rows would not be worth.
+const LOGIT_ROWS: usize = 256;
 
 /// Rank and strength of the deltas.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -319,11 +320,12 @@ impl LlamaNet {
         let (width, vocabulary) = (self.width(), self.plain.config.vocabulary);
         let mut dhidden = vec![0.0; pass.hidden.len()];
         let mut loss = 0.0;
+        let mut room = vec![0.0; targets.len().min(LOGIT_ROWS) * vocabulary];
         for some in targets.chunks(LOGIT_ROWS) {
             let rows: Vec<usize> = some.iter().map(|(row, _)| *row).collect();
             let x = self.gather(pass, &rows);
-            let mut logits = vec![0.0; rows.len() * vocabulary];
-            self.head().forward(pool, &self.normed(pool, &x), &mut logits);
+            let logits = &mut room[..rows.len() * vocabulary];
+            self.head().forward(pool, &self.normed(pool, &x), logits);
             // Turned into their own derivative, row by row.
             let isa = pool.isa();
             let factor = 1.0 / targets.len() as f32;
@@ -343,7 +345,7 @@ impl LlamaNet {
             drop(each);
             loss += losses.iter().sum::<f64>() / targets.len() as f64;
             let mut dnormed = vec![0.0; x.len()];
-            self.head().backward_input(pool, &logits, &mut dnormed, Target::Overwrite);
+            self.head().backward_input(pool, logits, &mut dnormed, Target::Overwrite);
             let mut dx = vec![0.0; x.len()];
             norm::rms_norm_backward(pool, &x, &self.plain.output_norm, self.plain.config.eps, &dnormed, &mut dx);
             for (row, dx) in rows.iter().zip(dx.chunks_exact(width)) {
@@ -351,6 +353,27 @@ impl LlamaNet {
             }
         }
         (loss, dhidden)
+    }
+
+    /// As [`loss`](Self::loss), without the derivative.
+    pub fn loss_alone(&self, pool: &Pool, pass: &Pass, targets: &[(usize, TokenId)]) -> f64 {
+        let (isa, vocabulary) = (pool.isa(), self.plain.config.vocabulary);
+        let mut sum = 0.0;
+        for some in targets.chunks(LOGIT_ROWS) {
+            let rows: Vec<usize> = some.iter().map(|(row, _)| *row).collect();
+            let logits = self.logits(pool, pass, &rows);
+            let mut losses = vec![0.0f64; rows.len()];
+            pool.run_rows(&mut losses, 1, 1, &|first, losses| {
+                for (i, loss) in losses.iter_mut().enumerate() {
+                    let row = &logits[(first + i) * vocabulary..][..vocabulary];
+                    let mut log_sum = 0.0;
+                    elementwise::log_sum_exp(isa, row, &mut log_sum);
+                    *loss = f64::from(log_sum - row[some[first + i].1.0 as usize]);
+                }
+            });
+            sum += losses.iter().sum::<f64>();
+        }
+        sum / targets.len().max(1) as f64
     }
 
     fn head(&self) -> Linear<'_> {

@@ -65,6 +65,22 @@ impl AdamW {
         Self { settings, groups, m: vec![0.0; len], v: vec![0.0; len], steps: 0 }
     }
 
+    /// Both means, and how many steps were made: what a checkpoint keeps.
+    pub fn state(&self) -> (&[f32], &[f32], i32) {
+        (&self.m, &self.v, self.steps)
+    }
+
+    /// Goes on from a state.
+    ///
+    /// # Panics
+    ///
+    /// Where it is of another length.
+    pub fn restore(&mut self, m: &[f32], v: &[f32], steps: i32) {
+        self.m.copy_from_slice(m);
+        self.v.copy_from_slice(v);
+        self.steps = steps;
+    }
+
     /// One step of `share` of the greatest length; takes the derivatives up (they are 0 afterwards). Returns their norm before clipping.
     /// Where it is no finite number, nothing moves.
     pub fn step(&mut self, pool: &Pool, share: f32, values: &mut [f32], grads: &mut [f32]) -> f64 {

@@ -5,11 +5,11 @@ use std::{path::Path, sync::Arc};
 
 use anyhow::Context as _;
 use metier_kernels::{Pool, Tier, ceilings};
-use metier_model::{Decoder, Encoder, arch::transformer::WeightFormat, decoder::DecoderOptions};
+use metier_model::{Decoder, Encoder, PackedCache, PackedOutcome, decoder::DecoderOptions};
 
 use super::{Failure, models, progress::Bars};
 use crate::{
-    config::{DecoderWeights, Environment, Settings, fetcher},
+    config::{Environment, Settings, cache_dir, fetcher},
     fetch::{Catalogue, LocalModel, ModelKind},
 };
 
@@ -34,6 +34,14 @@ pub fn pool(settings: &Settings, environment: &Environment) -> Result<Arc<Pool>,
         }
     };
     Ok(Arc::new(Pool::new(settings.threads(), tier)))
+}
+
+/// The folder of the encoder.
+///
+/// # Errors
+/// It is not in the catalogue or cannot be fetched.
+pub fn encoder_files(settings: &Settings, environment: &Environment) -> Result<LocalModel, Failure> {
+    ensure(settings, environment, &settings.models.encoder, ModelKind::Encoder)
 }
 
 /// The encoder of heads and of `auto`, with its weights as the settings want them.
@@ -61,23 +69,38 @@ pub fn decoder_files(settings: &Settings, environment: &Environment) -> Result<O
 /// # Errors
 /// As [`decoder_files`], or it cannot be opened.
 pub fn decoder(settings: &Settings, environment: &Environment) -> Result<Option<Decoder>, Failure> {
-    let weights = match settings.models.decoder_weights {
-        DecoderWeights::AsFile => WeightFormat::AsFile,
-        DecoderWeights::Int8 => WeightFormat::Int8,
-        DecoderWeights::F32 => WeightFormat::F32,
-    };
     let models = &settings.models;
-    let options = DecoderOptions { weights, context: models.decoder_context, kv: models.decoder_kv.into() };
+    let options = DecoderOptions {
+        weights: models.decoder_weights.into(),
+        context: models.decoder_context,
+        kv: models.decoder_kv.into(),
+        packed: packed_cache(settings, environment),
+    };
     let open = |path: &Path| {
-        let decoder = Decoder::open_with(path, options);
+        let decoder = Decoder::open_with(path, options.clone());
         let decoder = decoder.with_context(|| format!("cannot open the decoder `{}`", settings.models.decoder));
-        decoder.map_err(Failure::Environment)
+        let decoder = decoder.map_err(Failure::Environment)?;
+        match decoder.packed() {
+            PackedOutcome::Off | PackedOutcome::Read => {}
+            PackedOutcome::Written { bytes } => tracing::info!(bytes, "packed weights kept for the next start"),
+            PackedOutcome::NotWritten { problem } => {
+                tracing::warn!(problem, "packed weights cannot be kept for the next start");
+            }
+        }
+        Ok(decoder)
     };
     if let Some(path) = settings.models.decoder_path() {
         return open(path).map(Some);
     }
     let Some(model) = decoder_files(settings, environment)? else { return Ok(None) };
     Ok(Some(open(model.decoder_path())?.with_name(&model.name)))
+}
+
+/// Where packed weights are kept; `None` where none shall be, or there is no cache folder.
+fn packed_cache(settings: &Settings, environment: &Environment) -> Option<PackedCache> {
+    let limit_bytes = settings.models.packed_cache_mb.saturating_mul(1_000_000);
+    let dir = cache_dir(environment).ok()?.join("packed");
+    (limit_bytes > 0).then(|| PackedCache::new(dir, limit_bytes))
 }
 
 fn ensure(

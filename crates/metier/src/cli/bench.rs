@@ -1,4 +1,4 @@
-//! `metier bench engine|serve`: what this machine does with the default models, measured here and now; with `--peers`, beside what llama.cpp
+//! `metier bench engine|serve|train`: what this machine does with the default models, measured here and now; with `--peers`, beside what llama.cpp
 //! and onnxruntime do with the same files in the same run. `bench/METHOD.md` says how each row is measured.
 //!
 //! Each line has the fields of DESIGN.md, "CLI". `peer` and `limit` stay empty where nothing was measured beside ours: a figure that was taken
@@ -10,6 +10,7 @@ mod measure;
 mod ours;
 mod peers;
 mod serve;
+mod train;
 
 use std::path::PathBuf;
 
@@ -18,7 +19,7 @@ use serde::Serialize;
 
 pub(super) use self::machine::{bandwidth, peak};
 use super::{CommonArgs, Outcome, line};
-use crate::config::DecoderKv;
+use crate::config::{DecoderKv, DecoderWeights};
 
 /// About 21 tokens of MiniLM: a support message.
 const SENTENCE: &str = "My order arrived with a cracked screen and I would like to send it back for a refund, please.";
@@ -30,6 +31,7 @@ const SENTENCE: &str = "My order arrived with a cracked screen and I would like 
   metier bench engine --peers DIR           the same beside llama.cpp and onnxruntime, made by bench/peers/setup.sh
   metier bench engine --peers DIR --only \"8 clients\"
   metier bench engine --peers DIR --text wiki.txt --only perplexity
+  metier bench train --peers venv/bin/python  tokens a second of tuning, beside PyTorch and PEFT
   metier bench serve --json                 classification over HTTP: p50, p95, time to ready, memory")]
 pub struct BenchArgs {
     #[command(subcommand)]
@@ -44,6 +46,8 @@ enum What {
     Engine(EngineArgs),
     /// A server with both bases and ten specialists, asked by one client
     Serve,
+    /// Steps of tuning: an adapter of the decoder, and all layers of the encoder
+    Train(train::TrainArgs),
 }
 
 #[derive(Debug, Args)]
@@ -60,6 +64,9 @@ struct EngineArgs {
     /// How our decoders keep keys and values
     #[arg(long, value_name = "FORMAT", default_value = "f32")]
     kv: DecoderKv,
+    /// How our decoders keep weights
+    #[arg(long, value_name = "FORMAT", default_value = "as-file")]
+    weights: DecoderWeights,
     /// A text file (UTF-8): perplexity of each of the peers' files on its beginning
     #[arg(long, value_name = "FILE")]
     text: Option<PathBuf>,
@@ -124,6 +131,7 @@ pub fn run(args: &BenchArgs) -> Outcome {
     };
     match &args.what {
         What::Engine(asked) => engine::run(asked, &settings, &environment, &mut tell),
+        What::Train(asked) => train::run(asked, &settings, &environment, &mut tell),
         What::Serve => serve::run(&settings, &environment, &mut tell),
     }
 }

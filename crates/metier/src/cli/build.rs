@@ -2,20 +2,30 @@
 
 use std::{
     path::{Path, PathBuf},
+    sync::Arc,
     time::Instant,
 };
 
 use clap::Args;
 use metier_model::{
-    SpecialistStore,
+    Decoder, SpecialistStore,
     proof::{Certificate, Verdict},
-    specialist::registry::State,
+    specialist::{RegistryError, registry::State},
 };
-use metier_train::{BuildError, BuildOutcome, Embed, Plan, TaskFile, Workbench, build::RungOutcome, data::LeakReport};
+use metier_train::{
+    BuildError, BuildOutcome, Embed, Plan, TaskFile, Workbench, build::RungOutcome, data::LeakReport,
+    eval::evaluation::ExtractFigures,
+};
 use serde::Serialize;
 
-use super::{CommonArgs, Failure, Outcome, bases, desk::Desk, line, progress::Bars, specialists};
-use crate::config::variable;
+use super::{
+    CommonArgs, Failure, Outcome, bases,
+    desk::{self, Desk},
+    line,
+    progress::Bars,
+    specialists,
+};
+use crate::config::{Environment, Settings, variable};
 
 /// Makes a specialist from a task file: trains the rungs, takes the smallest that is good enough, certifies it.
 #[derive(Debug, Args)]
@@ -67,8 +77,13 @@ pub fn run(args: &BuildArgs) -> Outcome {
     };
     let start = Instant::now();
     let clock = || start.elapsed();
+    let decoder = if task.generate.is_some() { Some(generator(&settings, &environment)?) } else { None };
     if args.dry_run {
-        let plan = metier_train::plan(&task, &bench, &clock).map_err(failure)?;
+        let plan = match decoder {
+            Some(decoder) => metier_train::plan_generator(&task, &bench, decoder, &clock),
+            None => metier_train::plan(&task, &bench, &clock),
+        };
+        let plan = plan.map_err(failure)?;
         if args.common.json {
             line(&plan)
         } else {
@@ -76,19 +91,35 @@ pub fn run(args: &BuildArgs) -> Outcome {
         }
         return Ok(());
     }
-    let mut bars = Bars::new();
-    let outcome = metier_train::build(&task, &bench, &mut |progress| bars.show(progress), &clock).map_err(failure)?;
-    bars.finish();
+    // Before hours of work, not behind them: without its key a bundle could not go on record.
     let state_dir = settings.state_dir(&environment).map_err(Failure::usage)?;
+    desk::check_key(&state_dir)?;
+    let mut bars = Bars::new();
+    let outcome = match decoder {
+        Some(decoder) => {
+            metier_train::build_generator(&task, &bench, decoder, &mut |progress| bars.show(progress), &clock)
+        }
+        None => metier_train::build(&task, &bench, &mut |progress| bars.show(progress), &clock),
+    };
+    let outcome = outcome.map_err(failure)?;
+    bars.finish();
     let desk = Desk::open(&store, &state_dir, &environment)?;
     let state = desk.built(&outcome.name, outcome.bundle, settings.registry.require_approval)?;
     if args.common.json {
         line(&Built { outcome: &outcome, state });
     } else {
         tell(&outcome);
-        tell_state(&outcome, state);
+        let trust = desk::trust(&settings, &environment)?;
+        tell_state(&outcome, state, desk.registry.serving(&outcome.name, &trust).err());
     }
     if outcome.held == Some(false) { Err(Failure::Found) } else { Ok(()) }
+}
+
+/// The decoder that writes the answers of a generation.
+fn generator(settings: &Settings, environment: &Environment) -> Result<Arc<Decoder>, Failure> {
+    let decoder = bases::decoder(settings, environment)?;
+    let none = || anyhow::anyhow!("`kind = \"generate\"` needs a decoder, and the settings say `decoder = \"none\"`");
+    Ok(Arc::new(decoder.ok_or_else(|| Failure::usage(none()))?))
 }
 
 /// The result line: the outcome, and where the bundle stands.
@@ -99,10 +130,12 @@ struct Built<'a> {
     state: State,
 }
 
-fn tell_state(outcome: &BuildOutcome, state: State) {
-    match state {
-        State::Live => println!("  state        live: `metier serve` answers with it from now on"),
-        state => println!(
+/// `refused`: why no server here would answer with what is live.
+fn tell_state(outcome: &BuildOutcome, state: State, refused: Option<RegistryError>) {
+    match (state, refused) {
+        (State::Live, None) => println!("  state        live: `metier serve` answers with it from now on"),
+        (State::Live, Some(error)) => println!("  state        live, but no server here answers with it: {error}"),
+        (state, _) => println!(
             "  state        {}: `metier specialists promote {}@{} --approver NAME` makes it answer",
             state.name(),
             outcome.name,
@@ -120,8 +153,21 @@ pub fn failure(error: BuildError) -> Failure {
 }
 
 fn tell_plan(task: &TaskFile, plan: &Plan) {
-    println!("{}: {} labels, {}", plan.name, plan.labels.len(), rows(&plan.rows));
+    match (&task.extract, &task.generate) {
+        (Some(extract), _) => println!("{}: {} fields, {}", plan.name, extract.schema.fields().len(), rows(&plan.rows)),
+        (_, Some(_)) => println!("{}: answers are written, {}", plan.name, rows(&plan.rows)),
+        _ => println!("{}: {} labels, {}", plan.name, plan.labels.len(), rows(&plan.rows)),
+    }
     tell_leak(&plan.leak);
+    if let Some(alignment) = &plan.alignment {
+        println!(
+            "  values       {}, of which {} in {} rows do not stand in their text and cannot be found",
+            alignment.values, alignment.unplaced, alignment.unplaced_rows
+        );
+        for (place, field, value) in &alignment.listed {
+            println!("               {place}: `{field}` {value}");
+        }
+    }
     let (epsilon, delta) = (task.target.epsilon, task.target.delta);
     let calibration = plan.rows.get("calibration").copied().unwrap_or_default();
     match (plan.enough, plan.rows_needed) {
@@ -135,10 +181,18 @@ fn tell_plan(task: &TaskFile, plan: &Plan) {
         (_, None) => println!("  certificate  cannot be had at ε = {epsilon}, δ = {delta}"),
     }
     if let Some(rate) = plan.rows_a_second {
-        println!("  embedding    {rate:.0} rows a second");
+        match &task.generate {
+            None => println!("  embedding    {rate:.0} rows a second"),
+            Some(generate) => {
+                println!("  writing      {rate:.1} answers a second");
+                println!("  training     at most {} epochs, as many as the budget allows", generate.tune.epochs);
+            }
+        }
     }
     println!("  time         about {:.1} minutes (budget {})", plan.minutes, task.budget_minutes);
-    println!("  labels       rows by part (train, validation, calibration, test)");
+    if !plan.labels.is_empty() {
+        println!("  labels       rows by part (train, validation, calibration, test)");
+    }
     for (label, parts) in &plan.labels {
         let count = |part: &str| parts.get(part).copied().unwrap_or_default();
         println!(
@@ -156,22 +210,25 @@ fn tell(outcome: &BuildOutcome) {
     println!("{}: {}", outcome.name, rows(&outcome.rows));
     tell_leak(&outcome.leak);
     println!("  rungs        {} on {} {} rows, 95 % intervals", outcome.metric, outcome.n, outcome.measured_on);
+    let best = outcome.rungs.iter().map(|rung| rung.validation).fold(0.0, f64::max);
     for rung in &outcome.rungs {
         let taken = if rung.rung == outcome.rung { "*" } else { " " };
         println!(
-            "             {taken} {:7} {:.4} [{:.4}, {:.4}]  {:6.1} s  {}",
+            "             {taken} {:8} {:.4} [{:.4}, {:.4}]  {:6.1} s  {}",
             rung.rung.name(),
             rung.value,
             rung.interval[0],
             rung.interval[1],
             rung.seconds,
-            compared(rung)
+            compared(rung, best)
         );
     }
-    println!(
-        "  chosen       {}: the smallest rung that the validation rows do not show to be worse than the margin allows",
-        outcome.rung.name()
-    );
+    tell_training(outcome);
+    if let Some(extract) = &outcome.evaluation.extract {
+        tell_extract(extract);
+    } else {
+        tell_chosen(outcome);
+    }
     certificate(outcome.certificate.as_ref(), outcome.rows_needed);
     if let (Some(loss), Some([low, high]), Some(held)) = (outcome.test_loss, outcome.test_loss_interval, outcome.held) {
         let verdict = if held { "held" } else { "NOT HELD: the whole interval lies above ε" };
@@ -215,8 +272,55 @@ fn tell(outcome: &BuildOutcome) {
     }
 }
 
-fn compared(rung: &RungOutcome) -> String {
-    let Some(test) = &rung.against_best else { return format!("validation {:.4}, the best", rung.validation) };
+fn tell_chosen(outcome: &BuildOutcome) {
+    println!(
+        "  chosen       {}: the smallest rung that the validation rows do not show to be worse than the margin allows",
+        outcome.rung.name()
+    );
+}
+
+fn tell_extract(extract: &ExtractFigures) {
+    println!("  chosen       span: the lookup is there to be beaten, and is never shipped");
+    println!(
+        "  values       {} of them: precision {:.4}, recall {:.4}; field F1 {:.4} [{:.4}, {:.4}]",
+        extract.values,
+        extract.precision,
+        extract.recall,
+        extract.field_f1.value,
+        extract.field_f1.interval[0],
+        extract.field_f1.interval[1]
+    );
+    let (rows, spans) = (&extract.exact_match, &extract.span_f1);
+    println!("  rows         right as a whole {:.4} [{:.4}, {:.4}]", rows.value, rows.interval[0], rows.interval[1]);
+    println!("  spans        F1 {:.4} [{:.4}, {:.4}]", spans.value, spans.interval[0], spans.interval[1]);
+}
+
+/// How training went, where an adapter was trained.
+fn tell_training(outcome: &BuildOutcome) {
+    let Some(training) = &outcome.training else { return };
+    let speed = training.tokens_a_second.map_or_else(String::new, |rate| format!(", {rate:.0} tokens a second"));
+    let from = training.resumed_at.map_or_else(String::new, |step| format!(", taken up at step {step}"));
+    println!(
+        "  training     {} epochs of {} planned (predicted {:.1} minutes), {} steps{speed}{from}; kept epoch {}",
+        training.epochs.len(),
+        training.planned_epochs,
+        training.predicted_seconds / 60.0,
+        training.steps.len(),
+        training.best_epoch
+    );
+    for epoch in &training.epochs {
+        println!(
+            "               epoch {:<3} loss {:.4}, on validation rows {:.4}",
+            epoch.epoch, epoch.loss, epoch.validation_loss
+        );
+    }
+}
+
+fn compared(rung: &RungOutcome, best: f64) -> String {
+    let Some(test) = &rung.against_best else {
+        let is_best = if rung.validation >= best { ", the best" } else { "" };
+        return format!("validation {:.4}{is_best}", rung.validation);
+    };
     let verdict = match test.verdict {
         Verdict::NonInferior => "not worse than the margin".to_owned(),
         Verdict::Inferior => "worse than the margin".to_owned(),

@@ -1,4 +1,6 @@
-//! `metier dataset`: what is wrong with the rows of a task, before anything is built from them.
+//! `metier dataset`: what is wrong with the rows of a task, before anything is built from them; what a teacher answers to them.
+
+mod label;
 
 use std::path::{Path, PathBuf};
 
@@ -18,12 +20,14 @@ use crate::config::variable;
 /// Rows of each kind that are printed; `--output` has all.
 const LISTED: usize = 10;
 
-/// Data sets: what is wrong with the rows of a task.
+/// Data sets: what is wrong with the rows of a task, and what a larger model answers to them.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   metier dataset check tickets.toml                        duplicates, contradictions, leaks, suspicious labels
   metier dataset check tickets.toml --output suspects.csv  all of them, for a spreadsheet
-  metier dataset check tickets.toml --json | tail -1")]
+  metier dataset check tickets.toml --json | tail -1
+  metier dataset label tickets.toml --model smollm2-135m-instruct --output answers.jsonl
+  metier dataset label tickets.toml --model big-model --output answers.jsonl --budget-usd 5 --twice 100")]
 pub struct DatasetArgs {
     #[command(subcommand)]
     verb: DatasetVerb,
@@ -45,11 +49,16 @@ enum DatasetVerb {
         #[arg(long, default_value_t = metier_train::DEFAULT_SEED)]
         seed: u64,
     },
+    /// Ask a model for the answer to every row, within policy and a budget: what a specialist is compared with, or learns from. Goes on where it was stopped; nothing is paid for twice
+    Label(label::LabelArgs),
 }
 
 /// Runs the verb.
 pub fn run(args: &DatasetArgs) -> Outcome {
-    let DatasetVerb::Check { task, output, seed } = &args.verb;
+    let (task, output, seed) = match &args.verb {
+        DatasetVerb::Check { task, output, seed } => (task, output, seed),
+        DatasetVerb::Label(asked) => return label::run(asked, &args.common),
+    };
     let task = TaskFile::read(task, &variable).map_err(Failure::usage)?;
     output.as_deref().map(must_be_new).transpose()?;
     let (settings, environment) = args.common.settings()?;
@@ -97,7 +106,12 @@ fn tell(found: &Curation, output: Option<&Path>) {
     for (given, likelier, n) in found.confused.iter().take(LISTED / 2) {
         println!("  between      `{given}` and `{likelier}`: {n} rows");
     }
-    println!("  personal     not looked for: this version has no detector of personal data");
+    if found.personal.is_empty() {
+        println!("  personal     nothing that has a form of its own; names and addresses of people are not looked for");
+    }
+    for (kind, counted) in &found.personal {
+        println!("  personal     {} in {} rows, such as {}", kind.words(), counted.rows, counted.places.join(", "));
+    }
     match output {
         Some(output) => println!("every suspected row is in `{}`; nothing else was written", output.display()),
         None => println!("nothing was changed; `--output suspects.csv` writes every suspected row"),

@@ -165,6 +165,12 @@ pub fn check_proof(specialist: &Specialist) -> Result<Vec<String>, String> {
         100.0 * loss.interval[1],
         100.0 * loss.epsilon
     )];
+    if !loss.shown {
+        remarks.push(format!(
+            "these rows are too few to show that it holds: {:.2} % may be wrong for all that they say",
+            100.0 * loss.interval[1]
+        ));
+    }
     if evidence.rows != "test" {
         remarks.push("there were no test rows: those rows also chose the rung".to_owned());
     }
@@ -180,22 +186,33 @@ pub fn people(standing: &Standing) -> String {
     format!("{built}{approved}{from}")
 }
 
+/// Whether the key, if there is one, can be used. Nothing is written.
+///
+/// # Errors
+/// It cannot be read, or is none.
+pub fn check_key(state: &Path) -> Result<(), Failure> {
+    let key = read_key(&state.join(KEY_FILE));
+    key.map(drop).map_err(Failure::Environment)
+}
+
+/// `None` where there is no such file.
+fn read_key(path: &Path) -> anyhow::Result<Option<RegistryKey>> {
+    match fs::read_to_string(path) {
+        Ok(text) => match RegistryKey::parse_secret(&text) {
+            Some(key) => Ok(Some(key)),
+            None => anyhow::bail!(
+                "`{}` is no key of a registry: restore it, or move it away to get a new one",
+                path.display()
+            ),
+        },
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error).with_context(|| format!("cannot read `{}`", path.display())),
+    }
+}
+
 fn open_key(state: &Path) -> anyhow::Result<RegistryKey> {
     let path = state.join(KEY_FILE);
-    let read = || -> anyhow::Result<Option<RegistryKey>> {
-        match fs::read_to_string(&path) {
-            Ok(text) => match RegistryKey::parse_secret(&text) {
-                Some(key) => Ok(Some(key)),
-                None => anyhow::bail!(
-                    "`{}` is no key of a registry: restore it, or move it away to get a new one",
-                    path.display()
-                ),
-            },
-            Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
-            Err(error) => Err(error).with_context(|| format!("cannot read `{}`", path.display())),
-        }
-    };
-    let key = match read()? {
+    let key = match read_key(&path)? {
         Some(key) => key,
         None => {
             fs::create_dir_all(state).context("cannot make the folder")?;
@@ -212,7 +229,7 @@ fn open_key(state: &Path) -> anyhow::Result<RegistryKey> {
                 Err(error) if error.error.kind() == ErrorKind::AlreadyExists => {}
                 Err(error) => return Err(error.error).context("cannot write the key"),
             }
-            read()?.context("the key that was just written is gone")?
+            read_key(&path)?.context("the key that was just written is gone")?
         }
     };
     let (public, text) = (state.join(PUBLIC_KEY_FILE), format!("{}\n", key.public()));

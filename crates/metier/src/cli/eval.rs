@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use clap::Args;
+use metier_model::specialist::manifest::Kind;
 use metier_train::{Embed, data::Columns, eval::EvalReport};
 use serde::Serialize;
 
@@ -27,9 +28,9 @@ pub struct EvalArgs {
     /// Column of the text, once for each input; default: the columns that it was trained on
     #[arg(long, value_name = "COLUMN")]
     text: Vec<String>,
-    /// Column of the label
-    #[arg(long, value_name = "COLUMN", default_value = "label")]
-    label: String,
+    /// Column of the label, or of an extraction's answer; default: `label`, or `output`
+    #[arg(long, value_name = "COLUMN")]
+    label: Option<String>,
     /// Folder of the specialists; default: as `metier serve`
     #[arg(long, value_name = "DIR")]
     store: Option<PathBuf>,
@@ -66,7 +67,9 @@ pub fn run(args: &EvalArgs) -> Outcome {
     }
     let encoder = if specialist.needs_embedding() { Some(bases::encoder(&settings, &environment)?) } else { None };
     let pool = bases::pool(&settings, &environment)?;
-    let columns = Columns { text, label: &args.label, group: None, reference: None };
+    let usual = if manifest.kind == Kind::Extract { "output" } else { "label" };
+    let label = args.label.as_deref().unwrap_or(usual);
+    let columns = Columns { text, label, group: None, reference: None };
     let mut bars = Bars::new();
     let report = metier_train::evaluate(
         &specialist,
@@ -92,7 +95,15 @@ fn tell(report: &EvalReport) {
     let row = |what: &str, measured: &metier_train::eval::Measured| {
         println!("  {what:18} {:.4} [{:.4}, {:.4}]", measured.value, measured.interval[0], measured.interval[1]);
     };
-    row("accuracy", &report.accuracy);
+    if let Some(extract) = &report.extract {
+        row("field F1", &extract.field_f1);
+        row("of fields it has", &extract.present_f1);
+        println!("  precision, recall  {:.4}, {:.4} of {} values", extract.precision, extract.recall, extract.values);
+        row("span F1", &extract.span_f1);
+        row("rows all right", &extract.exact_match);
+    } else {
+        row("accuracy", &report.accuracy);
+    }
     row("macro F1", &report.macro_f1);
     row("calibration error", &report.ece);
     row("accepted", &report.coverage);
@@ -115,7 +126,7 @@ fn tell(report: &EvalReport) {
     }
     let mut weakest: Vec<_> = report.per_class.iter().filter(|class| class.n > 0).collect();
     weakest.sort_by(|a, b| a.f1.total_cmp(&b.f1).then_with(|| a.label.cmp(&b.label)));
-    println!("  weakest labels");
+    println!("  weakest {}", if report.extract.is_some() { "fields" } else { "labels" });
     for class in weakest.iter().take(LISTED) {
         println!(
             "    {:32} F1 {:.3} (precision {:.3}, recall {:.3}, n = {})",

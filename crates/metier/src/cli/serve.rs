@@ -107,7 +107,8 @@ pub fn run(args: &ServeArgs) -> Outcome {
         .context("cannot start the threads that speak HTTP")
         .map_err(Failure::Environment)?;
     let decoder = bases::decoder(&settings, &environment)?.map(Arc::new);
-    let gateway = Arc::new(open_gateway(args, &settings, &environment, decoder.clone())?);
+    let with = With { encoder: !args.base_only, backends: !args.base_only };
+    let gateway = Arc::new(open_gateway(with, &settings, &environment, decoder.clone())?);
     let adapters = decoder.map(|decoder| open_adapters(&gateway, &settings, &environment, decoder)).transpose()?;
     let shelf = if args.base_only { None } else { Some(open_shelf(&gateway, &settings, &environment)?) };
     let router = server::router(Arc::new(server::App::new(Arc::clone(&gateway), port, &settings.server)));
@@ -139,16 +140,23 @@ pub fn run(args: &ServeArgs) -> Outcome {
     })
 }
 
+/// What a gateway has beside its decoder and its record.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct With {
+    pub(super) encoder: bool,
+    pub(super) backends: bool,
+}
+
 /// Models, record and backends.
-fn open_gateway(
-    args: &ServeArgs,
+pub(super) fn open_gateway(
+    with: With,
     settings: &Settings,
     environment: &Environment,
     decoder: Option<Arc<Decoder>>,
 ) -> Result<Gateway, Failure> {
     let pool = bases::pool(settings, environment)?;
-    let encoder = if args.base_only { None } else { Some(Arc::new(bases::encoder(settings, environment)?)) };
-    let backends = if args.base_only { Vec::new() } else { backends(settings)? };
+    let encoder = if with.encoder { Some(Arc::new(bases::encoder(settings, environment)?)) } else { None };
+    let backends = if with.backends { backends(settings)? } else { Vec::new() };
     let mut seed = [0; 8];
     getrandom::fill(&mut seed).context("cannot get random bytes").map_err(Failure::Environment)?;
     let config = GatewayConfig {

@@ -1,6 +1,7 @@
 //! `metier specialists`: which specialists there are, which of them answers, who said that it may, and how they come and go.
 
 mod diff;
+mod leave;
 mod transfer;
 
 use std::path::{Path, PathBuf};
@@ -37,6 +38,7 @@ Examples:
   metier specialists promote support-tickets --approver 'Grace H.'
   metier specialists rollback support-tickets        the bundle that was live before answers again
   metier specialists export support-tickets          one signed file for another machine
+  metier specialists export shelf-labels --format gguf  what it generates with, for llama.cpp
   metier specialists import support-tickets-3f2a91c4.metier"
 )]
 pub struct SpecialistsArgs {
@@ -91,12 +93,15 @@ enum SpecialistsVerb {
         #[arg(long, value_name = "TEXT")]
         note: Option<String>,
     },
-    /// Write a bundle with its report, card and a signed statement into one file
+    /// Write a bundle with its report, card and a signed statement into one file; or what it generates with, for other programs
     Export {
         /// NAME or NAME@ID
         specialist: String,
-        /// The file; default: NAME-ID.metier in the working folder
-        #[arg(long, short, value_name = "FILE")]
+        /// For whom
+        #[arg(long, value_enum, default_value_t)]
+        format: leave::Form,
+        /// The file or folder; default: NAME-ID.metier, NAME-ID-FORMAT in the working folder
+        #[arg(long, short, value_name = "PATH")]
         output: Option<PathBuf>,
     },
     /// Take in what `export` wrote elsewhere, as a draft; exit code 1 if it was changed or a stranger signed it
@@ -142,7 +147,12 @@ pub fn run(args: &SpecialistsArgs) -> Outcome {
             let trust = desk::trust(&settings, &environment)?;
             roll_back(&desk(&root, &args.common)?, name, &trust, note.as_deref(), as_json)
         }
-        SpecialistsVerb::Export { specialist, output } => {
+        SpecialistsVerb::Export { specialist, format, output } if *format != leave::Form::Bundle => {
+            let (specialist, _) = open(&root, specialist)?;
+            let (settings, environment) = args.common.settings()?;
+            leave::run(&specialist, *format, output.as_deref(), &settings, &environment, as_json)
+        }
+        SpecialistsVerb::Export { specialist, output, .. } => {
             transfer::export(&desk(&root, &args.common)?, specialist, output.as_deref(), as_json)
         }
         SpecialistsVerb::Import { file, trust } => {
@@ -407,7 +417,7 @@ fn describe(held: &Held, specialist: &Specialist, as_json: bool) {
     if as_json {
         line(&json!({
             "name": held.name, "id": held.id, "state": held.state(), "current": held.is_live(), "dir": held.dir,
-            "stage": manifest.stage, "labels": manifest.labels.len(), "may_leave": manifest.may_leave,
+            "kind": manifest.kind, "stage": manifest.stage, "labels": manifest.labels.len(), "may_leave": manifest.may_leave,
             "certificate": manifest.certificate, "standing": held.standing,
         }));
         return;
@@ -417,13 +427,16 @@ fn describe(held: &Held, specialist: &Specialist, as_json: bool) {
         |c| format!("error ≤ {} with confidence {}, answers {:.0} %", c.epsilon, 1.0 - c.delta, 100.0 * c.coverage),
     );
     let people = held.standing.as_ref().map(desk::people).filter(|people| !people.is_empty());
+    let gives = match &manifest.generation {
+        None => format!("{:>4} labels", manifest.labels.len()),
+        Some(_) => "      text ".to_owned(),
+    };
     println!(
-        "{:24} {}  {:8} {:7} {:>4} labels  {promise}{}",
+        "{:24} {}  {:8} {:8} {gives}  {promise}{}",
         held.name,
         held.id.short(),
         held.state(),
         manifest.stage.name(),
-        manifest.labels.len(),
         people.map_or_else(String::new, |people| format!("; {people}"))
     );
 }
@@ -458,11 +471,17 @@ fn show(root: &Path, specialist: &str, as_json: bool) -> Outcome {
         Some(base) => println!("  base         {} ({})", base.name, base.digest.short()),
         None => println!("  base         none: n-grams alone"),
     }
+    if let Some(generation) = &manifest.generation {
+        let (decoder, limit) = (&generation.decoder, generation.max_tokens);
+        println!("  written by   {} ({}), at most {limit} tokens", decoder.name, decoder.digest.short());
+    }
     match manifest.inputs.as_slice() {
         [_] => println!("  reads        the text of the last user message"),
         inputs => println!("  reads        a JSON object with `{}`", inputs.join("`, `")),
     }
-    println!("  labels       {}", manifest.labels.join(", "));
+    if !manifest.labels.is_empty() {
+        println!("  labels       {}", manifest.labels.join(", "));
+    }
     if let Some(label) = &manifest.out_of_scope {
         println!("  none of them {label}");
     }

@@ -5,9 +5,12 @@
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
-use metier_model::specialist::{
-    Registry, RegistryError, Specialist,
-    registry::{Serving, Trust},
+use metier_model::{
+    Digest,
+    specialist::{
+        Registry, RegistryError, Specialist,
+        registry::{Serving, Trust},
+    },
 };
 
 /// How often the store is looked at: a handful of small files.
@@ -18,14 +21,14 @@ const INTERVAL: Duration = Duration::from_secs(1);
 pub struct Shelf {
     registry: Registry,
     trust: Trust,
-    /// name → what its records said when last looked at, good or not
-    seen: BTreeMap<String, Seen>,
+    /// name → its records when they were last verified, and what they said, good or not
+    seen: BTreeMap<String, (Option<Digest>, Seen)>,
     /// name → what is served
     served: BTreeMap<String, Arc<Specialist>>,
 }
 
 /// What the records of a name said; equal means that nothing happened since.
-#[derive(Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 enum Seen {
     Live(Serving),
     Wrong(String),
@@ -46,19 +49,25 @@ impl Shelf {
                 return false;
             }
         };
-        let current: BTreeMap<String, Seen> = names
+        let current: BTreeMap<String, (Option<Digest>, Seen)> = names
             .into_iter()
             .filter_map(|name| {
-                let seen = match self.registry.serving(&name, &self.trust) {
-                    Ok(serving) => Seen::Live(serving?),
-                    Err(error) => Seen::Wrong(chain(&error)),
+                let records = self.registry.fingerprint(&name);
+                let unchanged = |(before, _): &&(Option<Digest>, Seen)| before.is_some() && *before == records;
+                let seen = match self.seen.get(&name).filter(unchanged) {
+                    // Signatures take longer than a hash.
+                    Some((_, seen)) => seen.clone(),
+                    None => match self.registry.serving(&name, &self.trust) {
+                        Ok(serving) => Seen::Live(serving?),
+                        Err(error) => Seen::Wrong(chain(&error)),
+                    },
                 };
-                Some((name, seen))
+                Some((name, (records, seen)))
             })
             .collect();
         let mut changed = false;
-        for (name, seen) in &current {
-            if self.seen.get(name) != Some(seen) {
+        for (name, (_, seen)) in &current {
+            if self.seen.get(name).map(|(_, before)| before) != Some(seen) {
                 changed |= self.take_up(name, seen);
             }
         }

@@ -123,7 +123,8 @@ fn suspicious_rows_are_found_where_they_were_planted() {
     text = (text.lines().enumerate())
         .map(|(at, line)| if planted.contains(&at) { line.replace(",refund", ",delivery") } else { line.to_owned() } + "\n")
         .collect();
-    writeln!(text, "900,one text with two labels here,account\n901,One text with two labels here!,refund").unwrap();
+    let twice = "one text with two labels here from ada@example.org";
+    writeln!(text, "900,{twice},account\n901,{twice}!,refund").unwrap();
     desk.write("rows.csv", &text);
     desk.write("task.toml", TASK);
     let found = desk.run("dataset check task.toml --json").check(0, &[]).result();
@@ -137,8 +138,12 @@ fn suspicious_rows_are_found_where_they_were_planted() {
     assert_eq!(found["contradictions"].as_array().unwrap().len(), 1);
     let noise = found["noise"].as_f64().unwrap();
     assert!((0.005..0.05).contains(&noise), "{noise}: 5 of 300 were planted");
-    desk.run("dataset check task.toml --output suspects.csv")
-        .check(0, &["one text with two labels", "rows.csv:302", "no detector"]);
+    assert_eq!(found["personal"]["email"]["rows"], 2, "{}", found["personal"]);
+    let told = desk.run("dataset check task.toml --output suspects.csv").check(
+        0,
+        &["one text with two labels", "rows.csv:302", "e-mail addresses in 2 rows, such as rows.csv:302", "[e-mail]"],
+    );
+    assert!(!told.out.contains("ada@"), "what is personal is counted and not shown: {}", told.out);
     let csv = fs::read_to_string(desk.path("suspects.csv")).unwrap();
     assert!(csv.starts_with("place,kind,label,likelier") && csv.lines().count() > 7, "{csv}");
     desk.run("dataset check task.toml --output suspects.csv").check(2, &["exists"]);

@@ -130,9 +130,18 @@ impl Bert {
     ///
     /// As [`reduce`](Self::reduce).
     pub(crate) fn hidden_rows(&self, pool: &Pool, ids: &[TokenId]) -> Vec<f32> {
+        self.rows_of(pool, &[ids])
+    }
+
+    /// The last hidden rows of some windows under each other: (Σ lengths, width).
+    ///
+    /// # Panics
+    ///
+    /// As [`reduce`](Self::reduce).
+    pub(crate) fn rows_of(&self, pool: &Pool, windows: &[&[TokenId]]) -> Vec<f32> {
         pool.enter(|| {
             let mut buffers = Buffers::default();
-            self.forward(pool, &[ids], &mut buffers);
+            self.forward(pool, windows, &mut buffers);
             buffers.x
         })
     }

@@ -5,10 +5,12 @@ use std::{
     num::NonZero,
     sync::{
         Mutex, PoisonError,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     thread,
 };
+
+use metier_kernels::quant::QuantMatrix;
 
 use super::{
     Transformer, TransformerConfig, WeightFormat,
@@ -16,9 +18,13 @@ use super::{
     rope::Rope,
 };
 use crate::{
-    arch::{WeightsError, config_error, expect_shape, finite, linear::Linear},
+    arch::{
+        WeightsError, config_error, expect_shape, finite,
+        linear::{Linear, Matrix},
+    },
     files::TensorFiles,
     format::Tensor,
+    packed::PackedFile,
 };
 
 /// The head, in GGUF's words.
@@ -43,6 +49,9 @@ struct Loader<'a> {
     files: &'a TensorFiles,
     blueprint: &'a Blueprint,
     format: WeightFormat,
+    packed: Option<&'a PackedFile>,
+    /// Whether all matrices so far were found packed.
+    all_found: AtomicBool,
     taken: Mutex<BTreeSet<String>>,
 }
 
@@ -69,18 +78,29 @@ impl<'a> Loader<'a> {
         Ok(weights)
     }
 
-    /// The rows of several maps of one input under each other; `parts`: (name, outputs). Biases are taken if they are there.
-    fn linear(&self, parts: &[(String, usize)], k: usize) -> Result<Linear, WeightsError> {
+    /// The rows of several maps of one input under each other; `parts`: (name, outputs). `key`: what they are called together. Biases are
+    /// taken if they are there.
+    fn linear(&self, key: &str, parts: &[(String, usize)], k: usize) -> Result<Linear, WeightsError> {
         let tensors = parts
             .iter()
             .map(|(name, n)| self.tensor(&format!("{name}.weight"), &[*n, k]))
             .collect::<Result<Vec<_>, _>>()?;
-        let mut linear = Linear::pack(&tensors, self.format)?;
+        let mut linear = self.found(key, &tensors).map_or_else(|| Linear::pack(&tensors, self.format), Ok)?;
         if parts.iter().any(|(name, _)| self.has(&format!("{name}.bias"))) {
             let biases = parts.iter().map(|(name, n)| self.vector(&format!("{name}.bias"), *n));
             linear.bias = Some(biases.collect::<Result<Vec<_>, _>>()?.concat());
         }
         Ok(linear)
+    }
+
+    /// The map of these tensors, if it was packed before.
+    fn found(&self, key: &str, tensors: &[Tensor<'_>]) -> Option<Linear> {
+        let n = tensors.iter().map(Tensor::rows).sum();
+        let found = self.packed.and_then(|packed| packed.matrix(key, n, tensors[0].cols()));
+        if found.is_none() {
+            self.all_found.store(false, Ordering::Relaxed);
+        }
+        found.map(|parts| Linear { matrix: Matrix::Quant(parts), bias: None })
     }
 
     fn layer(&self, config: &TransformerConfig, i: usize) -> Result<Layer, WeightsError> {
@@ -107,13 +127,13 @@ impl<'a> Loader<'a> {
         };
         Ok(Layer {
             attention_norm: norm("attn_norm", width)?,
-            qkv: self.linear(&qkv, width)?,
+            qkv: self.linear(&key(i, "qkv"), &qkv, width)?,
             head_norms,
-            output: self.linear(&[(name("attn_output"), width)], q_len)?,
+            output: self.linear(&key(i, "output"), &[(name("attn_output"), width)], q_len)?,
             post_attention_norm: post("post_attention_norm")?,
             ffn_norm: norm("ffn_norm", width)?,
-            gate_up: self.linear(&gate_up, width)?,
-            down: self.linear(&[(name("ffn_down"), width)], inner)?,
+            gate_up: self.linear(&key(i, "gate_up"), &gate_up, width)?,
+            down: self.linear(&key(i, "down"), &[(name("ffn_down"), width)], inner)?,
             post_ffn_norm: post("post_ffw_norm")?,
         })
     }
@@ -130,8 +150,13 @@ impl<'a> Loader<'a> {
                 }
             }
         } else if self.blueprint.tied == Some(false) || self.has(&weight) {
-            return self.linear(&[(HEAD.to_owned(), rows)], table.cols());
+            check_table(table)?;
+            return self.linear(HEAD, &[(HEAD.to_owned(), rows)], table.cols());
         }
+        if let Some(found) = self.found(HEAD, &[table]) {
+            return Ok(found); // of a table that was looked at when it was packed
+        }
+        check_table(table)?;
         Linear::pack(&[table], self.format)
     }
 
@@ -169,6 +194,11 @@ impl<'a> Loader<'a> {
             }
         }
     }
+}
+
+/// What a layer's map is called.
+fn key(layer: usize, map: &str) -> String {
+    format!("{layer}.{map}")
 }
 
 /// A table that every row can be read from.
@@ -224,15 +254,22 @@ fn on_all_cpus<T: Send>(bytes: usize, count: usize, make: &(dyn Fn(usize) -> T +
 }
 
 impl Transformer {
-    /// Checks the plan and the weights against each other and packs them.
-    pub(crate) fn load(files: TensorFiles, blueprint: Blueprint, format: WeightFormat) -> Result<Self, WeightsError> {
+    /// Checks the plan and the weights against each other and packs them, but for what is packed already. Returned with it: whether that
+    /// is all.
+    pub(crate) fn load(
+        files: TensorFiles,
+        blueprint: Blueprint,
+        format: WeightFormat,
+        packed: Option<&PackedFile>,
+    ) -> Result<(Self, bool), WeightsError> {
         let config = blueprint.config;
         let width = config.width;
-        let loader = Loader { files: &files, blueprint: &blueprint, format, taken: Mutex::default() };
+        let (taken, all_found) = (Mutex::default(), AtomicBool::new(true));
+        let loader = Loader { files: &files, blueprint: &blueprint, format, packed, all_found, taken };
         let table = loader.tensor(EMBEDDING, &[config.vocabulary, width])?;
         // The head is the largest part: it comes first, and layers are packed beside it.
         let mut parts = on_all_cpus(files.bytes(), 1 + config.layers, &|i| match i {
-            0 => check_table(table).and_then(|()| loader.head(table)).map(Part::Head),
+            0 => loader.head(table).map(Part::Head),
             layer => loader.layer(&config, layer - 1).map(|layer| Part::Layer(Box::new(layer))),
         })
         .into_iter();
@@ -256,8 +293,25 @@ impl Transformer {
         loader.nothing_is_left()?;
         let rope = Rope::new(&config, divisors.as_deref());
         let embedding = files.place(table.name).expect("it was just read").clone();
+        let all_found = loader.all_found.load(Ordering::Relaxed);
         files.release();
         let names = blueprint.names;
-        Ok(Self { config, files, embedding, layers, output_norm, head, is_tied, rope, names })
+        let network = Self { config, files, embedding, layers, output_norm, head, is_tied, rope, names };
+        Ok((network, all_found))
+    }
+
+    /// All quantised matrices, under the names by which [`load`](Self::load) looks for them.
+    pub(crate) fn quantised(&self) -> Vec<(String, &[QuantMatrix])> {
+        let layers = self.layers.iter().enumerate().flat_map(|(i, layer)| {
+            let maps =
+                [("qkv", &layer.qkv), ("output", &layer.output), ("gate_up", &layer.gate_up), ("down", &layer.down)];
+            maps.map(|(map, linear)| (key(i, map), linear))
+        });
+        let all = layers.chain([(HEAD.to_owned(), &self.head)]);
+        all.filter_map(|(key, linear)| match &linear.matrix {
+            Matrix::Quant(parts) => Some((key, parts.as_slice())),
+            Matrix::Dense(_) => None,
+        })
+        .collect()
     }
 }

@@ -8,7 +8,7 @@ use std::{
 use anyhow::{Context as _, anyhow};
 
 use metier_kernels::{Pool, ceilings::Arithmetic};
-use metier_model::{Adapter, Decoder, EncoderWeights, cache::KvFormat};
+use metier_model::{Adapter, Decoder, EncoderWeights, arch::transformer::WeightFormat, decoder::DecoderOptions};
 
 use super::{
     super::{Failure, Outcome, bases},
@@ -73,7 +73,7 @@ struct Bench<'a> {
     peers: Option<Peers>,
     plan: Plan,
     quick: bool,
-    kv: KvFormat,
+    options: DecoderOptions,
     only: &'a [String],
     tell: &'a mut dyn FnMut(Row),
 }
@@ -88,7 +88,8 @@ pub(super) fn run(
     let pool = bases::pool(settings, environment)?;
     let peers = args.peers.as_deref().map(|dir| Peers::open(dir, pool.threads())).transpose()?;
     let plan = Plan { threads: pool.threads(), repeats: if args.quick { 2 } else { 5 } };
-    let mut bench = Bench { pool, peers, plan, quick: args.quick, kv: args.kv.into(), only: &args.only, tell };
+    let options = DecoderOptions { kv: args.kv.into(), ..DecoderOptions::new(args.weights.into()) };
+    let mut bench = Bench { pool, peers, plan, quick: args.quick, options, only: &args.only, tell };
     bench.machine();
     bench.encoder(settings, environment)?;
     for model in models(&bench, settings, environment)? {
@@ -108,6 +109,7 @@ fn models(bench: &Bench<'_>, settings: &Settings, environment: &Environment) -> 
         ("SmolLM2 Q4_0", "smollm2-q4_0.gguf", "smollm2", false, true),
         ("SmolLM2 Q8_0", "smollm2-q8_0.gguf", "smollm2", false, false),
         ("SmolLM2 Q4_1", "smollm2-q4_1.gguf", "smollm2", false, false),
+        ("SmolLM2 F16", "smollm2-f16.gguf", "smollm2", false, false),
         ("1 B Q4_0", "one-b-q4_0.gguf", "one-b", true, true),
         ("1 B Q8_0", "one-b-q8_0.gguf", "one-b", true, false),
         ("1 B Q4_K_M", "one-b-q4_k_m.gguf", "one-b", true, false),
@@ -127,6 +129,26 @@ impl Bench<'_> {
     /// Fewer repeats for what takes long.
     fn plan(&self, large: bool) -> Plan {
         Plan { repeats: if large { self.plan.repeats.min(3) } else { self.plan.repeats }, ..self.plan }
+    }
+
+    /// What a model's products are bound by.
+    fn arithmetic(&self, model: &Model) -> Arithmetic {
+        match self.options.weights {
+            WeightFormat::F16 | WeightFormat::F32 => Arithmetic::F32,
+            WeightFormat::AsFile if model.name.contains("Q4") => Arithmetic::Int4,
+            WeightFormat::AsFile | WeightFormat::Int8 => Arithmetic::Int8,
+        }
+    }
+
+    /// Bytes of weights that one token reads.
+    fn weight_bytes(&self, model: &Model, decoder: &Decoder) -> Result<usize, Failure> {
+        let (layers, head) = weights(decoder);
+        match self.options.weights {
+            WeightFormat::AsFile if !model.name.contains("F16") => file_bytes(&model.path),
+            WeightFormat::AsFile | WeightFormat::Int8 => Ok((layers + head) / 32 * 34),
+            WeightFormat::F16 => Ok((layers + head) * 2),
+            WeightFormat::F32 => Ok((layers + head) * 4),
+        }
     }
 
     fn machine(&mut self) {
@@ -193,7 +215,7 @@ impl Bench<'_> {
             let Some(path) = peers.file(&format!("models/smollm2-{kind}.gguf")).filter(|_| self.wants(&case)) else {
                 continue;
             };
-            let decoder = ours::open(&path, self.kv)?;
+            let decoder = ours::open(&path, &self.options)?;
             let ours = ours::perplexity(&decoder, &self.pool, &words, CHUNKS)?;
             let theirs = peers.perplexity(&path, text, CHUNKS)?;
             let mut row = Row::new("engine", case, ours.value, "perplexity");
@@ -212,7 +234,7 @@ impl Bench<'_> {
         if !cases.iter().any(|case| self.asks_for(model, case)) {
             return Ok(());
         }
-        let decoder = ours::open(&model.path, self.kv)?;
+        let decoder = ours::open(&model.path, &self.options)?;
         self.prefill(model, &decoder)?;
         self.decode(model, &decoder)?;
         if model.whole {
@@ -238,7 +260,7 @@ impl Bench<'_> {
         }
         let prompt = ours::prompt(decoder, PREFILL_TOKENS, 0)?;
         let mut ours = || Ok(vec![ours::prefill(decoder, &self.pool, &prompt)?]);
-        let limit = peak(&self.pool, model.arithmetic()) / (2.0 * weights(decoder).0 as f64);
+        let limit = peak(&self.pool, self.arithmetic(model)) / (2.0 * weights(decoder).0 as f64);
         let outputs = vec![Output::rate(case, "tokens/s").within(Some(limit))];
         let plan = self.plan(model.large);
         match &self.peers {
@@ -256,7 +278,7 @@ impl Bench<'_> {
             return Ok(());
         }
         let new_tokens = if model.large { 24 } else { 64 };
-        let bytes = weight_bytes(&model.path)?;
+        let bytes = self.weight_bytes(model, decoder)?;
         let limit = bandwidth(&self.pool, bytes) / bytes as f64;
         let mut ours = || Ok(vec![ours::decode(decoder, &self.pool, 1, 8, new_tokens)?]);
         let outputs = vec![Output::rate(case, "tokens/s").within(Some(limit))];
@@ -272,7 +294,7 @@ impl Bench<'_> {
 
     /// 64 tokens read by each stream, then written: a context of about 128.
     fn streams(&mut self, model: &Model, decoder: &Arc<Decoder>) -> Outcome {
-        let bytes = weight_bytes(&model.path)?;
+        let bytes = self.weight_bytes(model, decoder)?;
         let (layers, head) = weights(decoder);
         for streams in STREAMS {
             let case = format!("{}, writes, {streams} streams, together", model.name);
@@ -282,7 +304,7 @@ impl Bench<'_> {
             let new_tokens = if model.large || self.quick { 32 } else { 64 };
             let mut ours = || Ok(vec![ours::decode(decoder, &self.pool, streams, 64, new_tokens)?]);
             let read = streams as f64 * bandwidth(&self.pool, bytes) / bytes as f64;
-            let multiplied = peak(&self.pool, model.arithmetic()) / (2.0 * (layers + head) as f64);
+            let multiplied = peak(&self.pool, self.arithmetic(model)) / (2.0 * (layers + head) as f64);
             let outputs = vec![Output::rate(case, "tokens/s").within(Some(read.min(multiplied)))];
             let plan = self.plan(true);
             match &self.peers {
@@ -447,13 +469,6 @@ impl Bench<'_> {
     }
 }
 
-impl Model {
-    /// What its products are bound by.
-    fn arithmetic(&self) -> Arithmetic {
-        if self.name.contains("Q8_0") { Arithmetic::Int8 } else { Arithmetic::Int4 }
-    }
-}
-
 /// Weights of all layers' linear maps, and of the head.
 fn weights(decoder: &Decoder) -> (usize, usize) {
     let config = decoder.network().config();
@@ -464,7 +479,7 @@ fn weights(decoder: &Decoder) -> (usize, usize) {
 
 /// Bytes that one token reads: all tensors of the file; a tied embedding is read as the head. One row of an embedding of its own is nothing
 /// beside it, but none of these files has one.
-fn weight_bytes(gguf: &std::path::Path) -> Result<usize, Failure> {
+fn file_bytes(gguf: &std::path::Path) -> Result<usize, Failure> {
     let bytes = std::fs::metadata(gguf).map_err(Failure::environment)?.len();
     // Metadata (the vocabulary) is 2 to 5 MB of 90 to 1,300.
     usize::try_from(bytes).map_err(Failure::environment)

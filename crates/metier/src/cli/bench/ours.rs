@@ -12,10 +12,9 @@ use anyhow::{Context as _, anyhow};
 use metier_kernels::Pool;
 use metier_model::{
     Adapter, Decoder, Encoder, Engine, EngineLimits, LoraFormat, TokenId,
-    cache::KvFormat,
     chat::Prompt,
     decoder::DecoderOptions,
-    engine::{AdapterId, CacheScope, Event, GenerationRequest, SequenceId, WeightFormat},
+    engine::{AdapterId, CacheScope, Event, GenerationRequest, SequenceId},
     tiny,
 };
 
@@ -27,9 +26,9 @@ const LIMITS: EngineLimits =
 /// Deltas of random adapters against the base's rows: large enough to be computed, too small to matter.
 const STRENGTH: f32 = 0.01;
 
-/// Opens a decoder with the bits of its file.
-pub(super) fn open(gguf: &Path, kv: KvFormat) -> Result<Arc<Decoder>, Failure> {
-    let decoder = Decoder::open_with(gguf, DecoderOptions { kv, ..DecoderOptions::new(WeightFormat::AsFile) });
+/// Opens a decoder.
+pub(super) fn open(gguf: &Path, options: &DecoderOptions) -> Result<Arc<Decoder>, Failure> {
+    let decoder = Decoder::open_with(gguf, options.clone());
     let decoder = decoder.with_context(|| format!("cannot open `{}`", gguf.display()));
     Ok(Arc::new(decoder.map_err(Failure::Environment)?))
 }

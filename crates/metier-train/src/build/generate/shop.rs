@@ -1,0 +1,579 @@
+//! The rungs of a task whose answers are written, the choice between them, and the proof of what was chosen.
+
+use std::{sync::Arc, time::Duration};
+
+use metier_model::{
+    Adapter, Decoder, Digest, LoraFormat, Progress, Specialist, Unit,
+    adapter::CONFIG_FILE,
+    engine::AdapterId,
+    features::{Features, SparseRow},
+    proof::{Certificate, NonInferiority, Refusal, graded, learn_then_test, learn_then_test_graded, thresholds},
+    specialist::{
+        AdapterFiles, Contents, ProbeRow, bundle,
+        manifest::{self, AdapterRecord, FORMAT, Kind, Manifest, Recipe as MadeFrom, RungRecord, Stage},
+    },
+};
+
+use super::{
+    super::{BuildError, EXCERPT_CHARACTERS, Evidence, FailedRow, MAX_FAILURES, RungOutcome, Workbench, neighbours},
+    CHECKPOINT, GenerateError, MAX_WRITTEN, Made, Shop, TrainingLog, WRITING_RESERVE, capped, recipe, texts,
+};
+use crate::{
+    craft::{
+        checkpoint::Keeper,
+        lora::{self, Row, Tuner},
+        writing::{Answer, WriteError, Writer},
+    },
+    data::{DataError, Part, TextMetric, task::Metric},
+    embed::Embed,
+    eval::{
+        EvalReport, ScoredRow, calibrate,
+        cluster::Groups,
+        evaluation::{self, RiskCoverage, TestLoss, Yardstick},
+        metrics::CONFIDENCE,
+        text,
+    },
+};
+
+impl Shop<'_> {
+    fn error(&self, source: GenerateError) -> BuildError {
+        BuildError::Generate { name: self.task.name.clone(), source }
+    }
+
+    /// Test rows, or validation rows where there are none.
+    pub(super) fn measured_part(&self) -> Part {
+        if self.splits.part(Part::Test).is_empty() { Part::Validation } else { Part::Test }
+    }
+
+    fn groups(&self, part: Part) -> Option<Groups> {
+        let examples = self.splits.part(part);
+        Groups::of(examples[..capped(examples.len(), part)].iter().map(|example| example.row.group.as_deref()))
+    }
+
+    /// The metric, row by row.
+    fn values(&self, part: Part, answers: &[Answer]) -> Vec<f64> {
+        let (metric, is_json) = (self.generate.metric, self.schema.is_some());
+        let pairs = answers.iter().zip(&self.expected[part as usize]);
+        pairs.map(|(answer, expected)| text::value(metric, &answer.text, expected, is_json)).collect()
+    }
+
+    fn is_exact(&self, part: Part, answers: &[Answer]) -> Vec<bool> {
+        let pairs = answers.iter().zip(&self.expected[part as usize]);
+        pairs.map(|(answer, expected)| text::is_exact(&answer.text, expected, self.schema.is_some())).collect()
+    }
+
+    fn record(&self, stage: Stage, validation: &[Answer]) -> RungRecord {
+        let values = self.values(Part::Validation, validation);
+        let groups = self.groups(Part::Validation);
+        let measured = text::measure(self.generate.metric, &values, self.bench.seed, groups.as_ref());
+        RungRecord {
+            rung: stage,
+            c: 0.0,
+            embedding_scale: 0.0,
+            validation: measured.value,
+            interval: measured.interval,
+            against_best: None,
+            tuning: None,
+            adapter: None,
+        }
+    }
+
+    /// The output of the most similar training row, by the encoder's vectors or by n-grams. It costs nothing and is often hard to beat.
+    pub(super) fn nearest(&self) -> Made {
+        let start = (self.elapsed)();
+        let train = self.splits.part(Part::Train);
+        let outputs = &self.expected[Part::Train as usize];
+        let answers = |part: Part| -> Vec<Answer> {
+            let examples = self.splits.part(part);
+            let examples = &examples[..capped(examples.len(), part)];
+            let best: Vec<usize> = match self.embeddings {
+                Some(all) => {
+                    let (known, asked) = (&all[Part::Train as usize], &all[part as usize]);
+                    let dot = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(x, y)| x * y).sum::<f32>();
+                    asked[..examples.len()].iter().map(|row| most(known.len(), |i| dot(&known[i], row))).collect()
+                }
+                None => {
+                    let features = Features::fit(train.iter().map(|e| e.row.text.as_str()), 1, 1 << 18);
+                    let known: Vec<SparseRow> = train.iter().map(|e| features.apply(&e.row.text)).collect();
+                    let rows = examples.iter().map(|example| features.apply(&example.row.text));
+                    rows.map(|row| most(known.len(), |i| sparse_dot(&known[i], &row))).collect()
+                }
+            };
+            let copied =
+                best.into_iter().map(|at| Answer { text: outputs[at].clone(), logprobs: Vec::new(), is_whole: true });
+            copied.collect()
+        };
+        let validation = answers(Part::Validation);
+        let measured = answers(self.measured_part());
+        let record = self.record(Stage::Nearest, &validation);
+        let seconds = ((self.elapsed)() - start).as_secs_f64();
+        Made { stage: Stage::Nearest, validation, measured, record, seconds, adapter: None }
+    }
+
+    /// A rung whose answers are written.
+    pub(super) fn write(
+        &self,
+        stage: Stage,
+        writer: &mut Writer,
+        adapter: Option<AdapterId>,
+        progress: &mut dyn FnMut(Progress<'_>),
+    ) -> Result<Made, BuildError> {
+        let start = (self.elapsed)();
+        let name = format!("writing: {}", stage.name());
+        let mut write = |part: Part| {
+            let texts = texts(self.splits, part);
+            let written = writer.write_all(self.bench.pool, &texts, adapter, &name, progress);
+            written.map_err(|error| self.write_error(part, error))
+        };
+        let validation = write(Part::Validation)?;
+        let part = self.measured_part();
+        let measured = if part == Part::Validation { validation.clone() } else { write(part)? };
+        let record = self.record(stage, &validation);
+        let seconds = ((self.elapsed)() - start).as_secs_f64();
+        Ok(Made { stage, validation, measured, record, seconds, adapter: None })
+    }
+
+    /// A text that is not taken is told with its place.
+    fn write_error(&self, part: Part, error: WriteError) -> BuildError {
+        match error {
+            WriteError::Prompt { idx, source } => {
+                BuildError::Data(DataError::row(&self.splits.part(part)[idx].row.place, source.to_string()))
+            }
+            error => self.error(error.into()),
+        }
+    }
+
+    /// The rung under an adapter, or why there is none.
+    pub(super) fn adapter(
+        &self,
+        writer: &mut Writer,
+        (train, validation): (&[Row], &[Row]),
+        writing_seconds: f64,
+        progress: &mut dyn FnMut(Progress<'_>),
+    ) -> Result<Result<(Made, TrainingLog), String>, BuildError> {
+        let start = (self.elapsed)();
+        let (decoder, bench) = (Arc::clone(writer.decoder()), self.bench);
+        let recipe = recipe(self.generate);
+        progress(Progress { stage: "reading the decoder's weights", done: 0, total: None, unit: Unit::Steps });
+        let plain = match decoder.network().plain() {
+            Ok(plain) => plain,
+            // The rungs below it stand.
+            Err(error) => return Ok(Err(format!("rung `adapter` was not made: {error}"))),
+        };
+        let mut tuner = Tuner::new(plain, &recipe, bench.seed);
+        // Its answers, and those to calibration rows, must be written too.
+        let n_written = texts(self.splits, Part::Validation).len() + self.measured_rows();
+        let calibration = texts(self.splits, Part::Calibration).len();
+        let reserve = WRITING_RESERVE * writing_seconds * (1.0 + calibration as f64 / n_written.max(1) as f64);
+        let budget = Duration::from_secs_f64(self.task.budget_minutes * 60.0);
+        let deadline = budget.saturating_sub(Duration::try_from_secs_f64(reserve).unwrap_or(Duration::MAX));
+        let run = lora::Run { pool: bench.pool, seed: bench.seed, clock: self.elapsed, deadline };
+        let plan = plan_digest(&decoder, &recipe, bench, [train, validation]);
+        let mut keeper = Keeper::new(bench.store.root(), &self.task.name, CHECKPOINT, plan);
+        let trained = tuner
+            .train(&run, train, validation, &recipe, Some(&mut keeper), progress)
+            .map_err(|error| self.error(error.into()))?;
+        let trained = match trained {
+            lora::Outcome::Trained(trained) => trained,
+            lora::Outcome::Skipped { needed, left } => {
+                return Ok(Err(format!(
+                    "rung `adapter` was not tried: one epoch needs about {:.1} minutes, and {:.1} of the budget of {} are left",
+                    needed.as_secs_f64() / 60.0,
+                    left.as_secs_f64() / 60.0,
+                    self.task.budget_minutes
+                )));
+            }
+        };
+        let spent = ((self.elapsed)() - start).as_secs_f64();
+        let (config, weights) = tuner.files_in_halves(&decoder.base().name);
+        // Half a gigabyte of numbers, before answers are written.
+        drop(tuner);
+        let read = Adapter::from_bytes(config.as_bytes(), &weights, decoder.network().config(), LoraFormat::F16);
+        let read = read.map_err(|error| self.error(error.into()))?;
+        let id = writer.load(Arc::new(read)).map_err(|error| self.error(error.into()))?;
+        let mut made = self.write(Stage::Adapter, writer, Some(id), progress)?;
+        let tune = &self.generate.tune;
+        made.record.adapter = Some(AdapterRecord {
+            rank: tune.rank as u64,
+            alpha: decimal(tune.alpha),
+            learning_rate: decimal(tune.learning_rate),
+            step_tokens: recipe.step_tokens as u64,
+            planned_epochs: trained.planned as u64,
+            epochs: trained.epochs.len() as u64,
+            best_epoch: trained.best as u64,
+        });
+        made.adapter = Some((AdapterFiles { config, weights: Arc::new(weights) }, id));
+        made.seconds = ((self.elapsed)() - start).as_secs_f64();
+        let tokens: usize = trained.steps.iter().map(|step| step.tokens).sum();
+        let log = TrainingLog {
+            planned_epochs: trained.planned as u64,
+            best_epoch: trained.best as u64,
+            epochs: trained.epochs,
+            predicted_seconds: trained.predicted_seconds,
+            tokens_a_second: trained.resumed_at.is_none().then(|| tokens as f64 / spent.max(1e-6)),
+            steps: trained.steps,
+            resumed_at: trained.resumed_at,
+        };
+        Ok(Ok((made, log)))
+    }
+
+    fn measured_rows(&self) -> usize {
+        let part = self.measured_part();
+        if part == Part::Validation { 0 } else { texts(self.splits, part).len() }
+    }
+
+    /// The smallest rung that may ship and is not shown to be worse than the best of them by the margin.
+    pub(super) fn choose(&self, rungs: &mut [Made]) -> usize {
+        let groups = self.groups(Part::Validation);
+        let values: Vec<Vec<f64>> = rungs.iter().map(|rung| self.values(Part::Validation, &rung.validation)).collect();
+        let shipping: Vec<usize> = (0..rungs.len()).filter(|&at| rungs[at].stage.generates()).collect();
+        // The first of equals is the smallest.
+        let best = |of: &[usize]| {
+            of.iter().copied().fold(of[0], |best, at| {
+                if rungs[at].record.validation > rungs[best].record.validation { at } else { best }
+            })
+        };
+        let best = best(&shipping);
+        let mut chosen = best;
+        let compare = |at: usize| {
+            text::non_inferior(
+                self.generate.metric,
+                &values[at],
+                &values[best],
+                self.task.target.margin,
+                self.bench.seed,
+                groups.as_ref(),
+            )
+        };
+        let tests: Vec<(bool, Option<NonInferiority>)> = (0..rungs.len()).map(compare).collect();
+        for (at, (is_good_enough, test)) in tests.into_iter().enumerate().rev().filter(|(at, _)| *at != best) {
+            rungs[at].record.against_best = test;
+            if is_good_enough && at < best && rungs[at].stage.generates() {
+                chosen = at;
+            }
+        }
+        chosen
+    }
+
+    pub(super) fn outcome(&self, rung: &Made, part: Part) -> RungOutcome {
+        let values = self.values(part, &rung.measured);
+        let measured = text::measure(self.generate.metric, &values, self.bench.seed, self.groups(part).as_ref());
+        RungOutcome {
+            rung: rung.stage,
+            value: measured.value,
+            interval: measured.interval,
+            seconds: rung.seconds,
+            validation: rung.record.validation,
+            c: rung.record.c,
+            embedding_scale: rung.record.embedding_scale,
+            against_best: rung.record.against_best,
+        }
+    }
+
+    /// Calibrates and certifies the chosen rung, and measures it.
+    pub(super) fn prove(
+        &self,
+        rungs: &[Made],
+        chosen: usize,
+        writer: &mut Writer,
+        progress: &mut dyn FnMut(Progress<'_>),
+    ) -> Result<(Specialist, Evidence, Vec<FailedRow>), BuildError> {
+        let (task, bench, splits) = (self.task, self.bench, self.splits);
+        let rung = &rungs[chosen];
+        let margins: Vec<Vec<f32>> = rung.validation.iter().map(Answer::margins).collect();
+        let classes: Vec<usize> =
+            self.is_exact(Part::Validation, &rung.validation).into_iter().map(|exact| usize::from(!exact)).collect();
+        let mut manifest = Manifest {
+            format: FORMAT,
+            name: task.name.clone(),
+            kind: Kind::Generate,
+            instruction: task.instruction.clone(),
+            inputs: task.data.text.clone(),
+            labels: Vec::new(),
+            out_of_scope: None,
+            may_leave: task.may_leave,
+            stage: rung.stage,
+            scores: None,
+            pairs: None,
+            base: bench.encoder.map(Embed::base),
+            generation: Some(manifest::Generation {
+                decoder: writer.decoder().base().clone(),
+                max_tokens: u32::try_from(writer.max_tokens()).unwrap_or(u32::MAX),
+            }),
+            features: None,
+            calibrator: calibrate::fit(&margins, &classes),
+            certificate: None,
+            refusal: None,
+            recipe: MadeFrom {
+                seed: bench.seed,
+                metric: self.generate.metric.name().to_owned(),
+                positive: None,
+                margin: task.target.margin,
+                epsilon: task.target.epsilon,
+                delta: task.target.delta,
+                rows: splits.counts(),
+                data: splits.files.clone(),
+                rungs: rungs.iter().map(|rung| rung.record.clone()).collect(),
+            },
+            files: Default::default(),
+        };
+        let contents = Contents {
+            pairs: None,
+            manifest: manifest.clone(),
+            features: None,
+            head: None,
+            encoder: None,
+            adapter: rung.adapter.as_ref().map(|(files, _)| files.clone()),
+            schema: self.schema.as_ref().map(|schema| serde_json::to_string_pretty(schema).expect("a value is JSON")),
+            neighbours: self.embeddings.and_then(|all| neighbours(splits, all, None)),
+            probe: Vec::new(),
+            evidence: String::new(),
+        };
+        let mut specialist = Specialist::from_contents(contents);
+        let calibration_texts = texts(splits, Part::Calibration);
+        let adapter = rung.adapter.as_ref().map(|(_, id)| *id);
+        let calibration = writer
+            .write_all(bench.pool, &calibration_texts, adapter, "writing: calibration rows", progress)
+            .map_err(|error| self.write_error(Part::Calibration, error))?;
+        match self.certify(&specialist, &calibration) {
+            Ok(certificate) => manifest.certificate = Some(certificate),
+            Err(refusal) => manifest.refusal = Some(refusal),
+        }
+        let mut contents = specialist.into_contents();
+        contents.manifest = manifest;
+        specialist = Specialist::from_contents(contents);
+
+        let part = self.measured_part();
+        let scored = self.scored(&specialist, part, &rung.measured);
+        let evaluation = self.evaluation(&specialist, part, &rung.measured, &scored);
+        let evidence = Evidence { rows: part.name().to_owned(), evaluation, class_mix: None };
+        let failures = self.failures(part, &rung.measured, &scored);
+        let probe = self.probe(&specialist, &rung.validation);
+        let mut contents = specialist.into_contents();
+        contents.probe = probe;
+        contents.evidence = serde_json::to_string_pretty(&evidence).expect("evidence is JSON");
+        Ok((Specialist::from_contents(contents), evidence, failures))
+    }
+
+    /// Learn-then-Test on the calibration rows; what was cut is never accepted.
+    fn certify(&self, specialist: &Specialist, answers: &[Answer]) -> Result<Certificate, Refusal> {
+        let (epsilon, delta) = (self.task.target.epsilon, self.task.target.delta);
+        let scores =
+            answers.iter().map(|answer| if answer.is_whole { specialist.judge(answer.written()).score } else { -1.0 });
+        let losses = self.losses(Part::Calibration, answers);
+        match self.generate.metric {
+            TextMetric::ExactMatch => {
+                let rows: Vec<(f32, bool)> = scores.zip(losses).map(|(score, loss)| (score, loss > 0.0)).collect();
+                learn_then_test(&rows, epsilon, delta)
+            }
+            TextMetric::TokenF1 | TextMetric::RougeL => {
+                learn_then_test_graded(&scores.zip(losses).collect::<Vec<_>>(), epsilon, delta)
+            }
+        }
+    }
+
+    /// Loss of each row if it is accepted: 1 − metric; 0 where the reference is wrong itself.
+    fn losses(&self, part: Part, answers: &[Answer]) -> Vec<f64> {
+        let values = self.values(part, answers);
+        let rows = values.into_iter().enumerate();
+        rows.map(|(at, value)| if self.is_reference_right(part, at) { 1.0 - value } else { 0.0 }).collect()
+    }
+
+    fn is_reference_right(&self, part: Part, at: usize) -> bool {
+        let reference = self.splits.part(part)[at].row.reference.as_deref();
+        reference.is_none_or(|text| text::is_exact(text, &self.expected[part as usize][at], self.schema.is_some()))
+    }
+
+    /// The rows as right (class 0) or wrong (class 1).
+    fn scored(&self, specialist: &Specialist, part: Part, answers: &[Answer]) -> Vec<ScoredRow> {
+        let exact = self.is_exact(part, answers);
+        let rows = self.splits.part(part).iter().zip(answers).zip(exact).enumerate();
+        rows.map(|(at, ((example, answer), is_exact))| {
+            let judged = specialist.judge(answer.written());
+            ScoredRow {
+                predicted: usize::from(!is_exact),
+                gold: 0,
+                score: judged.score,
+                accepted: judged.is_accepted,
+                reference_right: self.is_reference_right(part, at),
+                group: example.row.group.clone(),
+                extra: example.row.extra.clone(),
+            }
+        })
+        .collect()
+    }
+
+    fn evaluation(&self, specialist: &Specialist, part: Part, answers: &[Answer], scored: &[ScoredRow]) -> EvalReport {
+        let (metric, seed) = (self.generate.metric, self.bench.seed);
+        let labels = ["exact".to_owned(), "not exact".to_owned()];
+        let yardstick = Yardstick {
+            reject_below: None,
+            labels: &labels,
+            metric: Metric::Accuracy,
+            out_of_scope: None,
+            certificate: specialist.manifest().certificate,
+            has_reference: self.task.reference.is_some(),
+            margin: self.task.target.margin,
+            slices: &self.task.data.slice,
+            seed,
+        };
+        let groups = self.groups(part);
+        let measured = text::measure(metric, &self.values(part, answers), seed, groups.as_ref());
+        let mut report = evaluation::evaluate(scored, &yardstick);
+        // There are no classes to tell apart.
+        (report.per_class, report.confusions) = (Vec::new(), Vec::new());
+        report.macro_f1 = report.accuracy;
+        metric.name().clone_into(&mut report.metric);
+        (report.value, report.interval) = (measured.value, measured.interval);
+        if metric != TextMetric::ExactMatch {
+            let losses = self.losses(part, answers);
+            report.slices.iter_mut().for_each(|slice| slice.risk = None);
+            report.risk_coverage = risk_coverage(scored, &losses);
+            if let Some(certificate) = specialist.manifest().certificate {
+                let accepted: Vec<f64> =
+                    scored.iter().zip(&losses).map(|(row, loss)| if row.accepted { *loss } else { 0.0 }).collect();
+                report.test_loss = Some(test_loss(metric, &accepted, certificate.epsilon, seed, groups.as_ref()));
+            }
+        }
+        report
+    }
+
+    /// Rows that are not exact, worst first: those that it would answer alone, surest first.
+    fn failures(&self, part: Part, answers: &[Answer], scored: &[ScoredRow]) -> Vec<FailedRow> {
+        let mut wrong: Vec<usize> = (0..scored.len()).filter(|&at| scored[at].predicted != scored[at].gold).collect();
+        wrong.sort_by(|&a, &b| {
+            let (first, second) = (&scored[a], &scored[b]);
+            second.accepted.cmp(&first.accepted).then(second.score.total_cmp(&first.score)).then(a.cmp(&b))
+        });
+        let failed = wrong.into_iter().take(MAX_FAILURES).map(|at| {
+            let example = &self.splits.part(part)[at];
+            FailedRow {
+                place: example.row.place.to_string(),
+                text: excerpt(&example.row.text),
+                gold: excerpt(&self.expected[part as usize][at]),
+                called: excerpt(&answers[at].text),
+                score: scored[at].score,
+                accepted: scored[at].accepted,
+            }
+        });
+        failed.collect()
+    }
+
+    /// The first validation rows in an order that hangs on their text alone.
+    fn probe(&self, specialist: &Specialist, answers: &[Answer]) -> Vec<ProbeRow> {
+        let examples = self.splits.part(Part::Validation);
+        let mut order: Vec<usize> = (0..answers.len()).collect();
+        order.sort_by_key(|&at| (Digest::of(examples[at].row.text.as_bytes()), at));
+        let rows = order.into_iter().take(bundle::MAX_PROBE_ROWS).map(|at| ProbeRow {
+            text: examples[at].row.text.clone(),
+            label: answers[at].text.clone(),
+            score: specialist.judge(answers[at].written()).score,
+        });
+        rows.collect()
+    }
+
+    pub(super) fn notes(&self) -> Vec<String> {
+        let mut notes = Vec::new();
+        let leak = &self.splits.leak;
+        if leak.removed > 0 {
+            notes.push(format!(
+                "{} training rows were left out: {} equal and {} nearly equal to calibration or test rows, {} of their groups",
+                leak.removed, leak.exact, leak.near, leak.same_group
+            ));
+        }
+        if leak.contradictions > 0 {
+            notes.push(format!("{} rows repeat a text with another output", leak.contradictions));
+        }
+        for (part, most) in MAX_WRITTEN {
+            let n = self.splits.part(part).len();
+            if n > most {
+                notes.push(format!("of {n} {} rows the first {most} were written for", part.name()));
+            }
+        }
+        if self.measured_part() == Part::Validation {
+            let note = "there are no test rows: figures are those of validation rows, which also chose the rung";
+            notes.push(note.to_owned());
+        }
+        if self.embeddings.is_none() {
+            notes.push("no encoder was at hand: `auto` cannot find this specialist".to_owned());
+        }
+        notes
+    }
+}
+
+/// The index whose value is greatest; the first of equals.
+fn most(n: usize, value: impl Fn(usize) -> f32) -> usize {
+    (0..n)
+        .fold((0, f32::NEG_INFINITY), |best, at| {
+            let value = value(at);
+            if value > best.1 { (at, value) } else { best }
+        })
+        .0
+}
+
+fn sparse_dot(a: &SparseRow, b: &SparseRow) -> f32 {
+    let (mut sum, mut at) = (0.0, 0);
+    for (column, value) in a.iter() {
+        while at < b.columns.len() && (b.columns[at] as usize) < column {
+            at += 1;
+        }
+        if at < b.columns.len() && b.columns[at] as usize == column {
+            sum += value * b.values[at];
+        }
+    }
+    sum
+}
+
+fn excerpt(text: &str) -> String {
+    let mut short: String = text.chars().take(EXCERPT_CHARACTERS).collect();
+    if short.len() < text.len() {
+        short.push('…');
+    }
+    short
+}
+
+/// The number as it was written: 0.0002 and not 0.00019999999.
+fn decimal(x: f32) -> f64 {
+    x.to_string().parse().expect("a number's own text is a number")
+}
+
+/// Everything that an adapter's numbers hang on.
+fn plan_digest(decoder: &Decoder, recipe: &lora::Recipe, bench: &Workbench<'_>, rows: [&[Row]; 2]) -> Digest {
+    let (base, tier) = (decoder.base().digest, bench.pool.tier());
+    let mut bytes = format!("{CONFIG_FILE} 1\n{base}\n{recipe:?}\n{}\n{tier}\n", bench.seed).into_bytes();
+    for row in rows.into_iter().flatten() {
+        for ids in [&row.prompt, &row.answer] {
+            bytes.extend((ids.len() as u64).to_le_bytes());
+            bytes.extend(ids.iter().flat_map(|id| id.0.to_le_bytes()));
+        }
+    }
+    Digest::of(&bytes)
+}
+
+/// Mean loss and coverage by threshold, strict to loose.
+fn risk_coverage(rows: &[ScoredRow], losses: &[f64]) -> Vec<RiskCoverage> {
+    const POINTS: usize = 100;
+    let n = rows.len().max(1) as f64;
+    let grid: Vec<f32> = thresholds().collect();
+    let step = (grid.len() / POINTS).max(1);
+    let points = grid.into_iter().step_by(step).map(|threshold| {
+        let accepted = rows.iter().zip(losses).filter(|(row, _)| row.score >= threshold);
+        let (accepted, risk) = accepted.fold((0u64, 0.0), |(n, sum), (_, loss)| (n + 1, sum + loss));
+        RiskCoverage { threshold, coverage: accepted as f64 / n, risk: risk / n }
+    });
+    points.collect()
+}
+
+/// The mean loss of what was accepted, tried on rows that the certificate has not seen.
+fn test_loss(metric: TextMetric, losses: &[f64], epsilon: f64, seed: u64, groups: Option<&Groups>) -> TestLoss {
+    let measured = text::measure(metric, losses, seed, groups);
+    let p = graded::p_value(measured.value, losses.len() as u64, epsilon);
+    TestLoss {
+        loss: measured.value,
+        losses: losses.iter().filter(|loss| **loss > 0.0).count() as u64,
+        interval: measured.interval,
+        epsilon,
+        held: measured.interval[0] <= epsilon,
+        shown: groups.is_none() && p <= (1.0 - CONFIDENCE) / 2.0,
+    }
+}
