@@ -193,7 +193,7 @@ fn evaluating_the_test_file_repeats_the_figures_of_the_build() {
     let outcome = bench.build(Some(&WordHashes), 1);
     let specialist = Specialist::open(&outcome.path).unwrap();
     let text = ["text".to_owned()];
-    let columns = Columns { text: &text, label: "label", group: None, reference: None };
+    let columns = Columns::new(&text, "label");
     let file = bench.dir.path().join("test.csv");
     let report = |encoder| evaluate(&specialist, encoder, &bench.pool, &file, &columns, 1, &mut silent);
     assert_eq!(report(Some(&WordHashes)).unwrap(), outcome.evaluation);
@@ -431,7 +431,7 @@ fn a_tuned_encoder_ships_its_layers() {
     }
     // The figures again, from disk; a base without layers to change is refused.
     let text = vec!["text".to_owned()];
-    let columns = Columns { text: &text, label: "label", group: None, reference: None };
+    let columns = Columns::new(&text, "label");
     let test = bench.dir.path().join("test.csv");
     let report = evaluate(&specialist, Some(&encoder), &bench.pool, &test, &columns, 1, &mut silent).unwrap();
     assert_eq!(report.value, outcome.value);

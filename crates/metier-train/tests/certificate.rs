@@ -104,7 +104,7 @@ fn scored(study: &Study, data: &std::path::Path) -> Vec<(f32, bool)> {
     let outcome = build(&task, &bench, &mut silent, &|| Duration::ZERO).unwrap();
     let specialist = Specialist::open(&outcome.path).unwrap();
     let text = [study.text.to_owned()];
-    let columns = Columns { text: &text, label: study.label, group: None, reference: None };
+    let columns = Columns::new(&text, study.label);
     let rows = table::read(&data.join(study.pool), &columns).unwrap();
     let examples = split::examples(rows, &specialist.manifest().labels).unwrap();
     let score = |example| {

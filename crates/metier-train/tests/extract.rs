@@ -150,7 +150,7 @@ fn builds_certifies_and_reads_with_evidence() {
 
     // The figures again, from disk.
     let (columns, test) = (vec!["text".to_owned()], bench.dir.path().join("test.jsonl"));
-    let columns = Columns { text: &columns, label: "output", group: None, reference: None };
+    let columns = Columns::new(&columns, "output");
     let report = evaluate(&specialist, Some(&bench.encoder), &bench.pool, &test, &columns, 1, &mut silent).unwrap();
     assert_eq!((report.value, report.accuracy.value), (outcome.value, outcome.evaluation.accuracy.value));
     // The files that people read are there and speak of fields.

@@ -47,7 +47,7 @@ impl Bench {
     fn again(&self, outcome: &BuildOutcome, encoder: Option<&dyn Embed>) -> f64 {
         let specialist = Specialist::open(&outcome.path).unwrap();
         let text = ["left", "right"].map(str::to_owned);
-        let columns = Columns { text: &text, label: "label", group: None, reference: None };
+        let columns = Columns::new(&text, "label");
         let test = self.dir.path().join("test.jsonl");
         evaluate(&specialist, encoder, &self.pool, &test, &columns, 1, &mut silent).unwrap().value
     }

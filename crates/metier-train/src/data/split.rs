@@ -10,13 +10,17 @@
 //! A part that has a file is that file; each other takes a tenth of the training rows, by SHA-256 of seed and group (or
 //! text, folded): adding rows later moves no other row, and equal texts never part.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::PathBuf,
+};
 
 use metier_model::{Digest, features::fold, specialist::manifest::DataFile};
 use serde::{Deserialize, Serialize};
 
 use super::{
     Place, TaskFile,
+    answers::Answers,
     leak::{self, LeakReport},
     nearest,
     table::{self, Columns, DataError, Row},
@@ -154,13 +158,25 @@ pub fn load(task: &TaskFile, seed: u64) -> Result<Splits, DataError> {
 /// The files of a task and their rows, by part.
 fn read(task: &TaskFile) -> Result<(Vec<DataFile>, [Vec<Row>; 4]), DataError> {
     let data = &task.data;
+    let mut files = Vec::new();
+    let mut answers = |path: &Option<PathBuf>| match path {
+        None => Ok(None),
+        Some(path) => {
+            let answers = Answers::read(path)?;
+            let sha256 = Digest::of_file(path).map_err(|source| DataError::Io { path: path.clone(), source })?;
+            files.push(DataFile { role: "answers".to_owned(), sha256, rows: answers.first.len() as u64 });
+            Ok(Some(answers))
+        }
+    };
+    let (label_answers, reference_answers) = (answers(&data.label_answers)?, answers(&task.reference_answers)?);
     let columns = Columns {
         text: &data.text,
         label: &data.label,
         group: data.group.as_deref(),
         reference: task.reference.as_deref(),
+        label_answers: label_answers.as_ref(),
+        reference_answers: reference_answers.as_ref(),
     };
-    let mut files = Vec::new();
     let mut rows: [Vec<Row>; 4] = Default::default();
     for (part, paths) in Part::ALL.into_iter().zip([&data.train, &data.validation, &data.calibration, &data.test]) {
         for path in paths {
@@ -317,6 +333,44 @@ mod tests {
                 + &format!("\"{}!\",l{},c{}\n", row(i).to_uppercase(), i % 2, i % 23)
         });
         format!("text,label,customer\n{}", lines.collect::<String>())
+    }
+
+    #[test]
+    fn a_teachers_answers_stand_in_for_a_column() {
+        use super::super::answers::{Answer, Asked, Writer, key};
+        let dir = tempfile::tempdir().unwrap();
+        let path = |name: &str| dir.path().join(name);
+        let rows: Vec<(String, &str)> =
+            (0..300).map(|i| (format!("text {} {i}", i * 7919), ["a", "b"][i % 2])).collect();
+        let csv: String = rows.iter().map(|(text, gold)| format!("{text},{gold}\n")).collect();
+        std::fs::write(path("train.csv"), format!("text,gold\n{csv}")).unwrap();
+        let (mut writer, _) = Writer::open(&path("answers.jsonl"), &Asked::new("t", "big", "?")).unwrap();
+        // Of 300 rows 20 are not answered, and 10 not with a label; else the teacher says the other label.
+        for (i, (text, gold)) in rows.iter().enumerate().skip(20) {
+            let answer = (i >= 30).then(|| if *gold == "a" { "b" } else { "a" }.to_owned());
+            let row = key(text);
+            let (said, again, model, cost_usd, receipt) = (None, false, None, None, None);
+            writer.add(&Answer { row, answer, said, again, model, cost_usd, receipt }).unwrap();
+        }
+        drop(writer);
+        let read = |extra: &str| {
+            let toml = format!("name = \"t\"\nkind = \"classify\"\n[data]\ntrain = \"train.csv\"\n{extra}");
+            load(&TaskFile::parse(&toml, &path("task.toml"), &|_| None).unwrap(), 7)
+        };
+        let splits = read("label = \"answers.jsonl\"").unwrap();
+        assert_eq!(splits.counts().values().sum::<u64>(), 270);
+        let gold = |example: &Example| example.row.extra[0].1.clone();
+        assert!(Part::ALL.iter().flat_map(|part| splits.part(*part)).all(|example| example.row.label != gold(example)));
+        assert!(splits.files.iter().any(|file| file.role == "answers"));
+        // As the reference all rows stay: what it did not answer is wrong there.
+        let splits = read("label = \"gold\"\n[reference]\ncolumn = \"answers.jsonl\"").unwrap();
+        assert_eq!(splits.counts().values().sum::<u64>(), 300);
+        let references =
+            || Part::ALL.iter().flat_map(|part| splits.part(*part)).map(|e| e.row.reference.clone().unwrap());
+        assert_eq!(references().filter(String::is_empty).count(), 30);
+        std::fs::write(path("train.csv"), "text,gold\nnever asked,a\nnor this,b\n").unwrap();
+        let error = read("label = \"answers.jsonl\"").unwrap_err().to_string();
+        assert!(error.contains("holds no row that has an answer: `metier dataset label` asks"), "{error}");
     }
 
     #[test]

@@ -9,7 +9,11 @@ use std::{
 
 use metier_model::specialist::{inputs::cell, render_inputs};
 
-use super::{Place, nearest};
+use super::{
+    Place,
+    answers::{self, Answers},
+    nearest,
+};
 
 /// Most rows of one file.
 pub const MAX_ROWS: usize = 2_000_000;
@@ -48,6 +52,17 @@ pub struct Columns<'a> {
     pub group: Option<&'a str>,
     /// Answers of the reference.
     pub reference: Option<&'a str>,
+    /// A teacher's answers in the place of the label's column; rows without one are left out.
+    pub label_answers: Option<&'a Answers>,
+    /// A teacher's answers in the place of the reference's column.
+    pub reference_answers: Option<&'a Answers>,
+}
+
+impl<'a> Columns<'a> {
+    /// Inputs and label, nothing else.
+    pub fn new(text: &'a [String], label: &'a str) -> Self {
+        Self { text, label, group: None, reference: None, label_answers: None, reference_answers: None }
+    }
 }
 
 /// Rows cannot be used.
@@ -102,9 +117,13 @@ pub fn read(path: &Path, columns: &Columns<'_>) -> Result<Vec<Row>, DataError> {
                 format!("more than {MAX_ROWS} rows; this version reads no more"),
             ));
         }
-        rows.push(row(record, columns)?);
+        rows.extend(row(record, columns)?);
         Ok(true)
     })?;
+    if rows.is_empty() && columns.label_answers.is_some() {
+        let message = "holds no row that has an answer: `metier dataset label` asks for them";
+        return Err(DataError::File { path: path.to_owned(), message: message.to_owned() });
+    }
     if rows.is_empty() {
         return Err(DataError::File { path: path.to_owned(), message: "holds no rows".to_owned() });
     }
@@ -139,8 +158,7 @@ pub fn inputs(path: &Path, text: &[String], label: &str) -> Result<Vec<Input>, D
         let gold = record.header.iter().position(|name| &**name == label);
         let gold = gold.map(|at| record.values[at].trim().to_owned()).filter(|gold| !gold.is_empty());
         // Any column will do as the label: the row is read for its text alone.
-        let columns = Columns { text, label: &text[0], group: None, reference: None };
-        let Row { text, place, .. } = row(record, &columns)?;
+        let Some(Row { text, place, .. }) = row(record, &Columns::new(text, &text[0]))? else { return Ok(true) };
         inputs.push(Input { text, label: gold, place });
         Ok(true)
     })?;
@@ -154,7 +172,8 @@ pub(crate) struct Record {
     pub(crate) values: Vec<String>,
 }
 
-fn row(record: Record, columns: &Columns<'_>) -> Result<Row, DataError> {
+/// `None` where a teacher was to answer and has not.
+fn row(record: Record, columns: &Columns<'_>) -> Result<Option<Row>, DataError> {
     let Record { place, header, mut values } = record;
     if let Some(at) = values.iter().position(|value| value.len() > MAX_CELL_BYTES) {
         let message = format!("`{}` has {} bytes; at most {MAX_CELL_BYTES} are read", header[at], values[at].len());
@@ -169,7 +188,7 @@ fn row(record: Record, columns: &Columns<'_>) -> Result<Row, DataError> {
         })
     };
     let text = columns.text.iter().map(|column| find(column)).collect::<Result<Vec<_>, _>>()?;
-    let label = find(columns.label)?;
+    let label = if columns.label_answers.is_some() { None } else { Some(find(columns.label)?) };
     let group = columns.group.map(find).transpose()?;
     let reference = columns.reference.map(find).transpose()?;
     if let Some(&empty) = text.iter().find(|&&at| values[at].trim().is_empty())
@@ -177,29 +196,38 @@ fn row(record: Record, columns: &Columns<'_>) -> Result<Row, DataError> {
     {
         return Err(DataError::row(&place, format!("`{}` is empty", header[empty])));
     }
-    for at in [Some(label), group].into_iter().flatten() {
+    for at in [label, group].into_iter().flatten() {
         if values[at].trim().is_empty() {
             return Err(DataError::row(&place, format!("`{}` is empty", header[at])));
         }
     }
-    if values[label].starts_with('[') && serde_json::from_str::<Vec<serde_json::Value>>(&values[label]).is_ok() {
+    if let Some(label) = label
+        && values[label].starts_with('[')
+        && serde_json::from_str::<Vec<serde_json::Value>>(&values[label]).is_ok()
+    {
         let message = format!("several labels a row (a list in `{}`) are not supported by this version", header[label]);
         return Err(DataError::row(&place, message));
     }
     let inputs: Vec<&str> = text.iter().map(|&at| values[at].as_str()).collect();
     let rendered = render_inputs(columns.text, &inputs);
     let extra = (0..values.len())
-        .filter(|at| !text.contains(at) && ![Some(label), group, reference].contains(&Some(*at)))
+        .filter(|at| !text.contains(at) && ![label, group, reference].contains(&Some(*at)))
         .map(|at| (Arc::clone(&header[at]), values[at].clone()))
         .collect();
-    Ok(Row {
-        text: rendered,
-        group: group.map(|at| std::mem::take(&mut values[at])),
-        reference: reference.map(|at| values[at].trim().to_owned()),
-        label: values[label].trim().to_owned(),
-        extra,
-        place,
-    })
+    let answered = |answers: &Answers| answers.first.get(&answers::key(&rendered))?.answer.clone();
+    let label = match (columns.label_answers, label) {
+        (Some(answers), _) => answered(answers),
+        (None, Some(at)) => Some(values[at].trim().to_owned()),
+        (None, None) => None,
+    };
+    let Some(label) = label else { return Ok(None) };
+    let reference = match columns.reference_answers {
+        // What it did not answer, or not with a label, is no answer of the reference: it is never right there.
+        Some(answers) => Some(answered(answers).unwrap_or_default()),
+        None => reference.map(|at| values[at].trim().to_owned()),
+    };
+    let group = group.map(|at| std::mem::take(&mut values[at]));
+    Ok(Some(Row { text: rendered, group, reference, label, extra, place }))
 }
 
 /// Calls `take` with every record until it says false.
@@ -388,7 +416,7 @@ mod tests {
         let path = dir.path().join(name);
         std::fs::write(&path, bytes).unwrap();
         let text = ["text".to_owned()];
-        let columns = Columns { text: &text, label: "label", group: None, reference: None };
+        let columns = Columns::new(&text, "label");
         let folder = format!("{}/", dir.path().display());
         read(&path, &columns).map_err(|error| {
             let cause = std::error::Error::source(&error).map(|cause| format!(": {cause}")).unwrap_or_default();

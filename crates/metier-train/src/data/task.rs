@@ -21,6 +21,9 @@ pub use metier_model::specialist::manifest::Kind;
 /// Minutes of a budget, at most: a year.
 const MAX_BUDGET_MINUTES: f64 = 525_600.0;
 
+/// What the name of a file of answers ends with, where a column's name is expected.
+const ANSWERS: &str = ".jsonl";
+
 /// Every key there is, by table; the empty table is the top of the file.
 const KEYS: [(&str, &[&str]); 7] = [
     ("", &["name", "kind", "instruction", "data", "reference", "target", "policy", "budget", "tune"]),
@@ -61,6 +64,8 @@ pub struct TaskFile {
     pub data: Data,
     /// Column with the answers of what the specialist is compared with; `None`: the gold label is the reference.
     pub reference: Option<String>,
+    /// The same in a file of a teacher's answers.
+    pub reference_answers: Option<PathBuf>,
     /// What is to be reached.
     pub target: Target,
     /// The label whose F1 is the metric; none: see [`positive`](super::positive).
@@ -92,6 +97,8 @@ pub struct Data {
     pub text: Vec<String>,
     /// Column with the label, with the answer of an extraction, or with the output of a generation.
     pub label: String,
+    /// The same in a file of a teacher's answers: then no column is read.
+    pub label_answers: Option<PathBuf>,
     /// Label that means "none of these".
     pub out_of_scope: Option<String>,
     /// Column whose equal values never part.
@@ -312,6 +319,13 @@ impl TaskFile {
             }
             None => Ok(()),
         };
+        // A file in the place of a column: what `metier dataset label` wrote.
+        let answers_in = |column: &str| -> Result<Option<PathBuf>, TaskError> {
+            let file = column.ends_with(ANSWERS).then(|| expand(column, environment).map_err(wrong));
+            Ok(file.transpose()?.map(|file| folder.join(file)))
+        };
+        let reference = raw.reference.as_ref().map(|reference| reference.column.clone());
+        let reference_answers = reference.as_deref().map(answers_in).transpose()?.flatten();
         let (output, spans) = (raw.data.output.as_deref(), raw.data.spans.clone());
         let (label, none) = (raw.data.label.is_some(), raw.data.out_of_scope.is_some());
         let of_classify = [("data.label", label), ("data.out_of_scope", none)];
@@ -366,6 +380,7 @@ impl TaskFile {
             calibration: paths(raw.data.calibration)?,
             test: paths(raw.data.test)?,
             text,
+            label_answers: answers_in(&answer)?,
             label: answer,
             out_of_scope: raw.data.out_of_scope,
             group: raw.data.group,
@@ -423,7 +438,8 @@ impl TaskFile {
             name: raw.name,
             kind,
             data,
-            reference: raw.reference.map(|reference| reference.column),
+            reference: reference.filter(|_| reference_answers.is_none()),
+            reference_answers,
             target: Target {
                 metric,
                 margin: share(target.margin, 0.01, "margin", true)?,
@@ -526,7 +542,7 @@ mod tests {
         check(&extract(""), "an extraction needs a JSON Schema file that says what to answer");
         check(&extract("label = \"x\""), "`data.label` belongs to `kind = \"classify\"`, and this is `extract`");
         check(&data("output = \"x\""), "`data.output` belongs to `kind = \"extract\"`, and this is `classify`");
-        check(&data("[tune]\nepochs = 3"), "`tune` belongs to `kind = \"extract\"`, and this is `classify`");
+        check(&data("[tune]\nepochs = 3"), "`tune` belongs to `kind = \"generate\"`, and this is `classify`");
         check(
             &data("[target]\nmetric = \"token_f1\""),
             "metric `token_f1` is not supported by this version for `classify`",

@@ -69,7 +69,7 @@ pub fn run(args: &EvalArgs) -> Outcome {
     let pool = bases::pool(&settings, &environment)?;
     let usual = if manifest.kind == Kind::Extract { "output" } else { "label" };
     let label = args.label.as_deref().unwrap_or(usual);
-    let columns = Columns { text, label, group: None, reference: None };
+    let columns = Columns::new(text, label);
     let mut bars = Bars::new();
     let report = metier_train::evaluate(
         &specialist,
