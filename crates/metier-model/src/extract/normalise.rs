@@ -74,6 +74,8 @@ pub fn fold_case(text: &str) -> String {
 }
 
 fn json_number(decimal: &str) -> Option<Value> {
+    // `95.209,00` is the integer 95209: two writings of a number are one value.
+    let decimal = if decimal.contains('.') { decimal.trim_end_matches('0').trim_end_matches('.') } else { decimal };
     if let Ok(whole) = decimal.parse::<i64>() {
         return Some(Value::Number(whole.into()));
     }
@@ -445,6 +447,8 @@ mod tests {
                 ("12", Some("12")),
                 ("1,234.50", Some("1234.5")),
                 ("1.234,50", Some("1234.5")),
+                ("95.209,00", Some("95209")),
+                ("100", Some("100")),
                 ("1 234,5", Some("1234.5")),
                 ("1'234'567", Some("1234567")),
                 ("1,234", Some("1234")),

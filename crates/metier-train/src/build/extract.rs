@@ -13,7 +13,7 @@ use std::{collections::BTreeMap, path::Path, sync::Arc, time::Duration};
 use metier_kernels::Pool;
 use metier_model::{
     Digest, Encoder, Progress, Specialist, Unit,
-    extract::{Extractor, Field, ReadError, Reading, Schema, Scores, Span, Tokenised, log_odds, normalise::squeeze},
+    extract::{Extractor, Field, ReadError, Reading, Schema, Scores, Span, Tokenised, log_odds},
     proof::{Calibrator, Method, NonInferiority, Paired, learn_then_test},
     specialist::{
         Contents, EncoderFile, Neighbours, ProbeRow, bundle,
@@ -35,7 +35,7 @@ use crate::{
     },
     data::{
         Part, Splits, TaskFile,
-        extract::{self, Alignment, ExtractMetric, ExtractTask, Gold, RawTune},
+        extract::{self, Alignment, ExtractMetric, ExtractTask, Gold, RawTune, same},
         split::{self, Example},
         table::{self, Columns},
         task::Metric,
@@ -485,15 +485,6 @@ fn neighbours(
     near.sort_by(f64::total_cmp);
     let match_threshold = if near.is_empty() { 1.0 } else { metrics::quantile(&near, MATCH_MISSES) as f32 };
     Ok(Some(Neighbours { centroids: vec![centre], match_threshold }))
-}
-
-/// Is it the same value? Texts up to white space, numbers up to their writing.
-fn same(a: &Value, b: &Value) -> bool {
-    match (a, b) {
-        (Value::String(a), Value::String(b)) => squeeze(a) == squeeze(b),
-        (Value::Number(a), Value::Number(b)) => a == b || a.as_f64() == b.as_f64(),
-        _ => a == b,
-    }
 }
 
 /// Pairs that are right; each gold value counts once.

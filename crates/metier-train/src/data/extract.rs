@@ -291,6 +291,15 @@ fn place_values(text: &str, words: &[Range<usize>], schema: &Schema, gold: &mut 
     }
 }
 
+/// Is it the same value? Texts up to white space, numbers up to their writing.
+pub fn same(a: &Value, b: &Value) -> bool {
+    match (a, b) {
+        (Value::String(a), Value::String(b)) => normalise::squeeze(a) == normalise::squeeze(b),
+        (Value::Number(a), Value::Number(b)) => a == b || a.as_f64() == b.as_f64(),
+        _ => a == b,
+    }
+}
+
 /// Bytes of all places where a value stands, by the first rule that finds any.
 fn places(text: &str, words: &[Range<usize>], field: &Field, value: &Value) -> Vec<Range<usize>> {
     if let Some(value) = value.as_str() {
@@ -314,7 +323,9 @@ fn places(text: &str, words: &[Range<usize>], field: &Field, value: &Value) -> V
         for (first, word) in words.iter().enumerate() {
             // The shortest writing from here on.
             let mut ends = words[first..].iter().take(MAX_RULE_WORDS).map(|last| last.end);
-            if let Some(end) = ends.find(|end| field.value(&text[word.start..*end]).as_ref() == Some(value)) {
+            if let Some(end) =
+                ends.find(|end| field.value(&text[word.start..*end]).is_some_and(|found| same(&found, value)))
+            {
                 found.push(word.start..end);
             }
         }
@@ -403,6 +414,7 @@ mod tests {
         check("item X200b", json!({"number": "X200"}), &[("number", "X200")], &[]);
         check("item Xyzzy", json!({"number": "yzz"}), &[("number", "Xyzzy")], &[]);
         check("nothing here", json!({"number": "PO-9", "amount": 3}), &[], &["number", "amount"]);
+        check("at 95.209,00 GBP", json!({"amount": 95209.0}), &[("amount", "95.209,00")], &[]);
         check("5 and 5", json!({"number": "5", "amount": 5}), &[("number", "5"), ("amount", "5")], &[]);
     }
 
