@@ -48,7 +48,8 @@ pub fn render_inputs<S: AsRef<str>>(names: &[String], values: &[S]) -> String {
         let (name, value) = (key(name), value.as_ref());
         match (structure(value), names.len()) {
             (None, 1) => return value.to_owned(),
-            (None, _) => lines.push(format!("{name}: {}", one_line(value))),
+            // One for one: places in the text stay places in the input.
+            (None, _) => lines.push(format!("{name}: {}", value.replace(['\n', '\r'], " "))),
             (Some(value), n) => {
                 let before = lines.len();
                 fields(if n == 1 { String::new() } else { name.clone() }, &value, &mut lines);
