@@ -152,6 +152,9 @@ impl SpecialistStore {
                 Err(error) => return Err(at(&lock_path)(error)),
             };
             lock.lock().map_err(at(&lock_path))?;
+            if !lock_path.exists() {
+                continue; // swept away before it was held
+            }
             fs::create_dir(&dir).map_err(at(&dir))?;
             return Ok(Staging { dir, lock_path, _lock: lock });
         }
@@ -236,7 +239,11 @@ impl SpecialistStore {
         for entry in fs::read_dir(&self.root).map_err(at(&self.root))? {
             let path = entry.map_err(at(&self.root))?.path();
             let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
-            if !name.starts_with(STAGING) || path.extension().is_some() {
+            if !name.starts_with(STAGING) {
+                continue;
+            }
+            if path.extension().is_some() {
+                sweep_lock(&path);
                 continue;
             }
             let lock_path = path.with_added_extension("lock");
@@ -247,6 +254,15 @@ impl SpecialistStore {
             }
         }
         Ok(())
+    }
+}
+
+/// Removes a lock that nobody holds and whose folder was never made: what a process left that was killed in between.
+fn sweep_lock(path: &Path) {
+    if let (false, Ok(lock)) = (path.with_extension("").exists(), File::open(path))
+        && lock.try_lock().is_ok()
+    {
+        let _ = fs::remove_file(path);
     }
 }
 
