@@ -102,6 +102,10 @@ impl Splits {
 pub fn load(task: &TaskFile, seed: u64) -> Result<Splits, DataError> {
     let data = &task.data;
     let (files, rows) = read(task)?;
+    if let Some(row) = rows.iter().flatten().find(|row| is_list(&row.label)) {
+        let message = format!("several labels a row (a list in `{}`) are not supported by this version", data.label);
+        return Err(DataError::row(&row.place, message));
+    }
     let labels = labels(&rows, data.out_of_scope.as_deref())?;
     let given = [true, !data.validation.is_empty(), !data.calibration.is_empty(), !data.test.is_empty()];
     let mut parts: [Vec<Example>; 4] = Default::default();
@@ -153,6 +157,10 @@ pub fn load(task: &TaskFile, seed: u64) -> Result<Splits, DataError> {
         )));
     }
     Ok(Splits { labels, parts, files, leak, moved_to_train })
+}
+
+fn is_list(label: &str) -> bool {
+    label.starts_with('[') && serde_json::from_str::<Vec<serde_json::Value>>(label).is_ok()
 }
 
 /// The files of a task and their rows, by part.
@@ -410,6 +418,11 @@ mod tests {
     fn refuses_what_is_no_task() {
         let good = rows();
         check(&[("train.csv", "text,label\na,x\nb,x\nc,x\n")], "", "all training rows have the label `x`");
+        check(
+            &[("train.csv", "text,label\na,x\nb,\"[\"\"x\"\",\"\"y\"\"]\"\n")],
+            "",
+            "train.csv:3: several labels a row (a list in `label`) are not supported",
+        );
         let misspelt = format!("{good}something else,l00,c1\n");
         check(
             &[("train.csv", &misspelt)],

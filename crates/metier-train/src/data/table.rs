@@ -201,13 +201,6 @@ fn row(record: Record, columns: &Columns<'_>) -> Result<Option<Row>, DataError> 
             return Err(DataError::row(&place, format!("`{}` is empty", header[at])));
         }
     }
-    if let Some(label) = label
-        && values[label].starts_with('[')
-        && serde_json::from_str::<Vec<serde_json::Value>>(&values[label]).is_ok()
-    {
-        let message = format!("several labels a row (a list in `{}`) are not supported by this version", header[label]);
-        return Err(DataError::row(&place, message));
-    }
     let inputs: Vec<&str> = text.iter().map(|&at| values[at].as_str()).collect();
     let rendered = render_inputs(columns.text, &inputs);
     let extra = (0..values.len())
@@ -445,11 +438,6 @@ mod tests {
         check("a.csv", b"text,label\na,b\nc\n", "a.csv:3: 1 cells, the header has 2");
         check("a.csv", b"text,text\na,b\n", "a.csv:1: two columns are named `text`");
         check("a.jsonl", b"{\"text\":\"a\",\"label\":\"b\"}\n\n{\"text\":1", "a.jsonl:3: not a JSON object");
-        check(
-            "a.jsonl",
-            b"{\"text\":\"a\",\"label\":[\"b\"]}",
-            "a.jsonl:1: several labels a row (a list in `label`) are not supported",
-        );
         check("a.jsonl", b"{\"text\":\"a\"}", "a.jsonl:1: there is no column `label` among `text`");
         check("a.parquet", b"PAR1", "cannot tell the format of `a.parquet`");
         check("a.csv.gz", b"not gzip", "cannot read `a.csv.gz`");
