@@ -424,6 +424,12 @@ mod tests {
     }
 
     #[test]
+    fn a_list_stays_a_list_for_whoever_reads_spans() {
+        let rows = read_bytes("a.jsonl", b"{\"text\":\"a b\",\"label\":[{\"start\":0,\"end\":1}]}").unwrap();
+        assert_eq!(rows[0].label, "[{\"start\":0,\"end\":1}]");
+    }
+
+    #[test]
     fn refuses_with_file_and_line() {
         check("a.csv", b"", "`a.csv` holds no rows");
         check("a.csv", b"text,label\n", "`a.csv` holds no rows");
