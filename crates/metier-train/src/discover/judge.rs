@@ -175,6 +175,8 @@ pub struct Judgement {
     pub chance: f64,
     /// What that stands on.
     pub evidence: Evidence,
+    /// The bound that was asked for.
+    pub epsilon: f64,
     /// Deferred requests.
     pub deferred: Count,
     /// Requests answered alone and otherwise than the LLM, or wrong.
@@ -207,12 +209,8 @@ pub fn attempt(
         }
     };
     let request_seconds = (elapsed() - before).as_secs_f64() / texts.len().max(1) as f64;
-    let target = Target {
-        metric: Metric::Accuracy,
-        margin: MARGIN,
-        epsilon: assumptions.epsilon,
-        delta: assumptions.delta,
-    };
+    let target =
+        Target { metric: Metric::Accuracy, margin: MARGIN, epsilon: assumptions.epsilon, delta: assumptions.delta };
     let deadline = Duration::from_secs_f64(assumptions.training_minutes * 60.0);
     let run = ladder::Run { pool: bench.pool, seed: bench.seed, clock: &elapsed, deadline, keeps: None };
     let inputs = ["text".to_owned()];
@@ -251,8 +249,7 @@ pub fn attempt(
     let n_differing = (0..measured.len()).filter(|&at| differing(at)).count();
 
     // Thresholds by what they let through on validation rows, before the measured rows are looked at.
-    let mut reached: Vec<f64> =
-        rung.validation.iter().map(|margins| f64::from(calibrator.score(margins))).collect();
+    let mut reached: Vec<f64> = rung.validation.iter().map(|margins| f64::from(calibrator.score(margins))).collect();
     reached.sort_by(f64::total_cmp);
     let threshold = |coverage: f64| {
         let slack = (coverage * (1.0 - coverage) / reached.len() as f64).sqrt();
@@ -370,6 +367,7 @@ fn untried(task: &Task, prior: Prior, why: String, assumptions: &Assumptions) ->
         not_tried: Some(why),
         adjusted: None,
         evidence: Evidence::Traits,
+        epsilon: assumptions.epsilon,
         deferred: guess(assumptions.prior_fallback),
         // A build answers alone only where it certifies that at most ε goes wrong.
         differs: Count { k: assumptions.epsilon / 2.0 * 100.0, n: 100.0 },
@@ -412,16 +410,19 @@ fn tried_one(
         let rate = trial.little_losses as f64 / n;
         let share_measured = n / trial.rows.iter().sum::<u64>() as f64;
         let have = trial.rows.iter().sum::<u64>();
-        let needed = rows_needed(epsilon, level / n_tried.max(1) as f64, rate).map(|rows| rows as f64 / share_measured / scale);
+        let needed =
+            rows_needed(epsilon, level / n_tried.max(1) as f64, rate).map(|rows| rows as f64 / share_measured / scale);
         let improves = trial.curve.as_ref().and_then(|curve| curve.exponent).is_some_and(|b| b.interval[0] > 0.0);
         match needed {
             Some(needed) => Verdict::NotYet {
                 more_rows: Some((needed as u64).saturating_sub(have).max(1)),
                 why: format!(
-                    "of its surest {:.0} % too many differ from the LLM for {} measured rows to show a bound of {:.1} %",
-                    100.0 * trial.little[1],
+                    "{} measured rows, which say as much as {} that have nothing to do with each other, cannot show that at most {:.1} % go wrong: of its surest {:.0} % {} differ from the LLM",
                     trial.rows[2],
-                    100.0 * epsilon
+                    trial.effective,
+                    100.0 * epsilon,
+                    100.0 * trial.little[1],
+                    trial.little_losses
                 ),
             },
             None if improves && chance >= HOPELESS / 10.0 => Verdict::NotYet {
@@ -463,6 +464,7 @@ fn tried_one(
         adjusted: Some([most, little]),
         chance: certain,
         evidence: Evidence::Tried,
+        epsilon,
         deferred,
         differs,
     }

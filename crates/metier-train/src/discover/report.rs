@@ -147,9 +147,9 @@ pub fn draw_up(
     let n_weeks = cases.iter().map(|case| case.weeks.len()).max().unwrap_or(1);
     let forecast = Forecast::new(n_weeks, assumptions, seed);
     let (priced, drawn): (Vec<_>, Vec<_>) = cases.iter().map(|case| forecast.price(case)).unzip();
-    let tasks_of_cases = discovery.tasks.iter().zip(&judgements).zip(&positions).filter(|(_, position)| position.is_ok());
-    let barred: Vec<order::Barred> =
-        tasks_of_cases.map(|((task, judgement), _)| barred(task, judgement)).collect();
+    let tasks_of_cases =
+        discovery.tasks.iter().zip(&judgements).zip(&positions).filter(|(_, position)| position.is_ok());
+    let barred: Vec<order::Barred> = tasks_of_cases.map(|((task, judgement), _)| barred(task, judgement)).collect();
     let portfolio = order::order(&forecast, &cases, &priced, &drawn, &barred);
 
     let mut entries: Vec<Entry> = discovery

@@ -272,6 +272,8 @@ pub struct Priced {
     pub terms: Terms,
     /// Saving if it passes, over the next best option.
     pub if_passed: Quantiles,
+    /// The same in running costs alone: without labels, builds and work.
+    pub running: Quantiles,
     /// Saving with the chance of a failure: what counts. Own costs, without those that specialists share.
     pub saving: Quantiles,
     /// Work, before any overrun.
@@ -377,7 +379,8 @@ impl<'a> Forecast<'a> {
 
         let mut all = Columns::new(chain.len());
         for shared in &self.shared {
-            let weeks = shared.weeks.iter().map(|&week| case.weeks[if week >= offset { week - offset } else { week % n }]);
+            let weeks =
+                shared.weeks.iter().map(|&week| case.weeks[if week >= offset { week - offset } else { week % n }]);
             let mut used = total_of(weeks);
             let factor = shared.growth * (sampling_sd * draw.normal()).exp();
             used.requests *= factor;
@@ -464,6 +467,7 @@ impl<'a> Forecast<'a> {
             chance: case.chance,
             terms,
             if_passed: Quantiles::of(&all.if_passed),
+            running: Quantiles::of(&all.running),
             saving,
             days,
             value_per_day: saving.mean / days.max(f64::MIN_POSITIVE),
@@ -496,6 +500,7 @@ struct Columns {
     alternatives: Vec<Vec<f64>>,
     without_training: Vec<f64>,
     if_passed: Vec<f64>,
+    running: Vec<f64>,
     saving: Vec<f64>,
     without_errors: Vec<f64>,
     errors: Vec<f64>,
@@ -516,6 +521,7 @@ impl Columns {
             alternatives: (0..n_alternatives).map(|_| column()).collect(),
             without_training: column(),
             if_passed: column(),
+            running: column(),
             saving: column(),
             without_errors: column(),
             errors: column(),
@@ -543,6 +549,7 @@ impl Columns {
         self.spend.push(used.cost_usd);
         self.without_training.push(alternatives);
         self.if_passed.push(terms.saving());
+        self.running.push(terms.saving() + terms.fixed());
         self.saving.push(if passes { terms.saving() } else { -terms.sunk(made) });
         self.without_errors.push(if passes { terms.saving() + terms.errors } else { -terms.sunk(made) });
         self.errors.push(if passes { errors } else { 0.0 });

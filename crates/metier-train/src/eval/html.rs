@@ -396,7 +396,10 @@ fn findings(outcome: &BuildOutcome) -> String {
 /// Error by training rows, both on logarithmic axes: a power law is a straight line.
 fn learning_curve(outcome: &BuildOutcome) -> String {
     let Some(curve) = &outcome.learning_curve else { return String::new() };
-    format!("<h2>Would more rows help?</h2><div class=\"plots\">{}</div>", curve_figure(curve, &outcome.metric, "validation"))
+    format!(
+        "<h2>Would more rows help?</h2><div class=\"plots\">{}</div>",
+        curve_figure(curve, &outcome.metric, "validation")
+    )
 }
 
 /// The same as a figure; `metric` on rows of a part.

@@ -32,7 +32,7 @@ fn plain() -> Assumptions {
     }
 }
 
-const SURE: f64 = 1e9;
+const SURE: f64 = 1e12;
 
 /// A thousand requests a week of 800 and 60 tokens at $2.50 and $10 a million: $0.0026 each.
 fn case(name: &str, requests: f64) -> Case {
@@ -91,7 +91,10 @@ fn the_formula_by_hand() {
     near(terms.operations, 400.0);
     near(terms.labour, 1200.0);
     near(priced.saving.p50, 78.95 - 1633.001);
-    assert_eq!(priced.saving.p_loss, 1.0, "50,000 calls a year of a head's work do not pay for two days of an engineer");
+    assert_eq!(
+        priced.saving.p_loss, 1.0,
+        "50,000 calls a year of a head's work do not pay for two days of an engineer"
+    );
     near(priced.own_usd, 0.000_001);
     assert_eq!(priced.break_even_loss, None);
     near(priced.private_requests, 50_000.0 * 0.8 * 0.5);

@@ -41,8 +41,14 @@ pub fn prior(kind: TaskKind, traits: &Traits) -> Prior {
     // Doublings beyond what is usual for a short answer, at most six.
     let doublings = |tokens: f64, usual: f64| (tokens.max(1.0) / usual).log2().clamp(-2.0, 6.0);
     let mut reasons = vec![
-        (format!("answers have up to {:.0} tokens (95 of 100)", output.p95), OF_LENGTH * doublings(output.p95, 32.0) / 2.0),
-        (format!("their lengths spread by {:.0} tokens", output.sigma), OF_SPREAD * doublings(output.sigma, 16.0) / 2.0),
+        (
+            format!("answers have up to {:.0} tokens (95 of 100)", output.p95),
+            OF_LENGTH * doublings(output.p95, 32.0) / 2.0,
+        ),
+        (
+            format!("their lengths spread by {:.0} tokens", output.sigma),
+            OF_SPREAD * doublings(output.sigma, 16.0) / 2.0,
+        ),
         (
             format!("answers compress to {:.0} %", 100.0 * traits.compressed),
             OF_COMPRESSION * (0.4 - traits.compressed).clamp(-0.4, 0.4) / 0.2,
@@ -55,7 +61,8 @@ pub fn prior(kind: TaskKind, traits: &Traits) -> Prior {
         ));
     }
     if let Some(valid) = traits.schema_valid {
-        reasons.push((format!("{:.0} % of the answers fit the schema", 100.0 * valid), OF_SCHEMA * (2.0 * valid - 1.0)));
+        reasons
+            .push((format!("{:.0} % of the answers fit the schema", 100.0 * valid), OF_SCHEMA * (2.0 * valid - 1.0)));
     }
     if traits.numeric > 0.0 {
         reasons.push((
@@ -64,7 +71,8 @@ pub fn prior(kind: TaskKind, traits: &Traits) -> Prior {
         ));
     }
     if traits.tool_depth > 0.0 {
-        reasons.push((format!("{:.1} tool results before the answer", traits.tool_depth), OF_DEPTH * traits.tool_depth));
+        reasons
+            .push((format!("{:.1} tool results before the answer", traits.tool_depth), OF_DEPTH * traits.tool_depth));
     }
     if kind == TaskKind::Classify && traits.labels.len() > 2 {
         let labels = traits.labels.len() as f64;
@@ -110,6 +118,8 @@ mod tests {
         }
         assert!(prior(TaskKind::Generate, &long).chance < 0.15);
         let nothing = prior(TaskKind::Extract, &Traits::default());
-        assert!(nothing.chance > 0.0 && nothing.chance < 1.0 && nothing.reasons.iter().all(|(_, moved)| moved.is_finite()));
+        assert!(
+            nothing.chance > 0.0 && nothing.chance < 1.0 && nothing.reasons.iter().all(|(_, moved)| moved.is_finite())
+        );
     }
 }

@@ -107,13 +107,20 @@ pub fn part(task: &Task, seed: u64) -> Result<Ground, String> {
     }
     let mut rows = known(task);
     if rows.len() < MIN_ROWS {
-        let why = if task.sampling.with_text == 0 { "the log holds no texts" } else { "too few different texts with answers" };
+        let why = if task.sampling.with_text == 0 {
+            "the log holds no texts"
+        } else {
+            "too few different texts with answers"
+        };
         return Err(format!("{why}: {} of at least {MIN_ROWS}", rows.len()));
     }
     let mut notes = Vec::new();
     let repeats = task.examples.len() - rows.len();
     if repeats > 0 {
-        notes.push(format!("{repeats} of {} examples repeat a text or have no answer, and were left out", task.examples.len()));
+        notes.push(format!(
+            "{repeats} of {} examples repeat a text or have no answer, and were left out",
+            task.examples.len()
+        ));
     }
     thin(&mut rows, &mut notes);
     let late = sides(&rows, seed, &mut notes);
@@ -125,7 +132,9 @@ pub fn part(task: &Task, seed: u64) -> Result<Ground, String> {
     let labels: Vec<String> =
         counts.iter().filter(|(_, n)| **n >= MIN_ROWS_A_LABEL).map(|(label, _)| (*label).to_owned()).collect();
     if labels.len() < 2 {
-        return Err("the answers of the training rows are all the same, or all different: there is nothing to learn".to_owned());
+        return Err(
+            "the answers of the training rows are all the same, or all different: there is nothing to learn".to_owned()
+        );
     }
     if labels.len() > MAX_LABELS {
         return Err(format!("{} different answers; at most {MAX_LABELS} are tried", labels.len()));
@@ -160,7 +169,10 @@ pub fn part(task: &Task, seed: u64) -> Result<Ground, String> {
     }
     let splits = Splits::parted(labels, parts, &["text".to_owned()]);
     if splits.leak.removed > 0 {
-        notes.push(format!("{} training rows were left out: nearly equal to rows that are measured", splits.leak.removed));
+        notes.push(format!(
+            "{} training rows were left out: nearly equal to rows that are measured",
+            splits.leak.removed
+        ));
     }
     if splits.part(crate::data::Part::Train).len() < MIN_ROWS / 2 {
         return Err("after leaving out what is nearly equal to measured rows too few rows are left to train".to_owned());
@@ -217,10 +229,15 @@ fn sides(rows: &[Known], seed: u64, notes: &mut Vec<String>) -> Vec<Side> {
         let digest = Digest::of(format!("roadmap {seed} {text}").as_bytes());
         u64::from_be_bytes(digest.0[..8].try_into().expect("eight bytes")) % 1000
     };
-    let key = |row: &Known| row.group.as_ref().map_or_else(|| format!("text {}", fold(&row.text)), |group| format!("group {group}"));
+    let key = |row: &Known| {
+        row.group.as_ref().map_or_else(|| format!("text {}", fold(&row.text)), |group| format!("group {group}"))
+    };
     let timed = rows.iter().all(|row| row.time_ms.is_some());
     if !timed {
-        notes.push("not all rows have a time: parted by group and text alone, which shows nothing of traffic that moves".to_owned());
+        notes.push(
+            "not all rows have a time: parted by group and text alone, which shows nothing of traffic that moves"
+                .to_owned(),
+        );
     }
     let cut = (rows.len() as f64 * EARLY) as usize;
     // Groups on both sides of the cut go to one of them.
@@ -250,7 +267,9 @@ fn sides(rows: &[Known], seed: u64, notes: &mut Vec<String>) -> Vec<Side> {
         })
         .collect();
     if out > 0 {
-        notes.push(format!("{out} rows were left out because their session or customer stands on the other side of the cut"));
+        notes.push(format!(
+            "{out} rows were left out because their session or customer stands on the other side of the cut"
+        ));
     }
     sides
 }

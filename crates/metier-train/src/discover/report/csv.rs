@@ -12,11 +12,37 @@ use crate::discover::{
 pub fn tasks(roadmap: &Roadmap) -> String {
     let mut table = Writer::from_writer(Vec::new());
     let header = [
-        "rank", "id", "name", "kind", "verdict", "coverage", "above_line", "why_not", "calls_in_log", "calls", "spend_usd",
-        "llm_usd_per_call", "next_best_usd_per_call", "own_usd_per_call", "p_pass", "agreement", "agreement_low",
-        "agreement_high", "saving_p10_usd", "saving_p50_usd", "saving_p90_usd", "saving_mean_usd", "p_loss",
-        "without_training_usd", "days", "value_per_day_usd", "break_even_loss_usd", "private_calls", "personal_data",
-        "energy_own_kwh", "energy_llm_kwh",
+        "rank",
+        "id",
+        "name",
+        "kind",
+        "verdict",
+        "coverage",
+        "above_line",
+        "why_not",
+        "calls_in_log",
+        "calls",
+        "spend_usd",
+        "llm_usd_per_call",
+        "next_best_usd_per_call",
+        "own_usd_per_call",
+        "p_pass",
+        "agreement",
+        "agreement_low",
+        "agreement_high",
+        "saving_p10_usd",
+        "saving_p50_usd",
+        "saving_p90_usd",
+        "saving_mean_usd",
+        "p_loss",
+        "without_training_usd",
+        "days",
+        "value_per_day_usd",
+        "break_even_loss_usd",
+        "private_calls",
+        "personal_data",
+        "energy_own_kwh",
+        "energy_llm_kwh",
     ];
     write(&mut table, &header.map(str::to_owned));
     for (rank, task) in roadmap.tasks.iter().enumerate() {
@@ -72,7 +98,8 @@ pub fn tasks(roadmap: &Roadmap) -> String {
 /// A line an example: which rows of the log a task's figures were taken from. No text stands in it.
 pub fn examples(discovery: &Discovery) -> String {
     let mut table = Writer::from_writer(Vec::new());
-    let header = ["task_id", "task", "row_id", "place", "time_ms", "model", "calls_that_it_stands_for", "used_in_trial"];
+    let header =
+        ["task_id", "task", "row_id", "place", "time_ms", "model", "calls_that_it_stands_for", "used_in_trial"];
     write(&mut table, &header.map(str::to_owned));
     for task in &discovery.tasks {
         let mut used = vec![false; task.examples.len()];

@@ -20,7 +20,7 @@ use crate::{
 const MAX_DRAWN: usize = 24;
 /// Tasks with a section of their own.
 const MAX_SECTIONS: usize = 60;
-/// Ids that are listed with an example table.
+/// Colours of verdicts, and what only this page has.
 const OWN_STYLE: &str = "
 :root{--proven:#2f7d5b;--partial:#2d5d8c;--cheaper:#9a6b1f;--notyet:#8a8f98;--none:#b4472f}
 @media(prefers-color-scheme:dark){:root{--proven:#5fae86;--partial:#6a9fd0;--cheaper:#d0a050;--notyet:#80868f;--none:#d9785f}}
@@ -56,7 +56,10 @@ pub fn render(roadmap: &Roadmap) -> String {
     }
     if roadmap.tasks.len() > MAX_SECTIONS {
         let more = roadmap.tasks.len() - MAX_SECTIONS;
-        let _ = write!(page, "<p>… and {more} tasks of less value: see <code>roadmap.json</code> and <code>roadmap.csv</code>.</p>");
+        let _ = write!(
+            page,
+            "<p>… and {more} tasks of less value: see <code>roadmap.json</code> and <code>roadmap.csv</code>.</p>"
+        );
     }
     page += &formula(roadmap);
     page += &assumptions(roadmap);
@@ -125,7 +128,9 @@ pub fn verdict_words(verdict: &Verdict) -> String {
     match verdict {
         Verdict::Proven { coverage } => format!("proven: {} alone", percent(*coverage)),
         Verdict::Partial { coverage } => format!("partial: {} alone", percent(*coverage)),
-        Verdict::NotYet { more_rows: Some(rows), .. } => format!("not yet: about {} rows more", thousands(*rows as f64)),
+        Verdict::NotYet { more_rows: Some(rows), .. } => {
+            format!("not yet: about {} rows more", thousands(*rows as f64))
+        }
         Verdict::NotYet { .. } => "not yet tried".to_owned(),
         Verdict::No { .. } => "no".to_owned(),
         Verdict::Cheaper { .. } => "cheaper without training".to_owned(),
@@ -142,7 +147,8 @@ fn lead(roadmap: &Roadmap) -> String {
         (Some(first), Some(last)) => format!(", {} to {}", date_of(first), date_of(last)),
         _ => ", without times".to_owned(),
     };
-    let synthetic = if roadmap.synthetic { " <b>This traffic is synthetic: it was generated for a demonstration.</b>" } else { "" };
+    let synthetic =
+        if roadmap.synthetic { " <b>This traffic is synthetic: it was generated for a demonstration.</b>" } else { "" };
     format!(
         "<p class=\"lead\">{} calls to LLMs in {} files{span}, in {} tasks.{synthetic}</p>",
         thousands(reading.calls as f64),
@@ -189,7 +195,13 @@ fn headline(roadmap: &Roadmap) -> String {
         );
     }
     let mut firsts = above.iter().take(3).map(|task| {
-        format!("<li><a href=\"#{}\">{}</a>: {} ({})</li>", task.id, escape(&task.name), task.priced.as_ref().map(|p| usd(p.saving.p50)).unwrap_or_default(), escape(&verdict_words(&task.verdict)))
+        format!(
+            "<li><a href=\"#{}\">{}</a>: {} ({})</li>",
+            task.id,
+            escape(&task.name),
+            task.priced.as_ref().map(|p| usd(p.saving.p50)).unwrap_or_default(),
+            escape(&verdict_words(&task.verdict))
+        )
     });
     if let Some(first) = firsts.next() {
         let rest: String = firsts.collect();
@@ -209,13 +221,22 @@ fn tiles(roadmap: &Roadmap) -> String {
     let tiles = [
         (usd(portfolio.saving.p50), format!("saving, median<br>80 %: {}", range(&portfolio.saving))),
         (format!("{:.0} %", 100.0 * portfolio.saving.p_loss), "chance of a loss".to_owned()),
-        (usd(portfolio.specialists.p50), format!("of it by {above} specialists<br>80 %: {}", range(&portfolio.specialists))),
-        (usd(portfolio.without_training.p50), format!("of it without training<br>80 %: {}", range(&portfolio.without_training))),
+        (
+            usd(portfolio.specialists.p50),
+            format!("of it by {above} specialists<br>80 %: {}", range(&portfolio.specialists)),
+        ),
+        (
+            usd(portfolio.without_training.p50),
+            format!("of it without training<br>80 %: {}", range(&portfolio.without_training)),
+        ),
         (format!("{:.1}", portfolio.days), "days of work, before any overrun".to_owned()),
         (count(private), "requests with personal data that would stay inside".to_owned()),
         (
             format!("{} kWh", thousands(energy[1])),
-            format!("of an LLM's energy not used; {} kWh used instead while the machine works", count(energy[0].max(0.0))),
+            format!(
+                "of an LLM's energy not used; {} kWh used instead while the machine works",
+                count(energy[0].max(0.0))
+            ),
         ),
     ];
     let mut html = "<div class=\"tiles\">".to_owned();
@@ -241,7 +262,10 @@ fn waterfall(roadmap: &Roadmap) -> String {
     if !above.is_empty() {
         steps.push(("answered by specialists".to_owned(), -sum(&|t| t.replaced - t.fallback)));
         steps.push(("their errors".to_owned(), sum(&|t| t.errors)));
-        steps.push(("machine, idle time too".to_owned(), sum(&|t| t.own + t.shadow + t.training + t.retraining) + portfolio.shared_usd[1]));
+        steps.push((
+            "machine, idle time too".to_owned(),
+            sum(&|t| t.own + t.shadow + t.training + t.retraining) + portfolio.shared_usd[1],
+        ));
         let spent: f64 = above.iter().map(|p| p.if_passed.mean * p.chance.mean() - p.saving.mean).sum();
         steps.push(("labels".to_owned(), sum(&|t| t.labels) - portfolio.shared_labels_usd));
         steps.push(("work".to_owned(), sum(&|t| t.labour + t.operations) + portfolio.shared_usd[0]));
@@ -261,10 +285,15 @@ fn waterfall(roadmap: &Roadmap) -> String {
     let x = |at: usize| 10.0 + (width - 20.0) * at as f64 / bars.len() as f64;
     let y = |value: f64| top + height * (most - value) / (most - least);
     let each = (width - 20.0) / bars.len() as f64;
-    let mut svg = format!("<line class=\"axis\" x1=\"10\" x2=\"{}\" y1=\"{:.1}\" y2=\"{:.1}\"/>", width - 10.0, y(0.0), y(0.0));
+    let mut svg =
+        format!("<line class=\"axis\" x1=\"10\" x2=\"{}\" y1=\"{:.1}\" y2=\"{:.1}\"/>", width - 10.0, y(0.0), y(0.0));
     for (at, (name, from, to, kind)) in bars.iter().enumerate() {
         let (high, low) = (from.max(*to), from.min(*to));
-        let amount = if *kind == "total" { usd(*to) } else { format!("{}{}", if to <= from { "−" } else { "+" }, usd((to - from).abs())) };
+        let amount = if *kind == "total" {
+            usd(*to)
+        } else {
+            format!("{}{}", if to <= from { "−" } else { "+" }, usd((to - from).abs()))
+        };
         let middle = x(at) + each / 2.0;
         let _ = write!(
             svg,
@@ -278,7 +307,13 @@ fn waterfall(roadmap: &Roadmap) -> String {
             lines(name, middle, top + height + 18.0, (each / 6.4) as usize),
         );
         if at + 1 < bars.len() {
-            let _ = write!(svg, "<line class=\"grid\" x1=\"{:.1}\" x2=\"{:.1}\" y1=\"{2:.1}\" y2=\"{2:.1}\"/>", x(at) + each * 0.86, x(at + 1) + each * 0.14, y(*to));
+            let _ = write!(
+                svg,
+                "<line class=\"grid\" x1=\"{:.1}\" x2=\"{:.1}\" y1=\"{2:.1}\" y2=\"{2:.1}\"/>",
+                x(at) + each * 0.86,
+                x(at + 1) + each * 0.14,
+                y(*to)
+            );
         }
     }
     format!(
@@ -304,7 +339,12 @@ fn lines(name: &str, x: f64, y: f64, characters: usize) -> String {
     }
     let mut svg = String::new();
     for (at, line) in lines.iter().take(3).enumerate() {
-        let _ = write!(svg, "<text x=\"{x:.1}\" y=\"{:.1}\" text-anchor=\"middle\">{}</text>", y + 15.0 * at as f64, escape(line));
+        let _ = write!(
+            svg,
+            "<text x=\"{x:.1}\" y=\"{:.1}\" text-anchor=\"middle\">{}</text>",
+            y + 15.0 * at as f64,
+            escape(line)
+        );
     }
     svg
 }
@@ -323,7 +363,12 @@ fn squarified(values: &[f64], [mut x, mut y, mut width, mut height]: Rect) -> Ve
         let worst = |row: &[f64]| {
             let sum: f64 = row.iter().sum::<f64>() * scale;
             let side = sum / short;
-            row.iter().map(|value| { let other = value * scale / side.max(1e-12); (side / other.max(1e-12)).max(other / side.max(1e-12)) }).fold(0.0, f64::max)
+            row.iter()
+                .map(|value| {
+                    let other = value * scale / side.max(1e-12);
+                    (side / other.max(1e-12)).max(other / side.max(1e-12))
+                })
+                .fold(0.0, f64::max)
         };
         let mut end = at + 1;
         while end < values.len() && worst(&values[at..=end]) <= worst(&values[at..end]) {
@@ -349,8 +394,12 @@ fn squarified(values: &[f64], [mut x, mut y, mut width, mut height]: Rect) -> Ve
 }
 
 fn treemap(roadmap: &Roadmap) -> String {
-    let mut tasks: Vec<(&Entry, f64)> =
-        roadmap.tasks.iter().filter_map(|task| Some((task, task.priced.as_ref()?.spend.mean))).filter(|(_, spend)| *spend > 0.0).collect();
+    let mut tasks: Vec<(&Entry, f64)> = roadmap
+        .tasks
+        .iter()
+        .filter_map(|task| Some((task, task.priced.as_ref()?.spend.mean)))
+        .filter(|(_, spend)| *spend > 0.0)
+        .collect();
     if tasks.is_empty() {
         return String::new();
     }
@@ -387,17 +436,30 @@ fn treemap(roadmap: &Roadmap) -> String {
                 cut.pop();
                 cut.push('…');
             }
-            let _ = write!(svg, "<text class=\"on\" x=\"{:.1}\" y=\"{:.1}\">{}</text>", x + 8.0, y + 19.0, escape(&cut));
+            let _ =
+                write!(svg, "<text class=\"on\" x=\"{:.1}\" y=\"{:.1}\">{}</text>", x + 8.0, y + 19.0, escape(&cut));
             if h > 42.0 && room >= 7 {
-                let _ = write!(svg, "<text class=\"on\" x=\"{:.1}\" y=\"{:.1}\">{}</text>", x + 8.0, y + 36.0, usd(values[at]));
+                let _ = write!(
+                    svg,
+                    "<text class=\"on\" x=\"{:.1}\" y=\"{:.1}\">{}</text>",
+                    x + 8.0,
+                    y + 36.0,
+                    usd(values[at])
+                );
             }
         }
         svg += "</a>";
     }
-    let legend: Vec<String> = [("proven", "proven"), ("partial", "partial"), ("cheaper", "cheaper without training"), ("notyet", "not yet"), ("none", "no")]
-        .iter()
-        .map(|(class, words)| format!("<span class=\"badge {class}\">{words}</span>"))
-        .collect();
+    let legend: Vec<String> = [
+        ("proven", "proven"),
+        ("partial", "partial"),
+        ("cheaper", "cheaper without training"),
+        ("notyet", "not yet"),
+        ("none", "no"),
+    ]
+    .iter()
+    .map(|(class, words)| format!("<span class=\"badge {class}\">{words}</span>"))
+    .collect();
     format!(
         "<h2>Where the money goes</h2><figure class=\"wide\"><svg viewBox=\"0 0 {width} {height}\" role=\"img\" aria-label=\"spend by task\">{svg}</svg>\
          <figcaption>Area: what each task would cost at the LLM over {:.0} weeks. Colour: {}</figcaption></figure>",
@@ -466,8 +528,16 @@ fn table(roadmap: &Roadmap) -> String {
     for (at, task) in roadmap.tasks.iter().enumerate() {
         if !task.place.above_line && !drawn {
             drawn = true;
-            let limit = roadmap.assumptions.iter().find(|stated| stated.name == "stop_loss_probability").map_or(0.2, |stated| stated.value);
-            let _ = write!(html, "<tr class=\"line\"><td colspan=\"14\">Stop here: below this line the chance of a loss is above {:.0} %, or a loss is expected</td></tr>", 100.0 * limit);
+            let limit = roadmap
+                .assumptions
+                .iter()
+                .find(|stated| stated.name == "stop_loss_probability")
+                .map_or(0.2, |stated| stated.value);
+            let _ = write!(
+                html,
+                "<tr class=\"line\"><td colspan=\"14\">Stop here: below this line the chance of a loss is above {:.0} %, or a loss is expected</td></tr>",
+                100.0 * limit
+            );
         }
         let class = if task.place.above_line { "" } else { " class=\"below\"" };
         let _ = write!(
@@ -476,7 +546,11 @@ fn table(roadmap: &Roadmap) -> String {
             at + 1,
             task.id,
             escape(&task.name),
-            task.place.why_not.as_ref().map(|why| format!("<br><span class=\"quiet\">{}</span>", escape(why))).unwrap_or_default(),
+            task.place
+                .why_not
+                .as_ref()
+                .map(|why| format!("<br><span class=\"quiet\">{}</span>", escape(why)))
+                .unwrap_or_default(),
             badge(&task.verdict)
         );
         let personal: Vec<&str> = task.personal.iter().filter(|(_, n)| **n > 0).map(|(kind, _)| kind.words()).collect();
@@ -497,10 +571,15 @@ fn table(roadmap: &Roadmap) -> String {
                 );
             }
             None => {
-                let _ = write!(html, "<td class=\"n\">{}</td><td class=\"n\" colspan=\"8\">unpriced</td>", count(task.total.calls as f64));
+                let _ = write!(
+                    html,
+                    "<td class=\"n\">{}</td><td class=\"n\" colspan=\"8\">unpriced</td>",
+                    count(task.total.calls as f64)
+                );
             }
         }
-        let energy = task.priced.as_ref().map(|p| thousands((p.energy_kwh[1] - p.energy_kwh[0]).round())).unwrap_or_default();
+        let energy =
+            task.priced.as_ref().map(|p| thousands((p.energy_kwh[1] - p.energy_kwh[0]).round())).unwrap_or_default();
         let _ = write!(html, "<td>{}</td><td class=\"n\">{energy}</td></tr>", escape(&personal.join(", ")));
     }
     html + "</table></div><p class=\"quiet\">Savings are those of a specialist over the next best option that needs no training, with the chance that it fails, without what specialists share. Calls, costs and energy are of the whole horizon.</p>"
@@ -509,9 +588,17 @@ fn table(roadmap: &Roadmap) -> String {
 fn losses(roadmap: &Roadmap) -> String {
     let mut html = "<h2 id=\"losses\">What if an error costs more?</h2><div class=\"scroll\"><table><tr><th class=\"n\">loss per error</th><th class=\"n\">saving, median</th><th class=\"n\">80 %</th></tr>".to_owned();
     for (loss, [p10, p50, p90]) in &roadmap.portfolio.by_loss {
-        let stated = roadmap.assumptions.iter().any(|stated| stated.name == "loss_per_error_usd" && stated.value == *loss);
+        let stated =
+            roadmap.assumptions.iter().any(|stated| stated.name == "loss_per_error_usd" && stated.value == *loss);
         let class = if stated { " class=\"chosen\"" } else { "" };
-        let _ = write!(html, "<tr{class}><td class=\"n\">{}</td><td class=\"n\">{}</td><td class=\"n\">{} to {}</td></tr>", usd(*loss), usd(*p50), usd(*p10), usd(*p90));
+        let _ = write!(
+            html,
+            "<tr{class}><td class=\"n\">{}</td><td class=\"n\">{}</td><td class=\"n\">{} to {}</td></tr>",
+            usd(*loss),
+            usd(*p50),
+            usd(*p10),
+            usd(*p90)
+        );
     }
     html + "</table></div><p>The same specialists above the line, at other losses. An error is an answer that the specialist gives alone and that is wrong where the LLM's was right; each task's section says at which loss its own saving is nothing.</p>"
 }
@@ -564,7 +651,7 @@ fn why(task: &Entry) -> String {
         Verdict::Proven { coverage } | Verdict::Partial { coverage } => said.push(format!(
             "A specialist answers {} of the requests alone; at most {} of all requests are answered otherwise than the LLM would.",
             percent(*coverage),
-            percent(roadmap_epsilon(task)),
+            percent(judgement.epsilon),
         )),
     }
     if let Some(trial) = &judgement.trial {
@@ -578,55 +665,101 @@ fn why(task: &Entry) -> String {
             measured(&trial.agreement)
         ));
         if let Some(ceiling) = &trial.ceiling {
-            said.push(format!("Asked the same again, the LLM agrees with itself in {}: no specialist can be shown to do better.", measured(ceiling)));
+            said.push(format!(
+                "Asked the same again, the LLM agrees with itself in {}: no specialist can be shown to do better.",
+                measured(ceiling)
+            ));
         }
         if let Some([own, llm]) = &trial.accuracy {
-            said.push(format!("On rows with a right answer in the log it is right in {}, the LLM in {}.", measured(own), measured(llm)));
+            said.push(format!(
+                "On rows with a right answer in the log it is right in {}, the LLM in {}.",
+                measured(own),
+                measured(llm)
+            ));
         }
         if let Some([most, little]) = judgement.adjusted {
             said.push(format!("p-values, corrected for all tasks that were tried (Holm): {most:.2e} for most requests, {little:.2e} for a few."));
         }
     } else if let Some(why) = &judgement.not_tried {
         said.push(format!("Not tried: {}. The chance to pass is a guess from its traffic:", escape(why)));
-        let reasons: Vec<String> = judgement.prior.reasons.iter().take(5).map(|(what, moved)| format!("{} ({moved:+.1})", escape(what))).collect();
+        let reasons: Vec<String> = judgement
+            .prior
+            .reasons
+            .iter()
+            .take(5)
+            .map(|(what, moved)| format!("{} ({moved:+.1})", escape(what)))
+            .collect();
         said.push(format!("{}.", reasons.join("; ")));
     }
     if let Some(why) = &task.place.why_not {
         said.push(format!("<b>Below the line: {}.</b>", escape(why)));
     }
     let mut html = format!("<p>{}</p>", said.join(" "));
-    let notes: Vec<String> = task.notes.iter().chain(judgement.trial.iter().flat_map(|trial| &trial.notes)).map(|note| format!("<li>{}</li>", escape(note))).collect();
+    let notes: Vec<String> = task
+        .notes
+        .iter()
+        .chain(judgement.trial.iter().flat_map(|trial| &trial.notes))
+        .map(|note| format!("<li>{}</li>", escape(note)))
+        .collect();
     if !notes.is_empty() {
         let _ = write!(html, "<ul class=\"quiet\">{}</ul>", notes.join(""));
     }
     html
 }
 
-/// The bound that coverage was found under, read off the trial's own loss at it.
-fn roadmap_epsilon(task: &Entry) -> f64 {
-    task.judgement.epsilon
-}
-
 fn money(task: &Entry, priced: &Priced, roadmap: &Roadmap) -> String {
     let t = &priced.terms;
-    let row = |name: &str, value: f64, note: String| format!("<tr><td>{name}</td><td class=\"n\">{}</td><td class=\"quiet\">{note}</td></tr>", usd(value));
+    let row = |name: &str, value: f64, note: String| {
+        format!("<tr><td>{name}</td><td class=\"n\">{}</td><td class=\"quiet\">{note}</td></tr>", usd(value))
+    };
     let judgement = &task.judgement;
-    let mut html = format!(
-        "<h4>What it would save over {:.0} weeks</h4><div class=\"scroll\"><table>",
-        roadmap.horizon_weeks
+    let mut html =
+        format!("<h4>What it would save over {:.0} weeks</h4><div class=\"scroll\"><table>", roadmap.horizon_weeks);
+    html += &row(
+        "cost at the LLM",
+        priced.spend.mean,
+        format!("{} calls at {}", count(priced.requests.mean), usd(priced.llm_usd)),
     );
-    html += &row("cost at the LLM", priced.spend.mean, format!("{} calls at {}", count(priced.requests.mean), usd(priced.llm_usd)));
     for other in &priced.alternatives {
         html += &row(
             &format!("− {}", other.alternative.words()),
             -other.saving.mean,
-            format!("80 %: {}; {:.2} days; works with a probability of {:.0} %", range(&other.saving), other.days, 100.0 * other.works),
+            format!(
+                "80 %: {}; {:.2} days; works with a probability of {:.0} %",
+                range(&other.saving),
+                other.days,
+                100.0 * other.works
+            ),
         );
     }
-    html += &row("V·c_next", t.replaced, format!("what a specialist could answer, at the next best option's {} a call", usd(priced.next_best_usd)));
-    html += &row("− V·c_own", -t.own, format!("own machine at {} a call while it works; {:.1} hours; idle time is charged once for all", usd(priced.own_usd), priced.machine_hours));
-    html += &row("− V·f·c_next", -t.fallback, format!("deferred: {:.0} % (from {:.0} rows)", 100.0 * judgement.deferred.mean(), judgement.deferred.n));
-    html += &row("− V·e·L", -t.errors, format!("answered alone and otherwise: {:.2} % (from {:.0} rows)", 100.0 * judgement.differs.mean(), judgement.differs.n));
+    html += &row(
+        "V·c_next",
+        t.replaced,
+        format!("what a specialist could answer, at the next best option's {} a call", usd(priced.next_best_usd)),
+    );
+    html += &row(
+        "− V·c_own",
+        -t.own,
+        format!(
+            "own machine at {} a call while it works; {:.1} hours; idle time is charged once for all",
+            usd(priced.own_usd),
+            priced.machine_hours
+        ),
+    );
+    html += &row(
+        "− V·f·c_next",
+        -t.fallback,
+        format!("deferred: {:.0} % (from {:.0} rows)", 100.0 * judgement.deferred.mean(), judgement.deferred.n),
+    );
+    html += &row(
+        "− V·e·L",
+        -t.errors,
+        format!(
+            "answered alone and otherwise: {:.2} % (from {:.0} rows)",
+            100.0 * judgement.differs.mean(),
+            judgement.differs.n
+        ),
+    );
     html += &row("− labels", -t.labels, String::new());
     html += &row("− training, shadow, retraining", -(t.training + t.shadow + t.retraining), String::new());
     html += &row("− operations", -t.operations, String::new());
@@ -685,7 +818,8 @@ fn volume(task: &Entry) -> String {
 }
 
 fn risk_coverage(trial: &Trial, roadmap: &Roadmap) -> String {
-    let epsilon = roadmap.assumptions.iter().find(|stated| stated.name == "epsilon").map_or(0.02, |stated| stated.value);
+    let epsilon =
+        roadmap.assumptions.iter().find(|stated| stated.name == "epsilon").map_or(0.02, |stated| stated.value);
     let y_max = (trial.risk_coverage.iter().map(|point| point[1]).fold(2.0 * epsilon, f64::max) * 1.05).min(1.0);
     let (x, y) = (|v: f64| LEFT + WIDTH * v, |v: f64| 10.0 + HEIGHT * (1.0 - v / y_max));
     let line: Vec<String> = trial.risk_coverage.iter().map(|[c, r]| format!("{:.1},{:.1}", x(*c), y(*r))).collect();
@@ -704,7 +838,10 @@ fn risk_coverage(trial: &Trial, roadmap: &Roadmap) -> String {
         "answered alone",
         "answered otherwise than the LLM",
         &inside,
-        &format!("Share of {} measured rows answered alone and otherwise than the LLM, by the share answered alone, surest first. The dashed line is the bound.", trial.rows[2]),
+        &format!(
+            "Share of {} measured rows answered alone and otherwise than the LLM, by the share answered alone, surest first. The dashed line is the bound.",
+            trial.rows[2]
+        ),
     )
 }
 
@@ -745,7 +882,9 @@ fn formula(roadmap: &Roadmap) -> String {
             "Of {} forecasts that were put to the test here the Brier score is {:.3} [{:.3}, {:.3}]; forecasting the share that passed every time would have {:.3}.",
             brier.n, brier.score, brier.interval[0], brier.interval[1], brier.of_base_rate
         ),
-        None => format!("{} forecasts were put to the test here; how good they are is told from 30 on.", roadmap.attempts),
+        None => {
+            format!("{} forecasts were put to the test here; how good they are is told from 30 on.", roadmap.attempts)
+        }
     };
     format!(
         "<h2 id=\"formula\">How it is computed</h2><p><code>S = V·[c_next − c_own − f·c_next − e·L] − (labels + training + shadow·V_s·c_own + retraining·k + operations + labour)</code></p>\
@@ -784,7 +923,12 @@ fn reading(roadmap: &Roadmap) -> String {
         thousands(reading.calls as f64)
     );
     let row = |n: u64, what: &str, places: &[String]| {
-        format!("<tr><td class=\"n\">{}</td><td>{}</td><td>{}</td></tr>", thousands(n as f64), escape(what), escape(&places.join(", ")))
+        format!(
+            "<tr><td class=\"n\">{}</td><td>{}</td><td>{}</td></tr>",
+            thousands(n as f64),
+            escape(what),
+            escape(&places.join(", "))
+        )
     };
     for (format, n) in &reading.formats {
         html += &row(*n, &format!("read as {format}"), &[]);
@@ -833,9 +977,15 @@ mod tests {
             assert!((w * h - value * 60.0).abs() < 1e-6, "{value} {w} {h}");
         }
         for (at, a) in rects.iter().enumerate() {
-            assert!(a[0] >= -1e-9 && a[1] >= -1e-9 && a[0] + a[2] <= 100.0 + 1e-6 && a[1] + a[3] <= 60.0 + 1e-6, "{a:?}");
+            assert!(
+                a[0] >= -1e-9 && a[1] >= -1e-9 && a[0] + a[2] <= 100.0 + 1e-6 && a[1] + a[3] <= 60.0 + 1e-6,
+                "{a:?}"
+            );
             for b in &rects[at + 1..] {
-                let apart = a[0] + a[2] <= b[0] + 1e-6 || b[0] + b[2] <= a[0] + 1e-6 || a[1] + a[3] <= b[1] + 1e-6 || b[1] + b[3] <= a[1] + 1e-6;
+                let apart = a[0] + a[2] <= b[0] + 1e-6
+                    || b[0] + b[2] <= a[0] + 1e-6
+                    || a[1] + a[3] <= b[1] + 1e-6
+                    || b[1] + b[3] <= a[1] + 1e-6;
                 assert!(apart, "{a:?} {b:?}");
             }
         }

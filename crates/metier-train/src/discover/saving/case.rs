@@ -66,17 +66,15 @@ pub fn case(
         kind: task.kind.kind,
         weeks,
         volume_interval: if low > 0.0 && high >= low { [low, high] } else { [1.0, 1.0] },
-        input_cost_share: if input + output > 0.0 { input / (input + assumptions.output_price_ratio * output) } else { 0.0 },
+        input_cost_share: if input + output > 0.0 {
+            input / (input + assumptions.output_price_ratio * output)
+        } else {
+            0.0
+        },
         repeats: task.traits.repeats.clamp(0.0, 1.0),
         shared_prompt: task.traits.shared_prompt.clamp(0.0, 1.0),
         cheaper_ratio: if cost > 0.0 { (cheaper / cost).min(1.0) } else { 1.0 },
-        chance: calibrated(
-            judgement.chance,
-            task.kind.kind,
-            judgement.evidence,
-            attempts,
-            assumptions.chance_strength,
-        ),
+        chance: calibrated(judgement.chance, task.kind.kind, judgement.evidence, attempts, assumptions.chance_strength),
         evidence: judgement.evidence,
         deferred: judgement.deferred,
         differs: judgement.differs,
@@ -116,14 +114,15 @@ fn weeks(
     };
     let span = reading.first_ms.zip(reading.last_ms).filter(|(first, last)| first < last);
     let (Some((&first, _)), Some((begin, end)), true) = (by_week.first_key_value(), span, dated > 0) else {
-        notes.push(format!(
-            "its calls have no time: they are taken for {:.1} weeks' worth",
-            assumptions.undated_weeks
-        ));
+        notes.push(format!("its calls have no time: they are taken for {:.1} weeks' worth", assumptions.undated_weeks));
         return vec![used(&total, 1.0 / assumptions.undated_weeks)];
     };
     if dated < total.calls {
-        notes.push(format!("{} of {} calls have no time: spread over the weeks as the others", total.calls - dated, total.calls));
+        notes.push(format!(
+            "{} of {} calls have no time: spread over the weeks as the others",
+            total.calls - dated,
+            total.calls
+        ));
     }
     let undated = total.calls as f64 / dated as f64;
     // To the last week of the log: a task that ended is worth less.
@@ -144,6 +143,9 @@ fn weeks(
         }
         return all.iter().filter(|(covered, _)| *covered >= WHOLE).map(|(_, volume)| used(volume, undated)).collect();
     }
-    notes.push(format!("the log covers {:.1} weeks: what a year brings is little more than a guess", (end - begin) as f64 / MS_PER_WEEK));
+    notes.push(format!(
+        "the log covers {:.1} weeks: what a year brings is little more than a guess",
+        (end - begin) as f64 / MS_PER_WEEK
+    ));
     all.iter().map(|(covered, volume)| used(volume, undated / covered.max(LEAST))).collect()
 }

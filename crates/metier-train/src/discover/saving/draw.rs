@@ -10,9 +10,9 @@ impl Draw {
     /// A stream of its own for a seed and a name.
     pub fn new(seed: u64, name: &str) -> Self {
         // FNV-1a: what is told apart are names of tasks, not adversaries.
-        let hash = name.bytes().fold(0xcbf2_9ce4_8422_2325u64, |hash, byte| {
-            (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)
-        });
+        let hash = name
+            .bytes()
+            .fold(0xcbf2_9ce4_8422_2325u64, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3));
         Self(mix(seed ^ mix(hash)))
     }
 

@@ -74,7 +74,13 @@ pub struct Portfolio {
 pub type Barred = Option<String>;
 
 /// Puts tasks in order. `barred` says which are not on offer.
-pub fn order(forecast: &Forecast<'_>, cases: &[Case], priced: &[Priced], drawn: &[Drawn], barred: &[Barred]) -> Portfolio {
+pub fn order(
+    forecast: &Forecast<'_>,
+    cases: &[Case],
+    priced: &[Priced],
+    drawn: &[Drawn],
+    barred: &[Barred],
+) -> Portfolio {
     let a = forecast.assumptions;
     let reasons: Vec<Option<String>> = (0..cases.len())
         .map(|at| {
@@ -221,7 +227,8 @@ impl Desk<'_> {
     /// Labels that several tasks count and one pays.
     fn shared_labels(&self, tasks: &[usize]) -> f64 {
         let mut paid = BTreeSet::new();
-        let again = tasks.iter().filter(|&&at| self.cases[at].shares_labels.as_deref().is_some_and(|key| !paid.insert(key)));
+        let again =
+            tasks.iter().filter(|&&at| self.cases[at].shares_labels.as_deref().is_some_and(|key| !paid.insert(key)));
         again.map(|&at| self.drawn[at].labels).sum()
     }
 
