@@ -68,6 +68,7 @@ struct Line {
     from: String,
     input: f64,
     output: f64,
+    cached: Option<f64>,
 }
 
 /// Picodollars a token, read and written.
@@ -77,6 +78,8 @@ pub struct Price {
     pub input_picousd: u64,
     /// For a token of the answer.
     pub output_picousd: u64,
+    /// For a token of the request that the provider had in its cache; where the book does not say, as any other.
+    pub cached_picousd: u64,
 }
 
 impl Price {
@@ -84,6 +87,12 @@ impl Price {
     pub fn cost_picousd(&self, prompt_tokens: u64, completion_tokens: u64) -> u64 {
         let input = self.input_picousd.saturating_mul(prompt_tokens);
         input.saturating_add(self.output_picousd.saturating_mul(completion_tokens))
+    }
+
+    /// As [`cost_picousd`](Self::cost_picousd), where so many of the prompt's tokens were in the provider's cache.
+    pub fn cached_cost_picousd(&self, prompt_tokens: u64, cached_tokens: u64, completion_tokens: u64) -> u64 {
+        let cached = self.cached_picousd.saturating_mul(cached_tokens.min(prompt_tokens));
+        cached.saturating_add(self.cost_picousd(prompt_tokens.saturating_sub(cached_tokens), completion_tokens))
     }
 }
 
@@ -98,13 +107,14 @@ impl PriceBook {
     /// Reads a book.
     pub fn parse(text: &str) -> Result<Self, PriceError> {
         let mut prices: BTreeMap<String, BTreeMap<String, Price>> = BTreeMap::new();
-        for Line { model, from, input, output } in toml::from_str::<Book>(text)?.price {
+        for Line { model, from, input, output, cached } in toml::from_str::<Book>(text)?.price {
             if !is_date(&from) {
                 return Err(PriceError::Date { model, from });
             }
             let price = Price {
                 input_picousd: picousd_per_token(&model, "input", input)?,
                 output_picousd: picousd_per_token(&model, "output", output)?,
+                cached_picousd: picousd_per_token(&model, "cached", cached.unwrap_or(input))?,
             };
             if prices.entry(model.clone()).or_default().insert(from.clone(), price).is_some() {
                 return Err(PriceError::Twice { model, from });
@@ -126,6 +136,32 @@ impl PriceBook {
     /// Cost of a request in picodollars; `None` when the model is unpriced.
     pub fn cost_picousd(&self, model: &str, time_ms: u64, prompt_tokens: u64, completion_tokens: u64) -> Option<u64> {
         Some(self.price(model, time_ms)?.cost_picousd(prompt_tokens, completion_tokens))
+    }
+
+    /// The price of a model under the name that a log gives it: as it stands; else without what a gateway puts before it
+    /// (`azure/gpt-4o`), without region or version behind a colon or an `@`, or without a date at its end (`gpt-4o-2024-08-06`).
+    pub fn logged_price(&self, model: &str, time_ms: u64) -> Option<Price> {
+        if self.knows(model) {
+            return self.price(model, time_ms);
+        }
+        let lower = model.to_ascii_lowercase();
+        let bare = lower.rsplit('/').next().unwrap_or_default();
+        let bare = bare.rsplit_once("anthropic.").map_or(bare, |(_, bare)| bare);
+        let bare = bare.split(['@', ':']).next().unwrap_or_default();
+        let dated = |name: &str| {
+            let name = name.strip_suffix("-v1").or_else(|| name.strip_suffix("-v2")).unwrap_or(name).to_owned();
+            let digits = name.trim_end_matches(|c: char| c.is_ascii_digit() || c == '-');
+            let date: String = name[digits.len()..].chars().filter(char::is_ascii_digit).collect();
+            if date.len() == 8 && date.starts_with("20") { digits.to_owned() } else { name }
+        };
+        [bare.to_owned(), dated(bare)].iter().find(|name| self.knows(name)).and_then(|name| self.price(name, time_ms))
+    }
+
+    /// This book with another one's prices in the place of its own where both know a model.
+    #[must_use]
+    pub fn overlaid(mut self, own: Self) -> Self {
+        self.prices.extend(own.prices);
+        self
     }
 
     /// Whether a model has any price.
@@ -222,6 +258,47 @@ mod tests {
         check(&line("January", "1"), "`January` of `m`");
         check(&(line("2026-01-01", "1") + &line("2026-01-01", "2")), "two prices");
         check("[[price]]\nmodel='m'\nprice=1", "cannot read");
+    }
+
+    #[test]
+    fn models_are_known_by_the_names_that_logs_give_them() {
+        let line = |model: &str, input: f64| {
+            format!("[[price]]\nmodel='{model}'\nfrom='2024-01-01'\ninput={input}\noutput=1\n")
+        };
+        let list =
+            PriceBook::parse(&(line("gpt-4o", 2.0) + &line("claude-3-5-haiku", 3.0) + &line("o1", 4.0))).unwrap();
+        let check = |model: &str, input: Option<u64>| {
+            assert_eq!(
+                list.logged_price(model, NOVEMBER_2026_MS).map(|price| price.input_picousd / 1_000_000),
+                input,
+                "{model}"
+            );
+        };
+        check("gpt-4o", Some(2));
+        check("azure/GPT-4o", Some(2));
+        check("gpt-4o-2024-08-06", Some(2));
+        check("us.anthropic.claude-3-5-haiku-20241022-v1:0", Some(3));
+        check("claude-3-5-haiku@20241022", Some(3));
+        check("gpt-4o-mini", None);
+        check("o1", Some(4));
+        check("o3", None);
+        check("", None);
+        let own = PriceBook::parse(&line("gpt-4o", 9.0)).unwrap();
+        assert_eq!(
+            list.overlaid(own).logged_price("openai/gpt-4o", NOVEMBER_2026_MS).map(|price| price.input_picousd),
+            Some(9_000_000)
+        );
+    }
+
+    #[test]
+    fn cached_tokens_have_a_price_of_their_own() {
+        let book =
+            PriceBook::parse("[[price]]\nmodel='m'\nfrom='2026-01-01'\ninput=2\noutput=8\ncached=0.5\n").unwrap();
+        let price = book.price("m", NOVEMBER_2026_MS).unwrap();
+        assert_eq!(price.cached_cost_picousd(100, 40, 10), 60 * 2_000_000 + 40 * 500_000 + 10 * 8_000_000);
+        assert_eq!(price.cached_cost_picousd(100, 400, 0), 100 * 500_000);
+        let plain = PriceBook::example().price("reference-llm", NOVEMBER_2026_MS).unwrap();
+        assert_eq!(plain.cached_cost_picousd(100, 40, 10), plain.cost_picousd(100, 10));
     }
 
     #[test]

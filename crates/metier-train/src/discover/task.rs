@@ -30,6 +30,9 @@ pub struct Reading {
     pub formats: BTreeMap<String, u64>,
     /// Rows that became nothing, by reason.
     pub skipped: BTreeMap<String, Skipped>,
+    /// Files that were not read, or not to their end, by reason.
+    #[serde(default)]
+    pub files_skipped: BTreeMap<String, Skipped>,
     /// What is odd about rows that were counted all the same, by what it is: a clock, a zone, a price.
     pub odd: BTreeMap<String, Skipped>,
     /// The first call, in milliseconds since 1970.
@@ -333,7 +336,7 @@ pub struct Traits {
     pub shared_prompt: f64,
     /// Share of calls with texts whose whole prompt came before: what a cache of answers would save, of all calls with texts.
     pub repeats: f64,
-    /// Share of examples that are nearly as another one before (cosine of embeddings at least 0.95), exact repeats included.
+    /// Share of examples whose words are nearly those of an earlier example (Jaccard at least 0.85), exact repeats included.
     pub near_repeats: f64,
     /// Does the LLM agree with itself where a prompt came again?
     pub self_agreement: Option<Agreement>,
