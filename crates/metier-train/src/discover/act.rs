@@ -23,10 +23,15 @@ use metier_model::{extract::Schema, features::fold};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
+use crate::build::BuildOutcome;
+
 use super::{
     judge::rows::{self, MIN_ROWS_A_LABEL, label},
     report::Roadmap,
-    saving::{Quantiles, Terms, chance::Evidence},
+    saving::{
+        Quantiles, Terms,
+        chance::{Attempt, Evidence},
+    },
     task::{Discovery, Gold, Task, TaskKind},
 };
 
@@ -341,4 +346,35 @@ pub fn read_forecasts(path: &Path) -> Result<Vec<Forecasted>, ActError> {
 /// How many rows of a task a specialist could learn from.
 pub fn usable_rows(task: &Task) -> usize {
     rows::known(task).len()
+}
+
+/// Forecasts that were put to the test: those whose specialist was built since, by its `run.json` under the store's `root`. It passed if it
+/// has a certificate that its test rows do not contradict, and answers at least `coverage` of them alone.
+pub fn attempts(forecasts: &[Forecasted], root: &Path, coverage: f64) -> Vec<Attempt> {
+    let built = |task: &str| -> Option<BuildOutcome> {
+        let folders = fs::read_dir(root.join(task)).ok()?.filter_map(Result::ok);
+        let runs = folders.filter_map(|folder| {
+            let path = folder.path().join("run.json");
+            let changed = fs::metadata(&path).and_then(|file| file.modified()).ok()?;
+            Some((changed, path))
+        });
+        let (_, newest) = runs.max()?;
+        serde_json::from_str(&fs::read_to_string(newest).ok()?).ok()
+    };
+    let attempts = forecasts.iter().filter_map(|forecast| {
+        let outcome = built(&forecast.task)?;
+        Some(Attempt {
+            task: forecast.task.clone(),
+            kind: forecast.kind,
+            evidence: forecast.evidence,
+            forecast: forecast.chance,
+            passed: passed(&outcome, coverage),
+        })
+    });
+    attempts.collect()
+}
+
+/// Did a build reach what a roadmap calls passing?
+pub fn passed(outcome: &BuildOutcome, coverage: f64) -> bool {
+    outcome.certificate.is_some() && outcome.held != Some(false) && outcome.test_coverage >= coverage
 }
