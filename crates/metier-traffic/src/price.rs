@@ -14,6 +14,8 @@ pub const PICOUSD_PER_USD: u64 = 1_000_000_000_000;
 pub const MAX_USD_PER_MILLION: f64 = 100_000.0;
 /// The book that ships with metier: list prices, stated for illustration.
 pub const EXAMPLE_BOOK: &str = include_str!("../price_book.toml");
+/// List prices of well-known models, for logs of theirs: dated, and no substitute for a contract.
+pub const LIST_BOOK: &str = include_str!("../list_prices.toml");
 
 const PICOUSD_PER_TOKEN_AT_ONE_USD_PER_MILLION: f64 = 1e6;
 const MS_PER_DAY: u64 = 86_400_000;
@@ -128,6 +130,11 @@ impl PriceBook {
         Self::parse(EXAMPLE_BOOK).expect("the shipped book is read by a test")
     }
 
+    /// List prices of well-known models, and the example's.
+    pub fn list() -> Self {
+        Self::example().overlaid(Self::parse(LIST_BOOK).expect("the shipped list is read by a test"))
+    }
+
     /// The price of a model at a moment, in milliseconds since 1970; `None` when it is unpriced then.
     pub fn price(&self, model: &str, time_ms: u64) -> Option<Price> {
         self.prices.get(model)?.range(..=date_of(time_ms)).next_back().map(|(_, price)| *price)
@@ -226,6 +233,16 @@ mod tests {
         let cost = PriceBook::example().cost_picousd("reference-llm", NOVEMBER_2026_MS, 800, 60);
         assert_eq!(cost, Some(2_600_000_000));
         assert_eq!(usd(cost.unwrap()), "0.0026");
+    }
+
+    #[test]
+    fn the_shipped_list_prices_what_logs_name() {
+        let list = PriceBook::list();
+        for model in
+            ["gpt-4o-mini-2024-07-18", "claude-sonnet-4-5-20250929", "gemini/gemini-2.5-flash", "reference-llm"]
+        {
+            assert!(list.logged_price(model, NOVEMBER_2026_MS).is_some(), "{model}");
+        }
     }
 
     #[test]
