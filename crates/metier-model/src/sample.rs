@@ -378,7 +378,7 @@ fn draw_from_all(weights: &mut Vec<f32>, uniform: f64, logits: &[f32], max: f32,
 /// a polynomial in r (Taylor's to the seventh power; |r| ≤ ln 2 / 2).
 fn exp(x: f32) -> f32 {
     const SHIFT: f32 = 12_582_912.0; // 1.5 · 2^23: adding it rounds to a whole number
-    const LN2_HIGH: f32 = 0.693_359_375;
+    const LN2_HIGH: f32 = 355.0 / 512.0;
     const LN2_LOW: f32 = -2.121_944_4e-4;
     let clamped = if x > -87.0 { x } else { -87.0 };
     let shifted = clamped * std::f32::consts::LOG2_E + SHIFT;
