@@ -9,7 +9,8 @@ use std::collections::BTreeMap;
 use serde_json::{Value as Json, json};
 
 use super::{
-    MAX_VOCABULARY, Rules, Special, TokenId, Tokenizer, TokenizerError, byte_of_char, complete, leftmost_longest, pieces, read,
+    MAX_VOCABULARY, Rules, Special, TokenId, Tokenizer, TokenizerError, byte_of_char, complete, leftmost_longest,
+    pieces, read,
 };
 
 /// What a decoder's folder says about its tokens beside `tokenizer.json`.
