@@ -24,7 +24,7 @@ use metier_model::{
     features::FORMAT as FEATURE_FORMAT,
     head::LinearHead,
     pairs::FORMAT as PAIR_FORMAT,
-    proof::{Certificate, NonInferiority, learn_then_test},
+    proof::{Certificate, NonInferiority},
     specialist::{
         AnswerError, BundleError, Contents, Neighbours, ProbeRow, StoreError, bundle,
         manifest::{FORMAT, Kind, Manifest, PairsRecord, Recipe, Stage},
@@ -49,6 +49,8 @@ use crate::{
     embed::Embed,
     eval::{
         EvalReport, Finding, LearningCurve, ScoredRow, calibrate,
+        certify::certify,
+        cluster::Groups,
         evaluation::{self, ClassMix, Yardstick},
         learning, metrics, rejection,
     },
@@ -460,8 +462,10 @@ fn prove(
 
     let read = rung.embeddings(embeddings);
     let calibration = score(&specialist, &rung.head, splits, Part::Calibration, ladder, read);
-    let losses: Vec<(f32, bool)> = calibration.iter().map(|row| (row.score, row.loss_if_accepted())).collect();
-    match learn_then_test(&losses, task.target.epsilon, task.target.delta) {
+    let losses: Vec<_> =
+        calibration.iter().map(|row| (row.score, f64::from(u8::from(row.loss_if_accepted())))).collect();
+    let groups = Groups::of(splits.part(Part::Calibration).iter().map(|example| example.row.group.as_deref()));
+    match certify(&losses, false, groups.as_ref(), (task.target.epsilon, task.target.delta)) {
         Ok(certificate) => manifest.certificate = Some(certificate),
         Err(refusal) => manifest.refusal = Some(refusal),
     }

@@ -32,7 +32,7 @@ pub fn learn_then_test_graded(rows: &[(f32, f64)], epsilon: f64, delta: f64) -> 
         }
         if accepted > 0 {
             let coverage = accepted as f64 / n as f64;
-            last_passed = Some(Certificate { epsilon, delta, threshold, coverage, n, losses });
+            last_passed = Some(Certificate { epsilon, delta, threshold, coverage, n, losses, groups: None });
         }
     }
     // Bentkus' bound is e times the exact tail: a refusal asks for the rows of an exact test at δ / e.

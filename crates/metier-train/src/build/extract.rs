@@ -14,7 +14,7 @@ use metier_kernels::Pool;
 use metier_model::{
     Digest, Encoder, Progress, Specialist, Unit,
     extract::{Extractor, Field, ReadError, Reading, Schema, Scores, Span, Tokenised, log_odds},
-    proof::{Calibrator, Method, NonInferiority, Paired, learn_then_test},
+    proof::{Calibrator, Method, NonInferiority, Paired},
     specialist::{
         Contents, EncoderFile, Neighbours, ProbeRow, bundle,
         manifest::{FORMAT, Kind, Manifest, Recipe, RungRecord, Stage, TuningRecord},
@@ -46,6 +46,8 @@ use crate::{
     embed::Embed,
     eval::{
         EvalReport, ScoredRow, calibrate,
+        certify::certify,
+        cluster::Groups,
         evaluation::{self, Confusion, ExtractFigures},
         metrics::{self, ClassMetrics, Measured},
     },
@@ -220,13 +222,14 @@ pub(super) fn build(
 
     let calibration = readings(Part::Calibration, progress)?;
     let outcomes = judge(&parts[Part::Calibration as usize], &calibration, fields);
-    let losses: Vec<(f32, bool)> = calibration
+    let losses: Vec<(f32, f64)> = calibration
         .iter()
         .zip(&outcomes)
-        .map(|(reading, outcome)| (reading.score(&scores), !is_right(reading, outcome)))
+        .map(|(reading, outcome)| (reading.score(&scores), f64::from(u8::from(!is_right(reading, outcome)))))
         .collect();
+    let groups = Groups::of(splits.part(Part::Calibration).iter().map(|example| example.row.group.as_deref()));
     let mut contents = contents;
-    match learn_then_test(&losses, task.target.epsilon, task.target.delta) {
+    match certify(&losses, false, groups.as_ref(), (task.target.epsilon, task.target.delta)) {
         Ok(certificate) => contents.manifest.certificate = Some(certificate),
         Err(refusal) => contents.manifest.refusal = Some(refusal),
     }
