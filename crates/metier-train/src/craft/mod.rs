@@ -4,7 +4,7 @@
 //! - [`encoder`]: texts and classes → an encoder's layers.
 //! - [`lora`]: prompts with answers → an adapter.
 //! - [`span`]: texts with tagged words → an encoder's layers and a head over its rows; [`lookup`]: what that must beat.
-//! - [`checkpoint`]: where training was when it was killed.
+//! - `epochs`: the loop by which encoders are tuned; [`checkpoint`]: where training was when it was killed.
 //! - [`writing`]: texts → answers, written by the engine.
 //! - [`trees`]: numbers and classes → boosted trees.
 //! - [`pair`]: several inputs → how they agree → margins; and how margins of several makers become one.
@@ -12,6 +12,7 @@
 
 pub mod checkpoint;
 pub mod encoder;
+mod epochs;
 pub mod ladder;
 pub mod linear;
 pub mod lookup;
