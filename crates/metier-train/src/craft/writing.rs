@@ -218,7 +218,7 @@ impl Writer {
                             answers[at].logprobs.push(logprob);
                         }
                     }
-                    Event::Scored { .. } => {}
+                    Event::Scored { .. } | Event::Hidden { .. } => {}
                     Event::Done { id, finish, .. } => {
                         if let Some(at) = open.remove(&id) {
                             answers[at].is_whole = finish == Finish::Stop;
