@@ -200,8 +200,7 @@ impl Engine {
             drop(spans);
             let mut stepped = Vec::new();
             for (i, wanted) in rows {
-                let (rest, width) =
-                    if running[i].reads { (&mut hidden, width) } else { (&mut logits, vocabulary) };
+                let (rest, width) = if running[i].reads { (&mut hidden, width) } else { (&mut logits, vocabulary) };
                 let (own, others) = rest.split_at(wanted * width);
                 *rest = others;
                 stepped.push((i, own));

@@ -610,7 +610,8 @@ fn hidden(engine: &mut Engine, pool: &Pool, request: HiddenRequest) -> Vec<f32> 
 /// The network's own head makes of a hidden row what the network answers.
 #[test]
 fn what_is_read_is_the_row_that_logits_are_made_of() {
-    let decoder = Arc::new(Decoder::from_bytes(tiny::gguf_with(3, TensorType::F32), "tiny", WeightFormat::F32).unwrap());
+    let decoder =
+        Arc::new(Decoder::from_bytes(tiny::gguf_with(3, TensorType::F32), "tiny", WeightFormat::F32).unwrap());
     let pool = Pool::new(2, Tier::detect());
     let table = decoder.network().plain().unwrap().embedding;
     for len in [1, 31, 32, 200] {
@@ -639,10 +640,16 @@ fn kept_layers_are_a_network_without_the_others() {
             let layers = KeptLayers::new(kept.clone());
             let answers = [(&whole, layers), (&cut, None)].map(|(decoder, kept_layers)| {
                 let mut engine = Engine::new(Arc::clone(decoder), limits(2));
-                let read = HiddenRequest { prompt: prompt.clone(), kept_layers: kept_layers.clone(), ..Default::default() };
+                let read =
+                    HiddenRequest { prompt: prompt.clone(), kept_layers: kept_layers.clone(), ..Default::default() };
                 let row = hidden(&mut engine, &pool, read);
                 engine
-                    .submit(GenerationRequest { prompt: prompt.clone(), max_tokens: 20, kept_layers, ..Default::default() })
+                    .submit(GenerationRequest {
+                        prompt: prompt.clone(),
+                        max_tokens: 20,
+                        kept_layers,
+                        ..Default::default()
+                    })
                     .unwrap();
                 (row.iter().map(|x| x.to_bits()).collect::<Vec<_>>(), engine.drain(&pool).remove(0).tokens)
             });

@@ -444,8 +444,7 @@ fn check_generation(contents: &Contents) -> Result<(), String> {
     if kept.into_iter().flatten().any(|layers| !layers.is_sorted_by(|a, b| a < b)) {
         return Err("its kept layers are not in ascending order".to_owned());
     }
-    if adapter.is_some() != manifest.stage.has_adapter() || (schema.is_some() && manifest.kind == Kind::Classify)
-    {
+    if adapter.is_some() != manifest.stage.has_adapter() || (schema.is_some() && manifest.kind == Kind::Classify) {
         return Err("it has an adapter or a schema that its stage does not read, or lacks one".to_owned());
     }
     if manifest.generation.as_ref().is_some_and(|generation| generation.max_tokens == 0) {

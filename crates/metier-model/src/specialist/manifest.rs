@@ -91,7 +91,11 @@ impl Manifest {
 
     /// What an encoder or a decoder of its own reads of a text.
     pub fn encoder_text<'a>(&self, text: &'a str) -> Cow<'a, str> {
-        if self.pairs.is_some() || self.hidden.is_some() { encoder_text(&self.inputs, text) } else { Cow::Borrowed(text) }
+        if self.pairs.is_some() || self.hidden.is_some() {
+            encoder_text(&self.inputs, text)
+        } else {
+            Cow::Borrowed(text)
+        }
     }
 }
 
@@ -193,8 +197,7 @@ impl Stage {
     /// All rungs of a classification that run unless a task says otherwise, smallest first.
     pub const ALL: [Self; 5] = [Self::Linear, Self::Pair, Self::Head, Self::Both, Self::Tuned];
     /// All rungs of a classification, smallest first.
-    pub const CLASSIFYING: [Self; 6] =
-        [Self::Linear, Self::Pair, Self::Head, Self::Both, Self::Tuned, Self::Decoder];
+    pub const CLASSIFYING: [Self; 6] = [Self::Linear, Self::Pair, Self::Head, Self::Both, Self::Tuned, Self::Decoder];
     /// All rungs of a generation, smallest first.
     pub const GENERATING: [Self; 3] = [Self::Nearest, Self::Prompted, Self::Adapter];
 

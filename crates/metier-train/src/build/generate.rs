@@ -34,7 +34,7 @@ use crate::{
     craft::{
         checkpoint,
         encoder::StepLog,
-        ladder::Embeddings,
+        ladder::{DecoderLog, Embeddings},
         lora::{self, EpochLog, LoraError, Row, Tuner},
         writing::{Answer, WriteError, Writer},
     },
@@ -109,6 +109,26 @@ pub struct TrainingLog {
     pub predicted_seconds: f64,
     /// Tokens of training a second, checkpoints and looks at validation rows included.
     pub tokens_a_second: Option<f64>,
+}
+
+impl TrainingLog {
+    /// Of a decoder that a head reads.
+    pub(super) fn of_decoder(log: &DecoderLog) -> Self {
+        let DecoderLog { plan, trained, seconds } = log;
+        let tokens: usize = trained.steps.iter().map(|step| step.tokens).sum();
+        let epochs = trained.epochs.iter();
+        Self {
+            planned_epochs: plan.epochs as u64,
+            best_epoch: trained.best as u64,
+            epochs: epochs
+                .map(|e| EpochLog { epoch: e.epoch, loss: e.loss, validation_loss: e.validation_loss })
+                .collect(),
+            steps: trained.steps.clone(),
+            resumed_at: trained.resumed_at,
+            predicted_seconds: plan.predicted_seconds,
+            tokens_a_second: trained.resumed_at.is_none().then(|| tokens as f64 / seconds.max(1e-6)),
+        }
+    }
 }
 
 /// What the work needs beside rows.

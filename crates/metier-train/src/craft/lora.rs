@@ -464,32 +464,12 @@ impl Tuner {
     /// PEFT's files: `adapter_config.json`, and the weights in f32 for `adapter_model.safetensors`. `base`: what the configuration calls the
     /// base model.
     pub fn files(&self, base: &str) -> (String, Vec<u8>) {
-        (self.config(base), metier_model::format::write_f32(self.tensors()))
+        (config(self.lora, base, None), metier_model::format::write_f32(self.tensors()))
     }
 
     /// The same with weights in IEEE halves, as they are served.
     pub fn files_in_halves(&self, base: &str) -> (String, Vec<u8>) {
-        (self.config(base), metier_model::format::write_f16(self.tensors()))
-    }
-
-    fn config(&self, base: &str) -> String {
-        let config = json!({
-            "peft_type": "LORA",
-            "task_type": "CAUSAL_LM",
-            "base_model_name_or_path": base,
-            "r": self.lora.r,
-            "lora_alpha": self.lora.alpha,
-            "lora_dropout": 0.0,
-            "bias": "none",
-            "target_modules": MAPS.map(|map| map.rsplit('.').next().unwrap_or(map)),
-            "fan_in_fan_out": false,
-            "inference_mode": true,
-            "init_lora_weights": true,
-            "use_dora": false,
-            "use_rslora": false,
-            "modules_to_save": null,
-        });
-        serde_json::to_string_pretty(&config).expect("a JSON value is JSON")
+        (config(self.lora, base, None), metier_model::format::write_f16(self.tensors()))
     }
 
     fn tensors(&self) -> impl Iterator<Item = (&str, &[usize], &[f32])> {
@@ -497,6 +477,30 @@ impl Tuner {
         let tensors = params.tensors().iter();
         tensors.map(|tensor| (tensor.name.as_str(), tensor.shape.as_slice(), &params.values[tensor.range.clone()]))
     }
+}
+
+/// `adapter_config.json` as PEFT writes it. `layers`: those of the base that have deltas; `None`: all.
+pub(super) fn config(lora: LoraConfig, base: &str, layers: Option<&[usize]>) -> String {
+    let mut config = json!({
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": base,
+        "r": lora.r,
+        "lora_alpha": lora.alpha,
+        "lora_dropout": 0.0,
+        "bias": "none",
+        "target_modules": MAPS.map(|map| map.rsplit('.').next().unwrap_or(map)),
+        "fan_in_fan_out": false,
+        "inference_mode": true,
+        "init_lora_weights": true,
+        "use_dora": false,
+        "use_rslora": false,
+        "modules_to_save": null,
+    });
+    if let Some(layers) = layers {
+        config["layers_to_transform"] = json!(layers);
+    }
+    serde_json::to_string_pretty(&config).expect("a JSON value is JSON")
 }
 
 fn len(row: &Row) -> usize {
@@ -517,7 +521,7 @@ fn forward(net: &LlamaNet, pool: &Pool, rows: &[&Row], pass: &mut Pass) -> Targe
 }
 
 /// Cuts an order into batches of whole rows of at most `limit` tokens, at least one row each.
-fn batches(order: &[usize], len: impl Fn(usize) -> usize, limit: usize) -> Vec<Vec<usize>> {
+pub(super) fn batches(order: &[usize], len: impl Fn(usize) -> usize, limit: usize) -> Vec<Vec<usize>> {
     let (mut all, mut tokens) = (Vec::<Vec<usize>>::new(), 0);
     for &i in order {
         tokens += len(i);

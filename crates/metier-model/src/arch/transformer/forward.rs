@@ -204,12 +204,7 @@ impl Transformer {
     /// # Panics
     ///
     /// Where a span is empty, its cache has no room for it, or an id lies outside the vocabulary: the engine admits none such.
-    pub(crate) fn forward<'w>(
-        &self,
-        pool: &Pool,
-        spans: &mut [Span<'_>],
-        workspace: &'w mut Workspace,
-    ) -> Outputs<'w> {
+    pub(crate) fn forward<'w>(&self, pool: &Pool, spans: &mut [Span<'_>], workspace: &'w mut Workspace) -> Outputs<'w> {
         let mut step = Step::new(pool, spans, &self.rope, &self.config);
         let mut buffer = std::mem::take(&mut workspace.x);
         let x = room(&mut buffer, step.n_rows() * self.config.width);

@@ -201,6 +201,7 @@ impl Shop<'_> {
             planned_epochs: trained.planned as u64,
             epochs: trained.epochs.len() as u64,
             best_epoch: trained.best as u64,
+            kept_layers: Vec::new(),
         });
         made.adapter = Some((AdapterFiles { config, weights: Arc::new(weights) }, id));
         made.seconds = ((self.elapsed)() - start).as_secs_f64();
@@ -267,6 +268,7 @@ impl Shop<'_> {
             c: rung.record.c,
             embedding_scale: rung.record.embedding_scale,
             against_best: rung.record.against_best,
+            decoder: None,
         }
     }
 
@@ -299,7 +301,9 @@ impl Shop<'_> {
             generation: Some(manifest::Generation {
                 decoder: writer.decoder().base().clone(),
                 max_tokens: u32::try_from(writer.max_tokens()).unwrap_or(u32::MAX),
+                kept_layers: Vec::new(),
             }),
+            hidden: None,
             features: None,
             calibrator: calibrate::fit(&margins, &classes),
             certificate: None,
