@@ -53,6 +53,7 @@ pub use crate::{
 use crate::{
     arch::transformer::{Outputs, Workspace},
     cache::{CacheStats, KvCache, prefix::Sharers},
+    grammar::ConstraintStats,
     tokenizer::TokenId,
 };
 
@@ -66,6 +67,7 @@ pub struct Engine {
     running: Vec<Sequence>,
     cancelled: Vec<Event>,
     lookup: LookupStats,
+    constraints: ConstraintStats,
     workspace: Workspace,
     next_id: u64,
 }
@@ -85,6 +87,8 @@ pub struct EngineStats {
     pub cache: CacheStats,
     /// Tokens proposed so far.
     pub lookup: LookupStats,
+    /// Asked of forms so far.
+    pub constraints: ConstraintStats,
 }
 
 impl Engine {
@@ -93,8 +97,8 @@ impl Engine {
         let cache = KvCache::new(decoder.network().config().cache(), limits.kv_cache_bytes);
         let (adapters, queue) = (Adapters::default(), Queue::default());
         let (running, cancelled, lookup) = (Vec::new(), Vec::new(), LookupStats::default());
-        let workspace = Workspace::default();
-        Self { decoder, limits, cache, adapters, queue, running, cancelled, lookup, workspace, next_id: 0 }
+        let (constraints, workspace) = (ConstraintStats::default(), Workspace::default());
+        Self { decoder, limits, cache, adapters, queue, running, cancelled, lookup, constraints, workspace, next_id: 0 }
     }
 
     /// The decoder.
@@ -154,6 +158,7 @@ impl Engine {
             adapter_bytes: self.adapters.bytes(),
             cache: self.cache.stats(),
             lookup: self.lookup,
+            constraints: self.constraints,
         }
     }
 
@@ -179,7 +184,7 @@ impl Engine {
         self.admit();
         self.plan();
         let decoder = Arc::clone(&self.decoder);
-        let Self { running, cache, lookup, workspace, .. } = self;
+        let Self { running, cache, lookup, constraints, workspace, .. } = self;
         let (vocabulary, width) = (decoder.network().config().vocabulary, decoder.network().config().width);
         let stepped = pool.enter(|| {
             let mut stepping: Vec<(usize, &mut Sequence)> = running.iter_mut().enumerate().collect();
@@ -216,6 +221,7 @@ impl Engine {
                 let LookupStats { proposed_tokens, right_tokens } = std::mem::take(&mut sequence.looked_up);
                 lookup.proposed_tokens += proposed_tokens;
                 lookup.right_tokens += right_tokens;
+                *constraints += sequence.take_constraint_stats();
             }
             events
         });

@@ -13,7 +13,7 @@ use crate::{
     arch::transformer::Span,
     cache::{BranchRoom, KvSequence, prefix::PrefixKey},
     decoder::Decoder,
-    grammar::ConstraintState,
+    grammar::{ConstraintState, ConstraintStats},
     sample::{self, Sampler},
     tokenizer::TokenId,
 };
@@ -80,6 +80,11 @@ impl Sequence {
             written: Vec::new(),
             step_tokens: Vec::new(),
         }
+    }
+
+    /// What was asked of its form since somebody counted.
+    pub(super) fn take_constraint_stats(&mut self) -> ConstraintStats {
+        self.constraint.as_mut().map(ConstraintState::take_stats).unwrap_or_default()
     }
 
     /// Everything that it has read or will read next.
@@ -218,11 +223,15 @@ impl Sequence {
 
     /// Draws the next token from its logits, and writes those behind it that are certain.
     fn draw_one(&mut self, decoder: &Decoder, logits: &[f32]) -> Vec<Event> {
-        let mask = match self.constraint.as_mut().map(ConstraintState::allowed).transpose() {
-            Ok(mask) => mask,
-            Err(_) => return self.give_up(),
+        let position = self.written.len();
+        let token = match &mut self.constraint {
+            None => self.sampler.pick(position, logits),
+            Some(constraint) => match self.sampler.pick_allowed(position, logits, constraint) {
+                Ok(token) => token,
+                Err(_) => return self.give_up(),
+            },
         };
-        let token = TokenId(self.sampler.pick(self.written.len(), logits, mask));
+        let token = TokenId(token);
         let (mut logprob, mut top) = (0.0, Vec::new());
         if let Some(n) = self.request.top_logprobs {
             let best;
@@ -231,7 +240,7 @@ impl Sequence {
         }
         let mut events = Vec::from_iter(self.write(decoder, token, logprob, top));
         while self.finish.is_none() && self.request.top_logprobs.is_none() {
-            let certain = self.constraint.as_mut().map(ConstraintState::forced).unwrap_or_default();
+            let certain = self.constraint.as_mut().map(|constraint| constraint.forced().to_vec()).unwrap_or_default();
             if certain.is_empty() {
                 break;
             }
