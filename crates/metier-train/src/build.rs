@@ -7,8 +7,11 @@
 //! test ────────► what is reported
 //! ```
 
+mod decoded;
 mod extract;
 pub mod generate;
+
+pub use decoded::evaluate_decoder;
 
 use std::{
     collections::BTreeMap,
@@ -408,12 +411,9 @@ pub fn evaluate(
     if manifest.kind == Kind::Extract {
         return extract::evaluate(specialist, encoder, pool, file, columns, seed, progress);
     }
-    if specialist.head().is_none() {
-        let message = format!(
-            "`{}` writes its answers: this version measures such specialists when they are built, with a `data.test` file",
-            manifest.name
-        );
-        return Err(DataError::Task(message).into());
+    if manifest.decoder().is_some() {
+        let why = "it runs on a decoder, and there is none".to_owned();
+        return Err(BuildError::Encoder { name: manifest.name.clone(), why });
     }
     let rows = table::read(file, columns)?;
     let examples = split::examples(rows, &manifest.labels)?;

@@ -50,7 +50,7 @@ const MAX_PROBE_STEPS: usize = 4;
 /// Tokens of the training rows on which layers are weighed, about.
 pub const INFLUENCE_TOKENS: usize = 1024;
 /// Layers that are left out before the others are weighed again: what a layer does hangs on the others.
-const LEFT_OUT_AT_ONCE: usize = 2;
+pub(super) const LEFT_OUT_AT_ONCE: usize = 2;
 
 /// How deltas are trained.
 #[derive(Clone, Debug, PartialEq)]
@@ -557,16 +557,8 @@ impl Tuner {
         while self.net.layers().len() > depth.max(1) {
             let (present, total) = (self.net.layers().len(), None);
             progress(Progress { stage: "weighing layers", done: present as u64, total, unit: Unit::Steps });
-            let mut layers = self.influence(pool, rows, seed);
-            let weight = |layer: &Influence| match recipe.by {
-                Criterion::Loss => layer.loss,
-                Criterion::Angle => layer.angle,
-            };
-            layers.sort_by(|a, b| weight(a).total_cmp(&weight(b)).then(a.layer.cmp(&b.layer)));
-            let mut kept: Vec<usize> =
-                layers[LEFT_OUT_AT_ONCE.min(present - depth)..].iter().map(|layer| layer.layer).collect();
-            kept.sort_unstable();
-            self.keep(&kept);
+            let layers = self.influence(pool, rows, seed);
+            self.keep(&without_least(layers, recipe.by, LEFT_OUT_AT_ONCE.min(present - depth)));
         }
     }
 
@@ -589,8 +581,20 @@ impl Tuner {
 /// The steering head's tensors, behind the deltas.
 const HEAD: [&str; 2] = ["head.weight", "head.bias"];
 
+/// The layers that are left, ascending, when so many that do least are gone.
+pub(super) fn without_least(mut layers: Vec<Influence>, by: Criterion, n: usize) -> Vec<usize> {
+    let weight = |layer: &Influence| match by {
+        Criterion::Loss => layer.loss,
+        Criterion::Angle => layer.angle,
+    };
+    layers.sort_by(|a, b| weight(a).total_cmp(&weight(b)).then(a.layer.cmp(&b.layer)));
+    let mut left: Vec<usize> = layers[n..].iter().map(|layer| layer.layer).collect();
+    left.sort_unstable();
+    left
+}
+
 /// Numbers of layers for shares of `n`: each fewer than the one before, at least one.
-fn depths(n: usize, shares: &[f64]) -> Vec<usize> {
+pub fn depths(n: usize, shares: &[f64]) -> Vec<usize> {
     let mut depths = Vec::new();
     for share in shares {
         // Not a layer more than the share says.
@@ -612,7 +616,7 @@ fn mean_loss(pool: &Pool, logits: &[f32], classes: &[usize]) -> f64 {
 }
 
 /// Between two rows, as a share of a half turn.
-fn angle(a: &[f32], b: &[f32]) -> f64 {
+pub(super) fn angle(a: &[f32], b: &[f32]) -> f64 {
     let dot = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(x, y)| f64::from(*x) * f64::from(*y)).sum::<f64>();
     let lengths = (dot(a, a) * dot(b, b)).sqrt();
     if lengths > 0.0 { (dot(a, b) / lengths).clamp(-1.0, 1.0).acos() / std::f64::consts::PI } else { 0.0 }

@@ -418,10 +418,16 @@ impl TaskFile {
             fits.then_some(value).ok_or_else(|| wrong(format!("`target.{key}` = {value} must lie between 0 and 1")))
         };
         let budget = raw.budget.unwrap_or_default();
-        if kind != Kind::Classify {
-            foreign(&[("prune", raw.prune.is_some()), ("budget.from", budget.from.is_some())], "classify")?;
+        if kind == Kind::Extract {
+            foreign(&[("prune", raw.prune.is_some())], "classify")?;
         }
+        if kind != Kind::Classify {
+            foreign(&[("budget.from", budget.from.is_some())], "classify")?;
+        }
+        // Answers are dear to write: their makers are cut only where the task says so.
+        let is_cut = kind == Kind::Classify || raw.prune.is_some();
         let prune = Prune::new(raw.prune).map_err(wrong)?;
+        let prune = if is_cut { prune } else { Prune { keep: Vec::new(), ..prune } };
         // A decoder takes half a gigabyte and minutes: whoever wants one says so.
         let (rungs, usual): (&[Stage], Stage) = match kind {
             Kind::Generate => (&Stage::GENERATING[1..], Stage::Adapter),

@@ -365,7 +365,7 @@ impl LlamaNet {
     /// Logits of some rows of the last pass: (rows, vocabulary).
     pub fn logits(&self, pool: &Pool, pass: &Pass, rows: &[usize]) -> Vec<f32> {
         let mut logits = vec![0.0; rows.len() * self.plain.config.vocabulary];
-        self.head().forward(pool, &self.normed(pool, &self.gather(pass, rows)), &mut logits);
+        self.head().forward(pool, &self.normed(pool, &self.gather(&pass.hidden, rows)), &mut logits);
         logits
     }
 
@@ -377,7 +377,7 @@ impl LlamaNet {
         let mut room = vec![0.0; targets.len().min(LOGIT_ROWS) * vocabulary];
         for some in targets.chunks(LOGIT_ROWS) {
             let rows: Vec<usize> = some.iter().map(|(row, _)| *row).collect();
-            let x = self.gather(pass, &rows);
+            let x = self.gather(&pass.hidden, &rows);
             let logits = &mut room[..rows.len() * vocabulary];
             self.head().forward(pool, &self.normed(pool, &x), logits);
             // Turned into their own derivative, row by row.
@@ -426,7 +426,7 @@ impl LlamaNet {
     /// Some of the last rows behind the last norm, at unit length. `hidden`: (all rows, width).
     pub fn units(&self, pool: &Pool, hidden: &[f32], rows: Vec<usize>) -> Units {
         let width = self.width();
-        let x: Vec<f32> = rows.iter().flat_map(|row| hidden[row * width..][..width].iter().copied()).collect();
+        let x = self.gather(hidden, &rows);
         let mut units = self.normed(pool, &x);
         let mut lengths = Vec::with_capacity(rows.len());
         for unit in units.chunks_exact_mut(width) {
@@ -458,11 +458,17 @@ impl LlamaNet {
 
     /// As [`loss`](Self::loss), without the derivative.
     pub fn loss_alone(&self, pool: &Pool, pass: &Pass, targets: &[(usize, TokenId)]) -> f64 {
+        self.loss_of(pool, &pass.hidden, targets)
+    }
+
+    /// The same of other last rows: (all rows, width).
+    pub fn loss_of(&self, pool: &Pool, hidden: &[f32], targets: &[(usize, TokenId)]) -> f64 {
         let (isa, vocabulary) = (pool.isa(), self.plain.config.vocabulary);
         let mut sum = 0.0;
         for some in targets.chunks(LOGIT_ROWS) {
             let rows: Vec<usize> = some.iter().map(|(row, _)| *row).collect();
-            let logits = self.logits(pool, pass, &rows);
+            let mut logits = vec![0.0; rows.len() * vocabulary];
+            self.head().forward(pool, &self.normed(pool, &self.gather(hidden, &rows)), &mut logits);
             let mut losses = vec![0.0f64; rows.len()];
             pool.run_rows(&mut losses, 1, 1, &|first, losses| {
                 for (i, loss) in losses.iter_mut().enumerate() {
@@ -482,9 +488,9 @@ impl LlamaNet {
         Linear { weight, bias: None, n: self.plain.config.vocabulary, k: self.width() }
     }
 
-    fn gather(&self, pass: &Pass, rows: &[usize]) -> Vec<f32> {
+    fn gather(&self, hidden: &[f32], rows: &[usize]) -> Vec<f32> {
         let width = self.width();
-        rows.iter().flat_map(|row| pass.hidden[row * width..][..width].iter().copied()).collect()
+        rows.iter().flat_map(|row| hidden[row * width..][..width].iter().copied()).collect()
     }
 
     fn normed(&self, pool: &Pool, x: &[f32]) -> Vec<f32> {
