@@ -6,19 +6,20 @@ use std::fmt::Write as _;
 
 use metier_model::Specialist;
 
-use super::{card::percent, finding::Says, metrics::Measured};
+use super::{card::percent, finding::Says, learning::LearningCurve, metrics::Measured};
 use crate::build::BuildOutcome;
 
 /// Inside size of a plot, in SVG units.
-const WIDTH: f64 = 420.0;
-const HEIGHT: f64 = 300.0;
+pub(crate) const WIDTH: f64 = 420.0;
+pub(crate) const HEIGHT: f64 = 300.0;
 /// Room for axes.
-const LEFT: f64 = 46.0;
+pub(crate) const LEFT: f64 = 46.0;
 const BOTTOM: f64 = 40.0;
 /// Classes drawn as bars: the weakest.
 const MAX_BARS: usize = 40;
 
-const STYLE: &str = "
+/// Colours, tables, tiles and plots of every report.
+pub(crate) const STYLE: &str = "
 :root{--bg:#fbfaf7;--fg:#23262b;--mute:#6c727c;--line:#dcd9d0;--card:#fff;--main:#2d5d8c;--good:#2f7d5b;--bad:#b4472f;--soft:#2d5d8c22}
 @media(prefers-color-scheme:dark){:root{--bg:#15171a;--fg:#e6e4df;--mute:#979da7;--line:#33373d;--card:#1c1f23;--main:#7fb0de;--good:#74c49c;--bad:#e58a72;--soft:#7fb0de2e}}
 *{box-sizing:border-box}body{margin:0;background:var(--bg);color:var(--fg);font:16px/1.55 system-ui,-apple-system,'Segoe UI',sans-serif}
@@ -258,7 +259,7 @@ fn ranges(layers: &[usize]) -> String {
 }
 
 /// Axes from 0 to `x_max` and `y_max`, and what is drawn over them.
-fn plot(x_max: f64, y_max: f64, x_name: &str, y_name: &str, inside: &str, caption: &str) -> String {
+pub(crate) fn plot(x_max: f64, y_max: f64, x_name: &str, y_name: &str, inside: &str, caption: &str) -> String {
     let mut axes = String::new();
     for step in 0..=4 {
         let share = f64::from(step) / 4.0;
@@ -288,7 +289,7 @@ fn plot(x_max: f64, y_max: f64, x_name: &str, y_name: &str, inside: &str, captio
     )
 }
 
-fn label(share: f64) -> String {
+pub(crate) fn label(share: f64) -> String {
     let percent = 100.0 * share;
     if percent >= 10.0 || percent == 0.0 { format!("{percent:.0} %") } else { format!("{percent:.1} %") }
 }
@@ -453,6 +454,14 @@ fn findings(outcome: &BuildOutcome) -> String {
 /// Error by training rows, both on logarithmic axes: a power law is a straight line.
 fn learning_curve(outcome: &BuildOutcome) -> String {
     let Some(curve) = &outcome.learning_curve else { return String::new() };
+    format!(
+        "<h2>Would more rows help?</h2><div class=\"plots\">{}</div>",
+        curve_figure(curve, &outcome.metric, "validation")
+    )
+}
+
+/// The same as a figure; `metric` on rows of a part.
+pub(crate) fn curve_figure(curve: &LearningCurve, metric: &str, part: &str) -> String {
     let error = |value: f64| (1.0 - value).max(1e-4);
     let all = || curve.points.iter().chain(&curve.forecasts);
     let n = |n: u64| (n.max(1) as f64).ln();
@@ -496,15 +505,15 @@ fn learning_curve(outcome: &BuildOutcome) -> String {
         ),
     };
     format!(
-        "<h2>Would more rows help?</h2><div class=\"plots\"><figure><svg viewBox=\"0 0 {} {}\" role=\"img\" aria-label=\"error by training rows\">{inside}\
-         <text x=\"{}\" y=\"{}\" text-anchor=\"middle\">training rows</text><text x=\"{LEFT}\" y=\"8\">1 − {} on validation rows</text></svg>\
+        "<figure><svg viewBox=\"0 0 {} {}\" role=\"img\" aria-label=\"error by training rows\">{inside}\
+         <text x=\"{}\" y=\"{}\" text-anchor=\"middle\">training rows</text><text x=\"{LEFT}\" y=\"8\">1 − {} on {part} rows</text></svg>\
          <figcaption>The rung <code>{}</code>, made again from parts of the training rows; whiskers are 95 % intervals, dashed is what a power law \
-         expects, at most four times the rows there are. {}</figcaption></figure></div>",
+         expects, at most four times the rows there are. {}</figcaption></figure>",
         LEFT + WIDTH + 24.0,
         HEIGHT + BOTTOM + 8.0,
         LEFT + WIDTH / 2.0,
         HEIGHT + BOTTOM + 4.0,
-        escape(&outcome.metric),
+        escape(metric),
         curve.rung.name(),
         escape(&told)
     )
@@ -561,6 +570,7 @@ fn lineage(specialist: &Specialist) -> String {
     html + "</table></div>"
 }
 
-fn escape(text: &str) -> String {
+/// Text as it stands in HTML, inside and outside of attributes.
+pub(crate) fn escape(text: &str) -> String {
     text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
 }
