@@ -272,7 +272,7 @@ fn wrong_clocks_zones_and_prices_are_told_and_counted() {
     };
     let rows = [
         row(json!("2026-11-02T23:30:00-02:00"), json!({})),
-        row(json!("2026-11-03 01:30:00"), json!({"cost": -1})),
+        row(json!("2026-11-03 01:30:00"), json!({"cost": -1, "input": "another"})),
         row(json!("1970-01-01T00:00:05Z"), json!({})),
         row(json!("2031-01-01T00:00:00Z"), json!({})),
         row(json!("yesterday"), json!({"completion_tokens": -5})),
@@ -335,7 +335,7 @@ fn a_folder_may_hold_anything() {
     let rows = two_tasks(5);
     let mut cut = zstd::bulk::compress(&lines(&rows), 1).unwrap();
     cut.truncate(cut.len() - 20);
-    let files: [(&str, &[u8]); 8] = [
+    let files: [(&str, &[u8]); 9] = [
         ("log.jsonl", &lines(&rows)),
         (
             "deep/er/spend.jsonl",
@@ -349,12 +349,23 @@ fn a_folder_may_hold_anything() {
         ("empty.jsonl", b""),
         ("cut.jsonl.zst", &cut),
         (".hidden.jsonl", b"{"),
+        ("README.md", b"{\"input\":\"a\",\"output\":\"b\"}"),
     ];
     let reading = reading(&files);
     assert_eq!((reading.calls, reading.files), (11, 7));
     let reasons: Vec<&str> =
         reading.files_skipped.keys().map(|reason| reason.split([',', ':', ';']).next().unwrap()).collect();
-    assert_eq!(reasons, ["Parquet", "UTF-16", "a zip archive", "compressed data that ends too early", "empty"]);
+    assert_eq!(
+        reasons,
+        [
+            "Parquet",
+            "UTF-16",
+            "a name that no log has",
+            "a zip archive",
+            "compressed data that ends too early",
+            "empty"
+        ]
+    );
     assert_eq!(reading.formats.keys().collect::<Vec<_>>(), ["LiteLLM", "OpenAI"]);
 }
 

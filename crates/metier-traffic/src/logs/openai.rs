@@ -96,6 +96,9 @@ pub(super) fn read(record: &Object) -> Result<Row, Unread> {
     if let Some(usage) = object(record, &["usage"]).filter(|_| call.tokens.is_none()) {
         call.usage(&usage);
     }
+    if call.tokens.is_none() {
+        call.usage(record);
+    }
     if BEGIN.iter().any(|name| record.contains_key(*name)) {
         call.times(record, &BEGIN, &END, false);
     }

@@ -219,6 +219,9 @@ pub fn attempt(
         inputs: &inputs,
         embeddings: embeddings.as_ref(),
         encoder: None,
+        decoder: None,
+        decoding: &crate::craft::decoder::Recipe::default(),
+        from: Stage::Linear,
         up_to: Stage::Both,
         tuning: &Recipe::default(),
     };

@@ -149,6 +149,12 @@ impl Logs {
                 } else {
                     self.folder(root, &path, depth + 1)?;
                 }
+            } else if !may_be_log(&path) {
+                note(
+                    &mut self.skipped,
+                    "a name that no log has: name the file itself to have it read",
+                    &path.display(),
+                );
             } else {
                 if self.files.len() == MAX_FILES {
                     return Err(ReadError::TooManyFiles(root.to_owned()));
@@ -200,6 +206,15 @@ impl Logs {
         }
         Ok(Pass { reading, verdicts })
     }
+}
+
+/// In a folder, what ends like a log, or like what many take for one, or not at all; what is named itself is always read.
+fn may_be_log(path: &Path) -> bool {
+    let name = path.file_name().map(|name| name.to_string_lossy().to_lowercase()).unwrap_or_default();
+    let plain = [".gz", ".zst"].iter().find_map(|ending| name.strip_suffix(ending)).unwrap_or(&name);
+    let ending = plain.rsplit_once('.').map(|(_, ending)| ending);
+    let known = ["jsonl", "ndjson", "json", "csv", "tsv", "log", "txt", "parquet", "zip"];
+    ending.is_none_or(|ending| known.contains(&ending) || ending.bytes().all(|byte| byte.is_ascii_digit()))
 }
 
 fn note(reasons: &mut BTreeMap<String, Skipped>, reason: &str, place: &dyn std::fmt::Display) {

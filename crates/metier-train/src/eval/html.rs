@@ -53,6 +53,7 @@ pub fn render(specialist: &Specialist, outcome: &BuildOutcome) -> String {
     page += &findings(outcome);
     page += "<h2>Rungs of the ladder</h2>";
     page += &rungs(outcome);
+    page += &depths(outcome);
     page += "<h2>When does it answer alone?</h2><div class=\"plots\">";
     page += &risk_coverage(outcome);
     page += &reliability(outcome);
@@ -170,7 +171,7 @@ fn rungs(outcome: &BuildOutcome) -> String {
         escape(&outcome.metric)
     );
     for rung in &outcome.rungs {
-        let chosen = if rung.rung == outcome.rung { " class=\"chosen\"" } else { "" };
+        let chosen = if rung.is_taken(outcome.rung) { " class=\"chosen\"" } else { "" };
         let against = rung.against_best.map_or_else(String::new, |test| {
             let verdict = match test.verdict {
                 metier_model::proof::Verdict::NonInferior => "good enough".to_owned(),
@@ -188,7 +189,7 @@ fn rungs(outcome: &BuildOutcome) -> String {
             "<tr{chosen}><td>{}</td><td class=\"n\">{:.2} %</td><td><svg viewBox=\"0 0 320 18\" style=\"width:220px\">\
              <line class=\"whisker\" x1=\"{:.1}\" x2=\"{:.1}\" y1=\"9\" y2=\"9\"/><circle class=\"dot\" cx=\"{:.1}\" cy=\"9\" r=\"4\"/></svg></td>\
              <td class=\"n\">{:.2} %</td><td>{against}</td><td class=\"n\">{:.1}</td></tr>",
-            rung.rung.name(),
+            rung.name(),
             100.0 * rung.value,
             x(rung.interval[0]),
             x(rung.interval[1]),
@@ -198,6 +199,63 @@ fn rungs(outcome: &BuildOutcome) -> String {
         );
     }
     html + "</table></div>"
+}
+
+/// The curve of depths: what some of a decoder's layers cost, and what is lost without the others.
+fn depths(outcome: &BuildOutcome) -> String {
+    let points: Vec<_> = outcome.rungs.iter().filter_map(|rung| Some((rung, rung.decoder.as_ref()?))).collect();
+    if points.len() < 2 {
+        return String::new();
+    }
+    let low = points.iter().map(|(rung, _)| rung.interval[0]).fold(1.0, f64::min);
+    let high = points.iter().map(|(rung, _)| rung.interval[1]).fold(0.0, f64::max);
+    let (low, span) = (low - 0.01, (high - low + 0.02).max(0.02));
+    let x = |value: f64| 10.0 + 300.0 * (value - low) / span;
+    let mut html = format!(
+        "<h3>Layers of the decoder</h3><div class=\"scroll\"><table><tr><th class=\"n\">layers</th><th class=\"n\">{}</th><th></th>\
+         <th>against all layers, on validation rows</th><th class=\"n\">texts a second, eight at a time</th>\
+         <th class=\"n\">keys and values a token</th><th class=\"n\">adapter</th><th>which</th></tr>",
+        escape(&outcome.metric)
+    );
+    for (rung, depth) in points {
+        let chosen = if depth.is_chosen { " class=\"chosen\"" } else { "" };
+        let against = depth.against_all.map_or_else(String::new, |test| {
+            let [from, to] = test.interval.map(|bound| 100.0 * bound);
+            format!("{:+.1} points [{from:+.1}, {to:+.1}]", 100.0 * test.difference)
+        });
+        let _ = write!(
+            html,
+            "<tr{chosen}><td class=\"n\">{} of {}</td><td class=\"n\">{:.2} %</td>\
+             <td><svg viewBox=\"0 0 320 18\" style=\"width:220px\"><line class=\"whisker\" x1=\"{:.1}\" x2=\"{:.1}\" y1=\"9\" y2=\"9\"/>\
+             <circle class=\"dot\" cx=\"{:.1}\" cy=\"9\" r=\"4\"/></svg></td><td>{against}</td><td class=\"n\">{:.0} (× {:.2})</td>\
+             <td class=\"n\">{:.1} KB</td><td class=\"n\">{:.1} MB</td><td>{}</td></tr>",
+            depth.layers.len(),
+            depth.of,
+            100.0 * rung.value,
+            x(rung.interval[0]),
+            x(rung.interval[1]),
+            x(rung.value),
+            depth.rows_a_second,
+            depth.speed,
+            depth.kv_bytes_a_token as f64 / 1024.0,
+            depth.adapter_bytes as f64 / 1024.0 / 1024.0,
+            ranges(&depth.layers),
+        );
+    }
+    html + "</table></div>"
+}
+
+/// `0–4, 7, 9–11`.
+fn ranges(layers: &[usize]) -> String {
+    let mut runs: Vec<(usize, usize)> = Vec::new();
+    for &layer in layers {
+        match runs.last_mut() {
+            Some((_, to)) if *to + 1 == layer => *to = layer,
+            _ => runs.push((layer, layer)),
+        }
+    }
+    let told = runs.iter().map(|(from, to)| if from == to { from.to_string() } else { format!("{from}–{to}") });
+    told.collect::<Vec<_>>().join(", ")
 }
 
 /// Axes from 0 to `x_max` and `y_max`, and what is drawn over them.
