@@ -9,6 +9,7 @@
 
 mod extract;
 pub mod generate;
+mod sets;
 mod ship;
 
 use std::{
@@ -42,6 +43,7 @@ use crate::{
     },
     data::{
         DataError, LeakReport, Part, Splits, TaskError, TaskFile, positive,
+        sets::Loaded,
         split::{self, Example},
         table::{self, Columns},
         task::Metric,
@@ -273,7 +275,10 @@ pub fn build(
     let start = clock();
     let elapsed = || clock().saturating_sub(start);
     progress(Progress { stage: "reading rows", done: 0, total: None, unit: Unit::Rows });
-    let splits = split::load(task, bench.seed)?;
+    let splits = match split::load_any(task, bench.seed)? {
+        Loaded::Classes(splits) => *splits,
+        Loaded::Sets(loaded) => return sets::build(task, &loaded, bench, progress, &elapsed),
+    };
     let task = &TaskFile { target: positive::resolve(task, &splits)?, ..task.clone() };
     let embeddings = bench.encoder.map(|encoder| embed(task, &splits, encoder, bench.pool, progress)).transpose()?;
     let embed_seconds = elapsed().as_secs_f64();
@@ -327,6 +332,9 @@ pub fn evaluate(
     if manifest.kind == Kind::Extract {
         return extract::evaluate(specialist, encoder, pool, file, columns, seed, progress);
     }
+    if manifest.several.is_some() {
+        return sets::evaluate(specialist, encoder, pool, file, columns, seed, progress);
+    }
     if specialist.head().is_none() {
         let message = format!(
             "`{}` writes its answers: this version measures such specialists when they are built, with a `data.test` file",
@@ -336,28 +344,7 @@ pub fn evaluate(
     }
     let rows = table::read(file, columns)?;
     let examples = split::examples(rows, &manifest.labels)?;
-    let texts: Vec<_> = examples.iter().map(|example| specialist.encoder_text(&example.row.text)).collect();
-    let texts: Vec<&str> = texts.iter().map(AsRef::as_ref).collect();
-    let embeddings = match (specialist.needs_embedding(), encoder) {
-        (false, _) => None,
-        (true, Some(encoder)) => {
-            if let Some(why) = manifest.base.as_ref().and_then(|base| base.mismatch(&encoder.base())) {
-                return Err(BuildError::Encoder { name: manifest.name.clone(), why });
-            }
-            let error = |source| BuildError::Embed { name: manifest.name.clone(), source };
-            let own = match specialist.encoder_file() {
-                None => None,
-                Some(file) => Some(own_encoder(&manifest.name, encoder, &file.0)?),
-            };
-            let encoder = own.as_ref().map_or(encoder, |own| own as &dyn Embed);
-            Some(encoder.embed_all(pool, &texts, progress).map_err(error)?)
-        }
-        (true, None) => {
-            let base = manifest.base.as_ref().map_or("", |base| &base.name);
-            let why = format!("it reads embeddings of `{base}`, and there is no encoder");
-            return Err(BuildError::Encoder { name: manifest.name.clone(), why });
-        }
-    };
+    let embeddings = embedded(specialist, encoder, pool, &examples, progress)?;
     let scored = examples
         .iter()
         .enumerate()
@@ -369,6 +356,39 @@ pub fn evaluate(
     let metric = positive::recorded(&manifest.recipe, &manifest.labels);
     let yardstick = yardstick(manifest, metric, columns.reference.is_some(), &[], seed);
     Ok(evaluation::evaluate(&scored, &yardstick))
+}
+
+/// The vectors that a specialist reads of these rows, where it reads some.
+fn embedded(
+    specialist: &Specialist,
+    encoder: Option<&dyn Embed>,
+    pool: &Pool,
+    examples: &[Example],
+    progress: &mut dyn FnMut(Progress<'_>),
+) -> Result<Option<Vec<Vec<f32>>>, BuildError> {
+    let manifest = specialist.manifest();
+    let texts: Vec<_> = examples.iter().map(|example| specialist.encoder_text(&example.row.text)).collect();
+    let texts: Vec<&str> = texts.iter().map(AsRef::as_ref).collect();
+    match (specialist.needs_embedding(), encoder) {
+        (false, _) => Ok(None),
+        (true, Some(encoder)) => {
+            if let Some(why) = manifest.base.as_ref().and_then(|base| base.mismatch(&encoder.base())) {
+                return Err(BuildError::Encoder { name: manifest.name.clone(), why });
+            }
+            let error = |source| BuildError::Embed { name: manifest.name.clone(), source };
+            let own = match specialist.encoder_file() {
+                None => None,
+                Some(file) => Some(own_encoder(&manifest.name, encoder, &file.0)?),
+            };
+            let encoder = own.as_ref().map_or(encoder, |own| own as &dyn Embed);
+            encoder.embed_all(pool, &texts, progress).map(Some).map_err(error)
+        }
+        (true, None) => {
+            let base = manifest.base.as_ref().map_or("", |base| &base.name);
+            let why = format!("it reads embeddings of `{base}`, and there is no encoder");
+            Err(BuildError::Encoder { name: manifest.name.clone(), why })
+        }
+    }
 }
 
 /// The encoder of a specialist that has its own.
@@ -429,6 +449,7 @@ fn prove(
             .map(|pairs| PairsRecord { format: PAIR_FORMAT.to_owned(), fields: pairs.features.fields().to_vec() }),
         calibrator,
         scores: None,
+        several: None,
         certificate: None,
         refusal: None,
         recipe: Recipe {

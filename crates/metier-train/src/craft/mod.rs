@@ -8,6 +8,7 @@
 //! - [`writing`]: texts → answers, written by the engine.
 //! - [`trees`]: numbers and classes → boosted trees.
 //! - [`pair`]: several inputs → how they agree → margins; and how margins of several makers become one.
+//! - [`sets`]: the rungs of rows with several labels.
 //! - [`ladder`]: which rungs run, with which settings, and which of them is the smallest that is good enough.
 
 pub mod checkpoint;
@@ -18,6 +19,7 @@ pub mod linear;
 pub mod lookup;
 pub mod lora;
 pub mod pair;
+pub mod sets;
 pub mod span;
 pub mod trees;
 pub mod writing;

@@ -5,6 +5,7 @@
 //! - [`table`]: CSV, TSV and JSONL files → rows; every complaint names file and line.
 //! - [`answers`]: what a teacher answered to rows, in a file beside them.
 //! - [`split`]: training, validation, calibration and test rows, by hash of group or text.
+//! - [`sets`]: the same where rows have several labels.
 //! - [`extract`]: values or offsets of an extraction → words of the text.
 //! - [`positive`]: whose F1, where the metric is the F1 of one label.
 //! - [`leak`]: duplicates and near-duplicates across splits, and equal texts with different labels.
@@ -17,6 +18,7 @@ pub mod extract;
 pub mod generate;
 pub mod leak;
 pub mod positive;
+pub mod sets;
 pub mod split;
 pub mod table;
 pub mod task;
