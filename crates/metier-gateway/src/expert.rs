@@ -23,7 +23,7 @@ pub(crate) struct Judged {
     pub(crate) score: f32,
     pub(crate) threshold: Option<f32>,
     pub(crate) accepted: bool,
-    /// `linear`, `pair`, `head`, `both`, `tuned`, `span`.
+    /// `linear`, `pair`, `head`, `both`, `tuned`, `decoder`, `span`.
     pub(crate) stage: String,
     /// Of an extraction.
     pub(crate) extracted: Option<Extracted>,
@@ -48,7 +48,11 @@ pub(crate) trait Expert: Send + Sync {
     fn labels(&self) -> &[String];
     fn may_leave(&self) -> bool;
     fn needs_embedding(&self) -> bool;
-    /// The encoder that was tuned for it, where it reads that one's embeddings and not the server's.
+    /// The decoder that it runs on, where it runs on one.
+    fn decoder(&self) -> Option<Digest> {
+        self.pen().map(|pen| pen.decoder)
+    }
+    /// What was tuned for it, an encoder or a decoder, where it reads that one's vectors and not those of the server's encoder.
     fn own_encoder(&self) -> Option<&Embedder> {
         None
     }
@@ -134,6 +138,13 @@ impl Expert for Specialist {
 
     fn judge(&self, text: &str, embedding: Option<&[f32]>) -> Result<Judged, String> {
         if self.manifest().kind == Kind::Generate {
+            return Err(format!(
+                "specialist `{}` cannot answer: {}",
+                self.manifest().name,
+                "its decoder is not the one that this server has, or its adapter could not be loaded"
+            ));
+        }
+        if self.manifest().hidden.is_some() {
             return Err(format!(
                 "specialist `{}` cannot answer: {}",
                 self.manifest().name,
@@ -230,6 +241,10 @@ impl Expert for Equipped {
 
     fn judge_written(&self, written: Written<'_>) -> Option<Judgement> {
         self.pen().map(|_| self.specialist.judge(written))
+    }
+
+    fn decoder(&self) -> Option<Digest> {
+        self.specialist.manifest().decoder().map(|decoder| decoder.digest)
     }
 
     fn own_text(&self, text: &str) -> String {

@@ -5,6 +5,7 @@
 //! sockets, clocks, and any opinion on who should answer.
 
 pub mod exchange;
+pub mod logs;
 pub mod price;
 pub mod privacy;
 pub mod said;

@@ -7,39 +7,44 @@
 //! test ────────► what is reported
 //! ```
 
+mod decoded;
 mod extract;
 pub mod generate;
 mod sets;
 mod ship;
 
+pub use decoded::evaluate_decoder;
+
 use std::{
     collections::BTreeMap,
     error::Error,
     path::{Path, PathBuf},
+    sync::Arc,
     time::Duration,
 };
 
 use metier_kernels::Pool;
 use metier_model::{
-    Digest, Encoder, Progress, Specialist, SpecialistStore, Unit,
+    Decoder, Digest, Encoder, Progress, Specialist, SpecialistStore, Unit,
     features::FORMAT as FEATURE_FORMAT,
     head::LinearHead,
     pairs::FORMAT as PAIR_FORMAT,
     proof::{Certificate, NonInferiority},
     specialist::{
         AnswerError, BundleError, Contents, Neighbours, ProbeRow, StoreError, bundle,
-        manifest::{FORMAT, Kind, Manifest, PairsRecord, Recipe, Stage},
+        manifest::{FORMAT, Hidden, Kind, Manifest, PairsRecord, Recipe, Stage},
     },
 };
 use serde::{Deserialize, Serialize};
 
+use self::generate::TrainingLog;
 pub use self::ship::peak_rss_bytes;
 use self::ship::{Product, ship};
 use crate::{
     craft::{
-        checkpoint,
+        checkpoint, decoder,
         encoder::{self as tuning, TuneError},
-        ladder::{self, Embeddings, Ground, Held, Ladder, Run},
+        ladder::{self, Depth, Embeddings, Ground, Held, Ladder, Run},
     },
     data::{
         DataError, LeakReport, Part, Splits, TaskError, TaskFile, positive,
@@ -56,6 +61,7 @@ use crate::{
         evaluation::{self, ClassMix, Yardstick},
         learning, metrics, rejection,
     },
+    grad::llama::LoraConfig,
 };
 
 /// Share of validation rows that lie below the match threshold of `auto`: so many of a task's own texts are missed.
@@ -77,6 +83,8 @@ pub struct Workbench<'a> {
     pub seed: u64,
     /// How an encoder is tuned, where the task and its budget let that rung run.
     pub tuning: tuning::Recipe,
+    /// The decoder, where the task asks for a rung that runs on one.
+    pub decoder: Option<Arc<Decoder>>,
 }
 
 /// What a build made and measured; the result line of `metier build --json`, and `run.json` beside the bundle.
@@ -182,6 +190,26 @@ pub struct RungOutcome {
     pub embedding_scale: f64,
     /// Paired comparison with the best rung.
     pub against_best: Option<NonInferiority>,
+    /// A point of the curve of depths, where its head reads a decoder.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub decoder: Option<Depth>,
+}
+
+impl RungOutcome {
+    /// Whether this is the rung that was taken; `rung`: which one that was.
+    pub fn is_taken(&self, rung: Stage) -> bool {
+        self.rung == rung && self.decoder.as_ref().is_none_or(|depth| depth.is_chosen)
+    }
+
+    /// Its name, with the number of layers where some are left out.
+    pub fn name(&self) -> String {
+        match &self.decoder {
+            Some(depth) if depth.layers.len() < depth.of => {
+                format!("{}, {} layers", self.rung.name(), depth.layers.len())
+            }
+            _ => self.rung.name().to_owned(),
+        }
+    }
 }
 
 /// The evaluation as it stands in the bundle (`evidence.json`).
@@ -285,13 +313,17 @@ pub fn build(
     let deadline = Duration::from_secs_f64(task.budget_minutes * 60.0);
     let keeps = Some((bench.store.root(), task.name.as_str()));
     let run = Run { pool: bench.pool, seed: bench.seed, clock: &elapsed, deadline, keeps };
+    let decoding = decoding(task);
     let ground = Ground {
         splits: &splits,
         inputs: &task.data.text,
         embeddings: embeddings.as_ref(),
         encoder: bench.encoder.and_then(Embed::as_encoder),
+        decoder: bench.decoder.as_ref(),
+        from: task.from,
         up_to: task.up_to,
         tuning: &bench.tuning,
+        decoding: &decoding,
     };
     let ladder = ladder::climb(ground, &task.target, &run, progress)
         .map_err(|source| BuildError::Tune { name: task.name.clone(), source })?;
@@ -311,11 +343,33 @@ pub fn build(
     let manifest = specialist.manifest();
     let mut notes = notes(task, &splits, &ladder, manifest, &evidence.rows, evidence.class_mix.as_ref());
     notes.extend(no_curve);
-    let product =
-        Product { specialist, evidence, rungs, failures, learning_curve, training: None, notes, embed_seconds };
+    let product = Product {
+        specialist,
+        evidence,
+        rungs,
+        failures,
+        learning_curve,
+        training: ladder.decoder.as_ref().map(TrainingLog::of_decoder),
+        notes,
+        embed_seconds,
+    };
     let outcome = ship(task, &splits, bench, product, &elapsed)?;
     checkpoint::remove(bench.store.root(), &task.name, ladder::ENCODER_CHECKPOINT);
+    ladder::remove_decoder_checkpoints(bench.store.root(), &task.name);
     Ok(outcome)
+}
+
+/// How a decoder is tuned for a task.
+fn decoding(task: &TaskFile) -> decoder::Recipe {
+    let (tune, prune) = (&task.tune, &task.prune);
+    decoder::Recipe {
+        lora: LoraConfig { r: tune.rank, alpha: tune.alpha },
+        epochs: tune.epochs,
+        learning_rate: tune.learning_rate,
+        heal_epochs: prune.heal_epochs,
+        depths: prune.keep.clone(),
+        ..decoder::Recipe::default()
+    }
 }
 
 /// Scores a file with a specialist; columns as in a task file. The metric is accuracy.
@@ -335,12 +389,9 @@ pub fn evaluate(
     if manifest.several.is_some() {
         return sets::evaluate(specialist, encoder, pool, file, columns, seed, progress);
     }
-    if specialist.head().is_none() {
-        let message = format!(
-            "`{}` writes its answers: this version measures such specialists when they are built, with a `data.test` file",
-            manifest.name
-        );
-        return Err(DataError::Task(message).into());
+    if manifest.decoder().is_some() {
+        let why = "it runs on a decoder, and there is none".to_owned();
+        return Err(BuildError::Encoder { name: manifest.name.clone(), why });
     }
     let rows = table::read(file, columns)?;
     let examples = split::examples(rows, &manifest.labels)?;
@@ -431,6 +482,7 @@ fn prove(
     let gold: Vec<usize> = validation.iter().map(|example| example.class).collect();
     let calibrator = calibrate::fit(&rung.validation, &gold);
     let pairs = rung.own.as_ref().and_then(|own| own.pairs.clone());
+    let decoder = rung.own.as_ref().and_then(|own| own.decoder.as_ref());
     let mut manifest = Manifest {
         format: FORMAT,
         name: task.name.clone(),
@@ -443,6 +495,7 @@ fn prove(
         stage: rung.stage,
         base: bench.encoder.map(Embed::base),
         generation: None,
+        hidden: decoder.map(|own| Hidden { decoder: own.base.clone(), kept_layers: own.kept_layers() }),
         features: rung.stage.reads_ngrams().then(|| FEATURE_FORMAT.to_owned()),
         pairs: pairs
             .as_ref()
@@ -473,7 +526,7 @@ fn prove(
         features: rung.stage.reads_ngrams().then(|| ladder.features.clone()),
         head: Some(rung.head.clone()),
         encoder: rung.own.as_ref().and_then(|own| own.file.clone()),
-        adapter: None,
+        adapter: decoder.map(|own| own.files.clone()),
         schema: None,
         pairs,
         neighbours: embeddings.and_then(|all| neighbours(splits, all, task.data.out_of_scope.as_deref())),
@@ -524,6 +577,7 @@ fn prove(
             c: rung.record.c,
             embedding_scale: rung.record.embedding_scale,
             against_best: rung.record.against_best,
+            decoder: rung.own.as_ref().and_then(|own| own.decoder.as_ref()).map(|own| own.depth.clone()),
         }
     });
     let rungs = rungs.collect();
@@ -665,7 +719,7 @@ fn notes(
     if let Some((stage, why)) = &ladder.not_made {
         notes.push(format!("rung `{}` was not made: {why}", stage.name()));
     }
-    if ladder.rungs.len() == 1 && task.up_to > Stage::Linear {
+    if manifest.base.is_none() && task.up_to > Stage::Linear && ladder.rungs[ladder.chosen].stage == Stage::Linear {
         notes.push(
             "no encoder was at hand: only the n-gram rung ran, and `auto` cannot find this specialist".to_owned(),
         );

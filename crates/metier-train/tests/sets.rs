@@ -78,7 +78,14 @@ impl Bench {
     }
 
     fn bench(&self) -> Workbench<'_> {
-        Workbench { encoder: None, pool: &self.pool, store: &self.store, seed: 7, tuning: Tuning::default() }
+        Workbench {
+            encoder: None,
+            pool: &self.pool,
+            store: &self.store,
+            seed: 7,
+            tuning: Tuning::default(),
+            decoder: None,
+        }
     }
 
     fn build(&self) -> Result<BuildOutcome, String> {

@@ -178,6 +178,7 @@ pub(super) fn build(
 
     let manifest = Manifest {
         generation: None,
+        hidden: None,
         pairs: None,
         format: FORMAT,
         name: task.name.clone(),
@@ -265,6 +266,7 @@ pub(super) fn build(
             c: 0.0,
             embedding_scale: 0.0,
             against_best: record.against_best,
+            decoder: None,
         }
     });
     let probe = probe(&specialist, &parts[Part::Validation as usize], &validation);

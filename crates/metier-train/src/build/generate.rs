@@ -14,12 +14,14 @@
 
 mod shop;
 
+pub(crate) use shop::{Figures, report};
+
 use std::{fs, path::PathBuf, sync::Arc, time::Duration};
 
 use metier_model::{
     AdapterError, Decoder, Progress, Unit,
     arch::WeightsError,
-    engine::AdapterId,
+    engine::{AdapterId, KeptLayers},
     proof::rows_needed,
     specialist::{
         AdapterFiles,
@@ -37,11 +39,14 @@ use crate::{
     craft::{
         checkpoint,
         encoder::StepLog,
-        ladder::Embeddings,
+        ladder::{DecoderLog, Depth, Embeddings},
         lora::{self, EpochLog, LoraError, Row, Tuner},
         writing::{Answer, WriteError, Writer},
     },
-    data::{DataError, GenerateTask, Part, Splits, TaskFile, TextMetric, split},
+    data::{
+        DataError, GenerateTask, Part, Splits, TaskFile, TextMetric,
+        split::{self, Example},
+    },
     eval::text,
     grad::llama::LoraConfig,
     plan::Plan,
@@ -146,6 +151,26 @@ impl Lesson {
     }
 }
 
+impl TrainingLog {
+    /// Of a decoder that a head reads.
+    pub(super) fn of_decoder(log: &DecoderLog) -> Self {
+        let DecoderLog { plan, trained, seconds } = log;
+        let tokens: usize = trained.steps.iter().map(|step| step.tokens).sum();
+        let epochs = trained.epochs.iter();
+        Self {
+            planned_epochs: plan.epochs as u64,
+            best_epoch: trained.best as u64,
+            epochs: epochs
+                .map(|e| EpochLog { epoch: e.epoch, loss: e.loss, validation_loss: e.validation_loss })
+                .collect(),
+            steps: trained.steps.clone(),
+            resumed_at: trained.resumed_at,
+            predicted_seconds: plan.predicted_seconds,
+            tokens_a_second: trained.resumed_at.is_none().then(|| tokens as f64 / seconds.max(1e-6)),
+        }
+    }
+}
+
 /// What the work needs beside rows.
 struct Shop<'a> {
     task: &'a TaskFile,
@@ -168,6 +193,16 @@ struct Made {
     record: RungRecord,
     seconds: f64,
     adapter: Option<(AdapterFiles, AdapterId)>,
+    /// Which of the decoder's layers it runs, where that was tried.
+    depth: Option<Depth>,
+}
+
+impl Made {
+    /// The layers that it keeps; `None`: all.
+    fn kept(&self) -> Option<KeptLayers> {
+        let depth = self.depth.as_ref().filter(|depth| depth.layers.len() < depth.of)?;
+        KeptLayers::new(depth.layers.clone())
+    }
 }
 
 /// Builds a specialist whose answers `decoder` writes, and puts it into the store, where it answers nothing yet. `clock` gives the time since any
@@ -206,9 +241,9 @@ pub fn build_generator(
     if task.up_to >= Stage::Adapter {
         let seconds = rungs[1].seconds;
         match shop.adapter(&mut writer, (&train, &validation), seconds, progress)? {
-            Ok((rung, log)) => {
+            Ok((made, log)) => {
                 training = Some(log);
-                rungs.push(rung);
+                rungs.extend(made);
             }
             Err(note) => notes.push(note),
         }
@@ -235,6 +270,7 @@ pub fn build_generator(
         Product { specialist, evidence, rungs, failures, learning_curve: None, training, notes, embed_seconds };
     let outcome = ship(task, &splits, bench, product, &elapsed)?;
     checkpoint::remove(bench.store.root(), &task.name, CHECKPOINT);
+    checkpoint::remove_all(bench.store.root(), &task.name, &format!("{CHECKPOINT}-"));
     Ok(outcome)
 }
 
@@ -325,28 +361,34 @@ fn expected(
 ) -> Result<[Vec<String>; 4], BuildError> {
     let mut all: [Vec<String>; 4] = Default::default();
     for part in Part::ALL {
-        for example in splits.part(part) {
-            let output = &example.row.label;
-            let Some(schema) = schema else {
-                all[part as usize].push(output.clone());
-                continue;
-            };
-            let column = &task.data.label;
-            let wrong = |message: String| BuildError::Data(DataError::row(&example.row.place, message));
-            let value: Value =
-                serde_json::from_str(output).map_err(|error| wrong(format!("`{column}` is no JSON: {error}")))?;
-            let output = text::in_form(&value, schema);
-            let fits = writer.allows(&output).map_err(|error| BuildError::Generate {
+        let examples = splits.part(part);
+        let outputs = in_form(examples, &task.data.label, schema)?;
+        for (example, output) in examples.iter().zip(&outputs).filter(|_| schema.is_some()) {
+            let fits = writer.allows(output).map_err(|error| BuildError::Generate {
                 name: task.name.clone(),
                 source: GenerateError::Write(error),
             })?;
             if !fits {
-                return Err(wrong(format!("`{column}` does not fit the schema: {output}")));
+                let problem = format!("`{}` does not fit the schema: {output}", task.data.label);
+                return Err(BuildError::Data(DataError::row(&example.row.place, problem)));
             }
-            all[part as usize].push(output);
         }
+        all[part as usize] = outputs;
     }
     Ok(all)
+}
+
+/// Outputs in the form in which the engine writes them: with a schema, JSON in its order.
+pub(super) fn in_form(examples: &[Example], column: &str, schema: Option<&Value>) -> Result<Vec<String>, BuildError> {
+    let in_form = |example: &Example| {
+        let output = &example.row.label;
+        let Some(schema) = schema else { return Ok(output.clone()) };
+        let value: Value = serde_json::from_str(output).map_err(|error| {
+            BuildError::Data(DataError::row(&example.row.place, format!("`{column}` is no JSON: {error}")))
+        })?;
+        Ok(text::in_form(&value, schema))
+    };
+    examples.iter().map(in_form).collect()
 }
 
 /// Rows as they are learnt; one that is longer than the decoder's context is named.

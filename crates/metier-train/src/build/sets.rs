@@ -101,6 +101,7 @@ pub(super) fn build(
             c: rung.record.c,
             embedding_scale: rung.record.embedding_scale,
             against_best: rung.record.against_best,
+            decoder: None,
         }
     });
     let rungs = rungs.collect();
@@ -140,6 +141,7 @@ fn prove(
         stage: rung.stage,
         base: bench.encoder.map(Embed::base),
         generation: None,
+        hidden: None,
         features: rung.stage.reads_ngrams().then(|| FEATURE_FORMAT.to_owned()),
         pairs: None,
         calibrator: Calibrator { inverse_temperature: 1.0, method: Method::Softmax },

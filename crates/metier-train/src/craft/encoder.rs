@@ -369,7 +369,7 @@ fn tokens(encoder: &Encoder, texts: &[&str], limit: usize) -> Result<Vec<Vec<Tok
 
 /// A seeded order in which every class is spread evenly over the epoch, so that each step sees about the mix of all rows; where `pairs`,
 /// two rows of a class stand beside each other, so that contrast finds them in one step.
-fn order(classes: &[usize], seed: u64, pairs: bool) -> Vec<usize> {
+pub(super) fn order(classes: &[usize], seed: u64, pairs: bool) -> Vec<usize> {
     let n_classes = classes.iter().max().map_or(0, |max| max + 1);
     let mut of_class: Vec<Vec<usize>> = vec![Vec::new(); n_classes];
     classes.iter().enumerate().for_each(|(i, class)| of_class[*class].push(i));

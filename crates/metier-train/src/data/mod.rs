@@ -8,6 +8,7 @@
 //! - [`sets`]: the same where rows have several labels.
 //! - [`extract`]: values or offsets of an extraction → words of the text.
 //! - [`positive`]: whose F1, where the metric is the F1 of one label.
+//! - [`prune`]: which shares of a decoder's layers are tried.
 //! - [`leak`]: duplicates and near-duplicates across splits, and equal texts with different labels.
 //!
 //! Deliberately absent: any repair of the data. Near-duplicates of what is measured on are left out of training and
@@ -18,6 +19,7 @@ pub mod extract;
 pub mod generate;
 pub mod leak;
 pub mod positive;
+pub mod prune;
 pub mod sets;
 pub mod split;
 pub mod table;
@@ -27,6 +29,7 @@ use std::path::PathBuf;
 
 pub use generate::{GenerateTask, TextMetric, Tune};
 pub use leak::{Contradiction, Leak, LeakReport};
+pub use prune::Prune;
 pub use split::{Part, Splits, load};
 pub use table::{Columns, DataError, Input, Row, inputs};
 pub use task::{TaskError, TaskFile};
