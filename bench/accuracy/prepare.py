@@ -1,11 +1,12 @@
 #!/usr/bin/env python3
-"""Rows for bench/accuracy/{cuad-clauses,contract-nli}.toml out of METIER_DATA: `bench/accuracy/prepare.py OUT` (needs the `zstd` command).
+"""Rows for bench/accuracy/{cuad-clauses,contract-nli,snips-intents}.toml out of METIER_DATA: `bench/accuracy/prepare.py OUT` (needs the `zstd` command).
 
 cuad: clauses with exactly one label, `clauses_train` and `clauses_dev` as they are parted by contract.
 contract_nli: a row for each document and hypothesis. The premise is the document's spans that share most of the hypothesis' words,
 weighted by how rare a word is among the spans of that document, in the order of the text, up to PREMISE characters: gold evidence is not looked at.
+snips: which of seven intents; few training rows and many to measure on, drawn from the training file by the hash of their text, the same number an intent.
 """
-import collections, json, math, os, re, subprocess, sys
+import collections, hashlib, json, math, os, re, subprocess, sys
 
 DATA = os.environ.get("METIER_DATA", "../shared/data")
 PREMISE = 900
@@ -70,7 +71,20 @@ def contract_nli(out):
         write(f"{out}/contract_nli_{part}.jsonl", made)
 
 
+def snips(out):
+    by_intent, seen = collections.defaultdict(list), set()
+    for row in sorted(rows("snips/train.jsonl.zst"), key=lambda row: hashlib.sha256(row["text"].encode()).hexdigest()):
+        if row["text"].lower() not in seen:
+            seen.add(row["text"].lower())
+            by_intent[row["intent"]].append({"text": row["text"], "label": row["intent"]})
+    at = 0
+    for part, n in (("train", 150), ("validation", 150), ("calibration", 150), ("test", 300)):
+        write(f"{out}/snips_{part}.jsonl", [row for rows in by_intent.values() for row in rows[at : at + n]])
+        at += n
+
+
 if __name__ == "__main__":
     os.makedirs(sys.argv[1], exist_ok=True)
     cuad(sys.argv[1])
     contract_nli(sys.argv[1])
+    snips(sys.argv[1])

@@ -30,8 +30,13 @@ fn walk(form: &Form, bytes: &[u8]) {
         if state.is_finished() {
             return;
         }
-        let Ok(mask) = state.allowed() else { return };
+        // A token is checked alone and by the mask: both must say the same.
+        let asked: Vec<_> = (0..512).map(|id| state.allows(TokenId(id))).collect();
+        let Ok(mask) = state.mask() else { return };
         let allowed: Vec<u32> = (0..512).filter(|id| mask.contains(TokenId(*id))).collect();
+        for (id, asked) in asked.into_iter().enumerate() {
+            assert!(asked.is_ok_and(|asked| asked == mask.contains(TokenId(id as u32))), "token {id} in {form:?}");
+        }
         let Some(&token) = allowed.get(usize::from(byte) % allowed.len().max(1)) else { return };
         state.commit(TokenId(token)).expect("the mask allowed it");
         let _ = state.forced();

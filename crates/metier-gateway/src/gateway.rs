@@ -483,7 +483,7 @@ fn direct(receipt: ReceiptId) -> Decision {
 fn describe(entry: &mut Entry, expert: &dyn Expert) {
     entry.task = expert.name().to_owned();
     entry.specialist = Some(expert.id());
-    entry.base = expert.pen().map(|pen| pen.decoder).or(expert.base().map(|base| base.digest));
+    entry.base = expert.decoder().or(expert.base().map(|base| base.digest));
 }
 
 fn heading(receipt: ReceiptId, context: &RequestContext, model: String) -> Heading {

@@ -20,7 +20,7 @@ use crate::{
         local::{LOCAL, LocalBase},
         remote::{BackendConfig, RETRY_BACKOFF, Remote, SetupError},
     },
-    expert::{Expert, Pen, WithEncoder, WithPen, WithReader},
+    expert::{Equipment, Equipped, Expert, Pen},
     gateway::{BaseSlot, EncoderSlot, Gateway, Limits, Parts, RemoteSlot},
     meter::Meter,
 };
@@ -129,6 +129,7 @@ impl Gateway {
         let experts = specialists.into_iter().map(|specialist| match known(&specialist) {
             Some(expert) if expert.keeps_running() => expert,
             _ if specialist.manifest().generation.is_some() => self.with_pen(specialist),
+            _ if specialist.manifest().hidden.is_some() => self.with_decoder(specialist),
             _ => self.with_own_encoder(specialist),
         });
         self.replace_experts(experts.collect());
@@ -138,7 +139,7 @@ impl Gateway {
     /// says so when it is asked.
     fn with_pen(&self, specialist: Arc<Specialist>) -> Arc<dyn Expert> {
         match self.pen(&specialist) {
-            Ok(pen) => Arc::new(WithPen { specialist, pen }),
+            Ok(pen) => Arc::new(Equipped { specialist, with: Equipment::Pen(pen) }),
             Err(why) => {
                 tracing::warn!("specialist `{}` cannot answer: {why}", specialist.manifest().name);
                 specialist
@@ -149,7 +150,31 @@ impl Gateway {
     fn pen(&self, specialist: &Specialist) -> Result<Pen, String> {
         let manifest = specialist.manifest();
         let generation = manifest.generation.as_ref().ok_or("it names no decoder")?;
-        let made_with = &generation.decoder;
+        let base = self.base_of(specialist)?;
+        let backend: Arc<dyn Backend> = match self.adapted(specialist, base)? {
+            None => Arc::clone(&base.backend),
+            Some(adapted) => Arc::new(adapted),
+        };
+        let (decoder, max_tokens) = (generation.decoder.digest, generation.max_tokens);
+        Ok(Pen { backend, decoder, stage: manifest.stage.name(), max_tokens, schema: specialist.answer_schema() })
+    }
+
+    /// A specialist whose head reads the base under its adapter; without the decoder that it was made with it says so when it is asked.
+    fn with_decoder(&self, specialist: Arc<Specialist>) -> Arc<dyn Expert> {
+        let reader = self.base_of(&specialist).and_then(|base| self.adapted(&specialist, base));
+        match reader.and_then(|reader| reader.ok_or_else(|| "it has no adapter".to_owned())) {
+            Ok(reader) => Arc::new(Equipped { specialist, with: Equipment::Encoder(Embedder::over(Arc::new(reader))) }),
+            Err(why) => {
+                tracing::warn!("specialist `{}` cannot answer: {why}", specialist.manifest().name);
+                specialist
+            }
+        }
+    }
+
+    /// The base, where it is the decoder that a specialist was made with and has the layers that it keeps.
+    fn base_of(&self, specialist: &Specialist) -> Result<&BaseSlot, String> {
+        let manifest = specialist.manifest();
+        let made_with = manifest.decoder().ok_or("it names no decoder")?;
         let base = self.base.as_ref().ok_or_else(|| {
             format!("made with the decoder `{}`, and this server has none: set `decoder`", made_with.name)
         })?;
@@ -162,18 +187,25 @@ impl Gateway {
                 base.digest.short()
             ));
         }
-        let backend: Arc<dyn Backend> = match (specialist.adapter_files(), &base.adaptable, &base.decoder) {
-            (None, ..) => Arc::clone(&base.backend),
-            (Some(files), Some(local), Some(decoder)) => {
-                let config = decoder.network().config();
-                let adapter = Adapter::from_bytes(files.config.as_bytes(), &files.weights, config, LoraFormat::F16);
-                let adapter = Arc::new(adapter.map_err(|error| error.to_string())?);
-                Arc::new(local.with_adapter(&manifest.name, adapter).map_err(|error| error.to_string())?)
-            }
-            _ => return Err("this server has no decoder to adapt".to_owned()),
+        let layers = base.decoder.as_ref().map_or(usize::MAX, |decoder| decoder.network().config().layers);
+        if manifest.kept_layers().is_some_and(|kept| !kept.fit(layers)) {
+            return Err(format!("it keeps layers that `{}` does not have", base.name));
+        }
+        Ok(base)
+    }
+
+    /// The base under a specialist's adapter, with the layers that it keeps; `None` where it runs the base as it is.
+    fn adapted(&self, specialist: &Specialist, base: &BaseSlot) -> Result<Option<LocalBase>, String> {
+        let manifest = specialist.manifest();
+        let Some(files) = specialist.adapter_files() else { return Ok(None) };
+        let (Some(local), Some(decoder)) = (&base.adaptable, &base.decoder) else {
+            return Err("this server has no decoder to adapt".to_owned());
         };
-        let (decoder, max_tokens) = (made_with.digest, generation.max_tokens);
-        Ok(Pen { backend, decoder, stage: manifest.stage.name(), max_tokens, schema: specialist.answer_schema() })
+        let config = decoder.network().config();
+        let adapter = Adapter::from_bytes(files.config.as_bytes(), &files.weights, config, LoraFormat::F16);
+        let adapter = Arc::new(adapter.map_err(|error| error.to_string())?);
+        let adapted = local.with_adapter(&manifest.name, adapter).map_err(|error| error.to_string())?;
+        Ok(Some(adapted.with_layers(manifest.kept_layers())))
     }
 
     fn with_own_encoder(&self, specialist: Arc<Specialist>) -> Arc<dyn Expert> {
@@ -190,7 +222,9 @@ impl Gateway {
         let tuned = base.tuned(&file.0).map_err(|error| error.to_string());
         if specialist.schema().is_some() {
             return match tuned {
-                Ok(encoder) => Arc::new(WithReader { specialist, encoder, pool: Arc::clone(pool) }),
+                Ok(encoder) => {
+                    Arc::new(Equipped { specialist, with: Equipment::Reader(Box::new(encoder), Arc::clone(pool)) })
+                }
                 Err(error) => {
                     tracing::warn!("specialist `{}` cannot answer: {error}", specialist.manifest().name);
                     specialist
@@ -202,7 +236,7 @@ impl Gateway {
             Embedder::start(PooledEncoder { queue, pool: Arc::clone(pool) }).map_err(|error| error.to_string())
         });
         match started {
-            Ok(embedder) => Arc::new(WithEncoder { specialist, embedder }),
+            Ok(embedder) => Arc::new(Equipped { specialist, with: Equipment::Encoder(embedder) }),
             Err(error) => {
                 tracing::warn!("specialist `{}` cannot answer: {error}", specialist.manifest().name);
                 specialist

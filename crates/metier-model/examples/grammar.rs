@@ -1,7 +1,8 @@
 //! What a form costs and saves: `cargo run --release -p metier-model --example grammar -- MODEL.gguf`.
 //!
-//! Prints the time of a mask (median and 99th of 100) over several answers, and of answers with and without tokens that are written
-//! because they are certain.
+//! Prints, for answers that are greedy and answers that are drawn: the time of checking one token and of a mask (median and 99th of
+//! 100), what a drawn token paid for its form (checks and masks that the engine really asked for, at the mean of those times), and the
+//! time of whole answers with and without tokens that are written because they are certain.
 #![allow(
     clippy::print_stdout,
     clippy::disallowed_methods,
@@ -15,7 +16,7 @@ use metier_kernels::{Pool, Tier};
 use metier_model::{
     Decoder, Engine, EngineLimits,
     engine::{GenerationRequest, Sampling, WeightFormat},
-    grammar::{Constraint, Form, GrammarEnv},
+    grammar::{Constraint, ConstraintStats, Form, GrammarEnv},
 };
 use serde_json::json;
 
@@ -51,56 +52,77 @@ fn main() {
         let started = Instant::now();
         let constraint = Constraint::compile(&form, &env).expect("compiles");
         let compiled = started.elapsed();
-        let (mut masks, mut begins) = (Vec::new(), Vec::new());
-        let mut seconds = [0.0, 0.0];
-        let mut tokens = [0, 0];
-        for seed in 0..8 {
-            for stepwise in [false, true] {
-                let mut engine = Engine::new(Arc::clone(&decoder), EngineLimits::default());
-                let request = GenerationRequest {
-                    prompt: prompt.clone(),
-                    max_tokens: 120,
-                    sampling: Sampling { temperature: 0.7, seed, ..Default::default() },
-                    constraint: Some(constraint.clone()),
-                    top_logprobs: stepwise.then_some(0),
-                    ..Default::default()
-                };
-                engine.submit(request).expect("fits");
-                let started = Instant::now();
-                let answer = engine.drain(&pool).pop().expect("one answer");
-                seconds[usize::from(stepwise)] += started.elapsed().as_secs_f64();
-                tokens[usize::from(stepwise)] += answer.completion_tokens;
-                if stepwise {
-                    continue;
-                }
-                let started = Instant::now();
-                let mut state = constraint.begin();
-                begins.push(started.elapsed().as_secs_f64() * 1e6);
-                for token in answer.tokens {
+        for temperature in [0.0, 0.7] {
+            let (mut checks, mut masks, mut begins) = (Vec::new(), Vec::new(), Vec::new());
+            let mut asked = ConstraintStats::default();
+            let mut seconds = [0.0, 0.0];
+            let mut tokens = [0, 0];
+            for seed in 0..8 {
+                for stepwise in [false, true] {
+                    let mut engine = Engine::new(Arc::clone(&decoder), EngineLimits::default());
+                    let request = GenerationRequest {
+                        prompt: prompt.clone(),
+                        max_tokens: 120,
+                        sampling: Sampling { temperature, seed, ..Default::default() },
+                        constraint: Some(constraint.clone()),
+                        top_logprobs: stepwise.then_some(0),
+                        ..Default::default()
+                    };
+                    engine.submit(request).expect("fits");
                     let started = Instant::now();
-                    state.allowed().expect("goes on");
-                    masks.push(started.elapsed().as_secs_f64() * 1e6);
-                    state.commit(token).expect("was drawn");
-                }
-                if seed == 0 {
-                    println!("{name}\t{}", answer.text.replace('\n', " "));
+                    let answer = engine.drain(&pool).pop().expect("one answer");
+                    seconds[usize::from(stepwise)] += started.elapsed().as_secs_f64();
+                    tokens[usize::from(stepwise)] += answer.completion_tokens;
+                    if !stepwise {
+                        asked += engine.stats().constraints;
+                        if seed == 0 {
+                            println!("{name}\tat {temperature}: {}", answer.text.replace('\n', " "));
+                        }
+                        continue;
+                    }
+                    let started = Instant::now();
+                    let (mut checked, mut masked) = (constraint.begin(), constraint.begin());
+                    begins.push(started.elapsed().as_secs_f64() * 0.5e6);
+                    for token in answer.tokens {
+                        let started = Instant::now();
+                        assert!(checked.allows(token).expect("goes on"));
+                        let check = started.elapsed().as_secs_f64() * 1e6;
+                        let started = Instant::now();
+                        masked.mask().expect("goes on");
+                        // What is certain is not drawn.
+                        if masked.forced().is_empty() {
+                            checks.push(check);
+                            masks.push(started.elapsed().as_secs_f64() * 1e6);
+                        }
+                        checked.commit(token).expect("was drawn");
+                        masked.commit(token).expect("was drawn");
+                    }
                 }
             }
+            let mean = |times: &[f64]| times.iter().sum::<f64>() / times.len() as f64;
+            let paid = asked.checked_tokens as f64 * mean(&checks) + asked.masks as f64 * mean(&masks);
+            let of = |times: &mut Vec<f64>, share: f64| {
+                times.sort_by(f64::total_cmp);
+                times[((times.len() - 1) as f64 * share) as usize]
+            };
+            // A draw that is refused is followed by another check, or a mask.
+            println!(
+                "{name}\tat {temperature}: compile {:.1} ms, begin {:.0} µs; check p50 {:.1} µs, p99 {:.0}; mask p50 {:.1} µs, p99 {:.0}, of {}; asked {} checks, {} masks: {:.1} µs a drawn token; {} tokens {:.2} s, step by step {} tokens {:.2} s",
+                compiled.as_secs_f64() * 1e3,
+                of(&mut begins, 0.5),
+                of(&mut checks, 0.5),
+                of(&mut checks, 0.99),
+                of(&mut masks, 0.5),
+                of(&mut masks, 0.99),
+                masks.len(),
+                asked.checked_tokens,
+                asked.masks,
+                paid / masks.len() as f64,
+                tokens[0],
+                seconds[0],
+                tokens[1],
+                seconds[1],
+            );
         }
-        masks.sort_by(f64::total_cmp);
-        begins.sort_by(f64::total_cmp);
-        let at = |share: f64| masks[((masks.len() - 1) as f64 * share) as usize];
-        println!(
-            "{name}\tcompile {:.1} ms, begin {:.0} µs, mask p50 {:.1} µs, p99 {:.0} µs of {}; {} tokens: {:.2} s, step by step {} tokens: {:.2} s",
-            compiled.as_secs_f64() * 1e3,
-            begins[begins.len() / 2],
-            at(0.5),
-            at(0.99),
-            masks.len(),
-            tokens[0],
-            seconds[0],
-            tokens[1],
-            seconds[1],
-        );
     }
 }

@@ -274,7 +274,7 @@ fn clients(decoder: &Arc<Decoder>, pool: &Pool) {
                         *seen = true;
                     }
                 }
-                Event::Scored { .. } => {}
+                Event::Scored { .. } | Event::Hidden { .. } => {}
                 Event::Done { id, .. } => {
                     if let Some(at) = asked.iter().position(|(of, ..)| *of == id) {
                         done[asked.swap_remove(at).1] += 1;

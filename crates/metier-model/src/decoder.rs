@@ -303,9 +303,9 @@ impl Decoder {
             return Ok(Vec::new());
         }
         let mut cache = KvSequence::alone(self.network.config().cache(), tokens.len());
-        let span = Span { tokens, cache: &mut cache, wanted: tokens.len(), adapter };
+        let span = Span { tokens, cache: &mut cache, wanted: tokens.len(), adapter, hidden: false };
         let mut workspace = Workspace::default();
-        let logits = pool.enter(|| self.network.forward(pool, &mut [span], &mut workspace));
+        let logits = pool.enter(|| self.network.forward(pool, &mut [span], &mut workspace).logits);
         Ok(logits.chunks_exact(vocabulary).map(<[f32]>::to_vec).collect())
     }
 }

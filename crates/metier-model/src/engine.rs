@@ -1,7 +1,7 @@
 //! Many sequences, one base.
 //!
 //! **Question:** which tokens come next, for everybody at once? **In:** requests (ids, sampling with a seed, stops; or labels to
-//! score). **Out:** events, step by step. **Absent:** threads, clocks, randomness, sockets: whoever owns an engine calls [`Engine::step`] and lends
+//! score; or texts to read for a head). **Out:** events, step by step. **Absent:** threads, clocks, randomness, sockets: whoever owns an engine calls [`Engine::step`] and lends
 //! a pool.
 //!
 //! ```text
@@ -18,6 +18,7 @@
 
 mod adapters;
 mod event;
+mod hidden;
 mod lookup;
 mod request;
 mod schedule;
@@ -31,13 +32,13 @@ use metier_kernels::Pool;
 
 use self::{
     adapters::Adapters,
-    schedule::{Queue, Waiting},
-    score::Labels,
+    schedule::{Queue, Task, Waiting},
     sequence::Sequence,
 };
 pub use self::{
     adapters::{AdapterId, LoadAdapterError},
     event::{Event, Finish, Generation, LookupStats, SequenceId, TokenLogprob},
+    hidden::HiddenRequest,
     lookup::MAX_PROPOSAL,
     request::{CacheScope, EngineLimits, GenerationRequest, MAX_STOP_BYTES, MAX_STOPS, MAX_TOP_LOGPROBS, SubmitError},
     schedule::{LOOKUP_ROWS, PREFILL_TOKENS_ALONE, PREFILL_TOKENS_PER_STEP},
@@ -50,8 +51,9 @@ pub use crate::{
     sample::Sampling,
 };
 use crate::{
-    arch::transformer::Workspace,
+    arch::transformer::{Outputs, Workspace},
     cache::{CacheStats, KvCache, prefix::Sharers},
+    grammar::ConstraintStats,
     tokenizer::TokenId,
 };
 
@@ -65,6 +67,7 @@ pub struct Engine {
     running: Vec<Sequence>,
     cancelled: Vec<Event>,
     lookup: LookupStats,
+    constraints: ConstraintStats,
     workspace: Workspace,
     next_id: u64,
 }
@@ -84,6 +87,8 @@ pub struct EngineStats {
     pub cache: CacheStats,
     /// Tokens proposed so far.
     pub lookup: LookupStats,
+    /// Asked of forms so far.
+    pub constraints: ConstraintStats,
 }
 
 impl Engine {
@@ -92,8 +97,8 @@ impl Engine {
         let cache = KvCache::new(decoder.network().config().cache(), limits.kv_cache_bytes);
         let (adapters, queue) = (Adapters::default(), Queue::default());
         let (running, cancelled, lookup) = (Vec::new(), Vec::new(), LookupStats::default());
-        let workspace = Workspace::default();
-        Self { decoder, limits, cache, adapters, queue, running, cancelled, lookup, workspace, next_id: 0 }
+        let (constraints, workspace) = (ConstraintStats::default(), Workspace::default());
+        Self { decoder, limits, cache, adapters, queue, running, cancelled, lookup, constraints, workspace, next_id: 0 }
     }
 
     /// The decoder.
@@ -103,17 +108,17 @@ impl Engine {
 
     /// Takes a request, or says why not. Nothing is computed yet.
     pub fn submit(&mut self, request: GenerationRequest) -> Result<SequenceId, SubmitError> {
-        self.enqueue(request, None)
+        self.enqueue(request, Task::Write)
     }
 
     /// Takes labels to score, or says why not. They wait, are admitted and share steps like any request; [`Event::Scored`] brings
     /// the scores.
     pub fn submit_score(&mut self, request: ScoreRequest) -> Result<SequenceId, SubmitError> {
         let (request, labels) = request.into_labels(&self.decoder)?;
-        self.enqueue(request, Some(labels))
+        self.enqueue(request, Task::Score(labels))
     }
 
-    fn enqueue(&mut self, request: GenerationRequest, labels: Option<Labels>) -> Result<SequenceId, SubmitError> {
+    fn enqueue(&mut self, request: GenerationRequest, task: Task) -> Result<SequenceId, SubmitError> {
         request.check(self.decoder.network().config(), &self.limits)?;
         if request.constraint.as_ref().is_some_and(|constraint| *constraint.base() != self.decoder.base().digest) {
             return Err(SubmitError::Constraint);
@@ -125,7 +130,7 @@ impl Engine {
         }
         let id = SequenceId(self.next_id);
         self.next_id += 1;
-        self.queue.push(Waiting { id, request, adapter, labels });
+        self.queue.push(Waiting { id, request, adapter, task });
         Ok(id)
     }
 
@@ -153,6 +158,7 @@ impl Engine {
             adapter_bytes: self.adapters.bytes(),
             cache: self.cache.stats(),
             lookup: self.lookup,
+            constraints: self.constraints,
         }
     }
 
@@ -178,8 +184,8 @@ impl Engine {
         self.admit();
         self.plan();
         let decoder = Arc::clone(&self.decoder);
-        let Self { running, cache, lookup, workspace, .. } = self;
-        let vocabulary = decoder.network().config().vocabulary;
+        let Self { running, cache, lookup, constraints, workspace, .. } = self;
+        let (vocabulary, width) = (decoder.network().config().vocabulary, decoder.network().config().width);
         let stepped = pool.enter(|| {
             let mut stepping: Vec<(usize, &mut Sequence)> = running.iter_mut().enumerate().collect();
             // Rows of one adapter lie under each other: they share a pass over its weights.
@@ -195,26 +201,27 @@ impl Engine {
             if spans.is_empty() {
                 return Vec::new();
             }
-            let logits = decoder.network().forward(pool, &mut spans, workspace);
+            let Outputs { mut logits, mut hidden } = decoder.network().forward(pool, &mut spans, workspace);
             drop(spans);
-            let mut rest = logits;
             let mut stepped = Vec::new();
             for (i, wanted) in rows {
-                let (own, others) = rest.split_at(wanted * vocabulary);
-                rest = others;
+                let (rest, width) = if running[i].reads { (&mut hidden, width) } else { (&mut logits, vocabulary) };
+                let (own, others) = rest.split_at(wanted * width);
+                *rest = others;
                 stepped.push((i, own));
             }
             stepped.sort_by_key(|(i, _)| *i);
             let mut events = Vec::new();
-            for (i, logits) in stepped {
+            for (i, outputs) in stepped {
                 let sequence = &mut running[i];
                 if let (true, Some(key)) = (sequence.has_just_read_its_prompt(), &sequence.key) {
                     cache.remember(key, &sequence.request.prompt, &mut sequence.cache);
                 }
-                events.extend(sequence.take(&decoder, pool, logits));
+                events.extend(sequence.take(&decoder, pool, outputs));
                 let LookupStats { proposed_tokens, right_tokens } = std::mem::take(&mut sequence.looked_up);
                 lookup.proposed_tokens += proposed_tokens;
                 lookup.right_tokens += right_tokens;
+                *constraints += sequence.take_constraint_stats();
             }
             events
         });
@@ -257,7 +264,7 @@ impl Engine {
         }
     }
 
-    /// Steps until everybody is done; whole answers in the order of submission. Scores of labels are not kept: for them, call
+    /// Steps until everybody is done; whole answers in the order of submission. Scores and hidden states are not kept: for them, call
     /// [`step`](Self::step).
     pub fn drain(&mut self, pool: &Pool) -> Vec<Generation> {
         let mut open: Vec<(SequenceId, String, Vec<TokenId>)> = Vec::new();
@@ -275,7 +282,7 @@ impl Engine {
                             open[at].2.push(token);
                         }
                     }
-                    Event::Scored { .. } => {}
+                    Event::Scored { .. } | Event::Hidden { .. } => {}
                     Event::Done { id, finish, prompt_tokens, completion_tokens } => {
                         let at = open.iter().position(|(open, ..)| *open == id);
                         let (_, text, tokens) = at.map_or((id, String::new(), Vec::new()), |at| open.swap_remove(at));

@@ -20,7 +20,12 @@ use llguidance::{
 };
 use serde_json::{Value, json};
 
-use crate::{Digest, decoder::Decoder, sample::TokenMask, tokenizer::TokenId};
+use crate::{
+    Digest,
+    decoder::Decoder,
+    sample::{Filter, TokenMask},
+    tokenizer::TokenId,
+};
 
 /// Bytes of a schema, of a regular expression, or of all choices together, at most.
 pub const MAX_FORM_BYTES: usize = 128 << 10;
@@ -199,8 +204,8 @@ impl Constraint {
         let grammar = catch(|| grammar(form)).map_err(|problem| wrong(&problem))??;
         let mut start = env.factory.create_parser(grammar).map_err(|error| wrong(&format!("{error:#}")))?;
         start.start_without_prompt();
-        let mut first = ConstraintState { parser: start.clone(), vocabulary: tokenizer.vocabulary(), mask: None };
-        match first.allowed() {
+        let mut first = ConstraintState::new(start.clone(), tokenizer.vocabulary());
+        match first.mask() {
             Ok(mask) if mask.count() > 0 => {}
             Ok(_) => return Err(GrammarError::Unsatisfiable("no token may begin it".to_owned())),
             Err(ConstraintError(problem)) => {
@@ -220,7 +225,7 @@ impl Constraint {
 
     /// A text that has not begun. What it learns of the automaton is its own: no text depends on another's.
     pub fn begin(&self) -> ConstraintState {
-        ConstraintState { parser: self.0.start.deep_clone(), vocabulary: self.0.vocabulary, mask: None }
+        ConstraintState::new(self.0.start.deep_clone(), self.0.vocabulary)
     }
 }
 
@@ -295,17 +300,73 @@ pub struct ConstraintState {
     parser: TokenParser,
     vocabulary: usize,
     mask: Option<TokenMask>,
+    forced: Option<Vec<TokenId>>,
+    stats: ConstraintStats,
+}
+
+/// What was asked of forms.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ConstraintStats {
+    /// Drawn tokens that were checked without a mask.
+    pub checked_tokens: u64,
+    /// Masks over the vocabulary that had to be made.
+    pub masks: u64,
+}
+
+impl std::ops::AddAssign for ConstraintStats {
+    fn add_assign(&mut self, other: Self) {
+        self.checked_tokens += other.checked_tokens;
+        self.masks += other.masks;
+    }
+}
+
+impl Filter for &mut ConstraintState {
+    type Error = ConstraintError;
+
+    fn allows(&mut self, token: TokenId) -> Result<bool, ConstraintError> {
+        (**self).allows(token)
+    }
+
+    fn mask(&mut self) -> Result<&TokenMask, ConstraintError> {
+        (**self).mask()
+    }
 }
 
 impl ConstraintState {
+    fn new(parser: TokenParser, vocabulary: usize) -> Self {
+        Self { parser, vocabulary, mask: None, forced: None, stats: ConstraintStats::default() }
+    }
+
+    /// Whether this token may come next: what [`mask`](Self::mask) says of it, at the price of its own bytes.
+    ///
+    /// # Errors
+    ///
+    /// Where the automaton's limits are reached.
+    pub fn allows(&mut self, token: TokenId) -> Result<bool, ConstraintError> {
+        if let Some(mask) = &self.mask {
+            return Ok(mask.contains(token));
+        }
+        self.stats.checked_tokens += 1;
+        if self.is_finished() || token.0 as usize >= self.vocabulary {
+            return Ok(false);
+        }
+        if let Some(first) = self.forced().first() {
+            return Ok(*first == token);
+        }
+        // A token without text would be taken anywhere.
+        let writes = self.parser.token_env.tok_trie().token_len(token.0) > 0;
+        Ok(writes && self.guarded(|parser| parser.validate_token(token.0))?)
+    }
+
     /// The tokens that may come next, those that end an answer among them where the text may end here.
     ///
     /// # Errors
     ///
     /// Where the automaton's limits are reached.
-    pub fn allowed(&mut self) -> Result<&TokenMask, ConstraintError> {
+    pub fn mask(&mut self) -> Result<&TokenMask, ConstraintError> {
         if self.mask.is_none() {
             let vocabulary = self.vocabulary;
+            self.stats.masks += 1;
             let mask = self.guarded(|parser| parser.compute_mask())?;
             self.mask = Some(TokenMask::new(mask.as_slice(), vocabulary));
         }
@@ -318,19 +379,28 @@ impl ConstraintState {
     ///
     /// Where the token is not allowed.
     pub fn commit(&mut self, token: TokenId) -> Result<(), ConstraintError> {
-        self.mask = None;
+        (self.mask, self.forced) = (None, None);
         self.guarded(|parser| parser.consume_token(token.0).and_then(|_| parser.check_stop()))?;
         Ok(())
     }
 
-    /// Tokens that must come next, whatever the model says: each is the only one that [`allowed`](Self::allowed) would leave. They
-    /// are not yet committed.
-    pub fn forced(&mut self) -> Vec<TokenId> {
-        if self.is_finished() {
-            return Vec::new();
+    /// Tokens that must come next, whatever the model says: each is the only one that [`mask`](Self::mask) would leave. They are not
+    /// yet committed.
+    pub fn forced(&mut self) -> &[TokenId] {
+        if self.forced.is_none() {
+            let tokens = if self.is_finished() {
+                Vec::new()
+            } else {
+                self.guarded(|parser| Ok::<_, String>(parser.compute_ff_tokens())).unwrap_or_default()
+            };
+            self.forced = Some(tokens.into_iter().map(TokenId).collect());
         }
-        let tokens = self.guarded(|parser| Ok::<_, String>(parser.compute_ff_tokens())).unwrap_or_default();
-        tokens.into_iter().map(TokenId).collect()
+        self.forced.as_deref().unwrap_or_default()
+    }
+
+    /// What was asked since somebody counted.
+    pub fn take_stats(&mut self) -> ConstraintStats {
+        std::mem::take(&mut self.stats)
     }
 
     /// The text has the form as it stands.

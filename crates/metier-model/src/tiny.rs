@@ -36,6 +36,15 @@ pub fn gguf(seed: u64) -> Vec<u8> {
 ///
 /// For types other than F32, F16, Q4_0, Q4_1 and Q8_0.
 pub fn gguf_with(seed: u64, dtype: TensorType) -> Vec<u8> {
+    gguf_of_layers(seed, dtype, &[0, 1])
+}
+
+/// The same network with only these of its two layers: what a specialist that keeps these layers must answer like.
+///
+/// # Panics
+///
+/// As [`gguf_with`].
+pub fn gguf_of_layers(seed: u64, dtype: TensorType, kept: &[usize]) -> Vec<u8> {
     let mut random = Random(seed);
     let mut words: Vec<String> = byte_of_char().into_keys().map(String::from).collect();
     let merges = ["h e", "l l", "Ġ t"];
@@ -48,7 +57,7 @@ pub fn gguf_with(seed: u64, dtype: TensorType) -> Vec<u8> {
     let text = |text: &str| Value::Text(text.to_owned());
     let mut writer = GgufWriter::new()
         .metadata("general.architecture", text("llama"))
-        .metadata("llama.block_count", int(LAYERS))
+        .metadata("llama.block_count", int(kept.len()))
         .metadata("llama.context_length", int(CONTEXT))
         .metadata("llama.embedding_length", int(WIDTH))
         .metadata("llama.feed_forward_length", int(INNER))
@@ -65,8 +74,12 @@ pub fn gguf_with(seed: u64, dtype: TensorType) -> Vec<u8> {
         .metadata("tokenizer.ggml.token_type", Value::Ints(kinds))
         .metadata("tokenizer.ggml.merges", Value::Texts(merges.map(String::from).to_vec()))
         .metadata("tokenizer.chat_template", text(CHAT_TEMPLATE));
+    // Layers that are left out are drawn too: the others stay what they are.
     let mut add = |name: &str, shape: &[usize], dtype: TensorType, scale: f32| {
         let bytes = random.weights(shape.iter().product(), dtype, scale);
+        if name.is_empty() {
+            return;
+        }
         let shape: Vec<u64> = shape.iter().map(|d| *d as u64).collect();
         writer = std::mem::take(&mut writer).tensor(name, &shape, dtype, bytes);
     };
@@ -79,7 +92,8 @@ pub fn gguf_with(seed: u64, dtype: TensorType) -> Vec<u8> {
     );
     add("output_norm.weight", &[WIDTH], TensorType::F32, 1.0);
     for i in 0..LAYERS {
-        let name = |part: &str| format!("blk.{i}.{part}.weight");
+        let place = kept.iter().position(|layer| *layer == i);
+        let name = |part: &str| place.map_or_else(String::new, |at| format!("blk.{at}.{part}.weight"));
         add(&name("attn_norm"), &[WIDTH], TensorType::F32, 1.0);
         add(&name("ffn_norm"), &[WIDTH], TensorType::F32, 1.0);
         add(&name("attn_q"), &[HEADS * head_dim, WIDTH], dtype, 0.3);

@@ -237,12 +237,7 @@ impl Tokenizer {
             pairs.push([left, right]);
         }
         let byte_of = byte_of_char();
-        // SmolLM2 has no token for eight bytes that hardly occur (U+0004, lead bytes of rare planes). The library insists on all
-        // 256, so they get ids behind the vocabulary, which `encode_into` drops, as the model's own tokenizer does.
-        for byte in byte_of.keys().map(char::to_string) {
-            let id = vocabulary.len();
-            vocabulary.entry(byte).or_insert_with(|| json!(id));
-        }
+        complete(&mut vocabulary, words.words.len());
         let document = json!({
             "version": "1.0", "truncation": null, "padding": null, "added_tokens": [], "normalizer": pre.normalizer,
             "pre_tokenizer": pre.pre_tokenizer, "post_processor": null,
@@ -463,6 +458,18 @@ fn options(add_special_tokens: bool) -> EncodeOptions {
 fn read(json: &str) -> Result<PipelineTokenizer, TokenizerError> {
     let canonical = tokenizers::canonicalize_str(json).map_err(|e| TokenizerError::Json(e.to_string()))?;
     tokenizers::from_json(&canonical).map_err(|e| TokenizerError::Json(e.to_string()))
+}
+
+/// SmolLM2 has no token for eight bytes that hardly occur (U+0004, lead bytes of rare planes). The library insists on all 256, so they
+/// get ids behind the vocabulary, which `encode_into` drops, as the model's own tokenizer does.
+fn complete(words: &mut serde_json::Map<String, serde_json::Value>, vocabulary: usize) {
+    let mut id = vocabulary;
+    for byte in byte_of_char().keys().map(char::to_string) {
+        words.entry(byte).or_insert_with(|| {
+            id += 1;
+            json!(id - 1)
+        });
+    }
 }
 
 /// GPT-2's byte-level alphabet: printable Latin-1 stands for itself, the other 68 bytes for U+0100 onwards.

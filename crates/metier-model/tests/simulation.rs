@@ -14,8 +14,8 @@ use metier_kernels::{Pool, Tier};
 use metier_model::{
     Adapter, Decoder, Engine, EngineLimits, LoraFormat, TokenId,
     engine::{
-        AdapterId, CacheScope, EngineStats, Event, Finish, GenerationRequest, KeptLayers, Sampling, ScoreRequest,
-        SequenceId, SubmitError, WeightFormat,
+        AdapterId, CacheScope, EngineStats, Event, Finish, GenerationRequest, HiddenRequest, KeptLayers, Sampling,
+        ScoreRequest, SequenceId, SubmitError, WeightFormat,
     },
     tiny,
 };
@@ -36,7 +36,8 @@ impl Random {
     }
 }
 
-/// A token and the bits of its log-probability; of a label, the bits of its share and of its log-probability.
+/// A token and the bits of its log-probability; of a label, the bits of its share and of its log-probability; of a hidden row, its
+/// elements' bits.
 type Written = Vec<(TokenId, u32)>;
 
 /// What a request of the catalogue wants; adapter and scope are added when it is submitted.
@@ -44,6 +45,7 @@ type Written = Vec<(TokenId, u32)>;
 enum Wish {
     Write(GenerationRequest),
     Score(ScoreRequest),
+    Read(HiddenRequest),
 }
 
 impl Wish {
@@ -57,6 +59,7 @@ impl Wish {
         match self.clone() {
             Self::Write(request) => engine.submit(GenerationRequest { adapter, scope, lookup, ..request }),
             Self::Score(request) => engine.submit_score(ScoreRequest { adapter, scope, ..request }),
+            Self::Read(request) => engine.submit_hidden(HiddenRequest { adapter, scope, ..request }),
         }
     }
 }
@@ -97,7 +100,9 @@ impl World {
             let repetition_penalty = [1.0, 1.0, 1.3][random.below(3)];
             let adapter = random.below(ADAPTERS + 1).checked_sub(1);
             let kept_layers = [None, None, KeptLayers::new(vec![1]), KeptLayers::new(vec![0])][random.below(4)].clone();
-            let wish = if i % 4 == 3 {
+            let wish = if i % 8 == 5 {
+                Wish::Read(HiddenRequest { prompt, kept_layers, ..Default::default() })
+            } else if i % 4 == 3 {
                 let labels: BTreeSet<String> =
                     (0..=random.below(30)).map(|_| random.below(3_000).to_string()).collect();
                 let (labels, with_end) = (labels.into_iter().collect(), i % 8 == 3);
@@ -211,6 +216,10 @@ impl Outcome {
             Event::Scored { id, scores } => {
                 let scores = scores.iter().map(|score| (TokenId(score.share.to_bits()), score.logprob.to_bits()));
                 self.sequences.entry(id).or_default().0.extend(scores);
+            }
+            Event::Hidden { id, hidden } => {
+                let bits = hidden.iter().map(|x| (TokenId(0), x.to_bits()));
+                self.sequences.entry(id).or_default().0.extend(bits);
             }
             Event::Done { id, finish, .. } => {
                 let outcome = self.sequences.entry(id).or_default();

@@ -8,6 +8,7 @@ pub mod exchange;
 pub mod logs;
 pub mod price;
 pub mod privacy;
+pub mod said;
 pub mod wire;
 
 pub use exchange::Exchange;

@@ -207,7 +207,7 @@ fn is_date(text: &str) -> bool {
 }
 
 /// The UTC day of a moment, by Howard Hinnant's `civil_from_days` (<https://howardhinnant.github.io/date_algorithms.html>).
-fn date_of(time_ms: u64) -> String {
+pub fn date_of(time_ms: u64) -> String {
     let days = time_ms / MS_PER_DAY + 719_468;
     let era = days / 146_097;
     let day_of_era = days % 146_097;

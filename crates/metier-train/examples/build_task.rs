@@ -50,6 +50,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         store: &store,
         seed,
         tuning: recipe,
+        decoder: None,
     };
     let start = Instant::now();
     let mut last = start;

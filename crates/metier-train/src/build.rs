@@ -7,35 +7,43 @@
 //! test ────────► what is reported
 //! ```
 
+mod decoded;
 mod extract;
 pub mod generate;
+mod ship;
+
+pub use decoded::evaluate_decoder;
 
 use std::{
     collections::BTreeMap,
     error::Error,
     path::{Path, PathBuf},
+    sync::Arc,
     time::Duration,
 };
 
 use metier_kernels::Pool;
 use metier_model::{
-    Digest, Encoder, Progress, Specialist, SpecialistStore, Unit,
+    Decoder, Digest, Encoder, Progress, Specialist, SpecialistStore, Unit,
     features::FORMAT as FEATURE_FORMAT,
     head::LinearHead,
     pairs::FORMAT as PAIR_FORMAT,
-    proof::{Certificate, NonInferiority, learn_then_test},
+    proof::{Certificate, NonInferiority},
     specialist::{
         AnswerError, BundleError, Contents, Neighbours, ProbeRow, StoreError, bundle,
-        manifest::{FORMAT, Kind, Manifest, PairsRecord, Recipe, Stage},
+        manifest::{FORMAT, Hidden, Kind, Manifest, PairsRecord, Recipe, Stage},
     },
 };
 use serde::{Deserialize, Serialize};
 
+use self::generate::TrainingLog;
+pub use self::ship::peak_rss_bytes;
+use self::ship::{Product, ship};
 use crate::{
     craft::{
-        checkpoint,
+        checkpoint, decoder,
         encoder::{self as tuning, TuneError},
-        ladder::{self, Embeddings, Ground, Held, Ladder, Run},
+        ladder::{self, Depth, Embeddings, Ground, Held, Ladder, Run},
     },
     data::{
         DataError, LeakReport, Part, Splits, TaskError, TaskFile, positive,
@@ -45,15 +53,17 @@ use crate::{
     },
     embed::Embed,
     eval::{
-        EvalReport, Finding, LearningCurve, ScoredRow, calibrate, card,
+        EvalReport, Finding, LearningCurve, ScoredRow, calibrate,
+        certify::certify,
+        cluster::Groups,
         evaluation::{self, ClassMix, Yardstick},
-        finding, html, learning, metrics, rejection,
+        learning, metrics, rejection,
     },
+    grad::llama::LoraConfig,
 };
 
 /// Share of validation rows that lie below the match threshold of `auto`: so many of a task's own texts are missed.
 const MATCH_MISSES: f64 = 0.05;
-const BYTES_A_MIB: f64 = 1024.0 * 1024.0;
 /// Failures that a report lists.
 const MAX_FAILURES: usize = 20;
 /// Characters of a text that are shown.
@@ -71,6 +81,8 @@ pub struct Workbench<'a> {
     pub seed: u64,
     /// How an encoder is tuned, where the task and its budget let that rung run.
     pub tuning: tuning::Recipe,
+    /// The decoder, where the task asks for a rung that runs on one.
+    pub decoder: Option<Arc<Decoder>>,
 }
 
 /// What a build made and measured; the result line of `metier build --json`, and `run.json` beside the bundle.
@@ -176,6 +188,26 @@ pub struct RungOutcome {
     pub embedding_scale: f64,
     /// Paired comparison with the best rung.
     pub against_best: Option<NonInferiority>,
+    /// A point of the curve of depths, where its head reads a decoder.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub decoder: Option<Depth>,
+}
+
+impl RungOutcome {
+    /// Whether this is the rung that was taken; `rung`: which one that was.
+    pub fn is_taken(&self, rung: Stage) -> bool {
+        self.rung == rung && self.decoder.as_ref().is_none_or(|depth| depth.is_chosen)
+    }
+
+    /// Its name, with the number of layers where some are left out.
+    pub fn name(&self) -> String {
+        match &self.decoder {
+            Some(depth) if depth.layers.len() < depth.of => {
+                format!("{}, {} layers", self.rung.name(), depth.layers.len())
+            }
+            _ => self.rung.name().to_owned(),
+        }
+    }
 }
 
 /// The evaluation as it stands in the bundle (`evidence.json`).
@@ -276,79 +308,63 @@ pub fn build(
     let deadline = Duration::from_secs_f64(task.budget_minutes * 60.0);
     let keeps = Some((bench.store.root(), task.name.as_str()));
     let run = Run { pool: bench.pool, seed: bench.seed, clock: &elapsed, deadline, keeps };
+    let decoding = decoding(task);
     let ground = Ground {
         splits: &splits,
         inputs: &task.data.text,
         embeddings: embeddings.as_ref(),
         encoder: bench.encoder.and_then(Embed::as_encoder),
+        decoder: bench.decoder.as_ref(),
+        from: task.from,
         up_to: task.up_to,
         tuning: &bench.tuning,
+        decoding: &decoding,
     };
     let ladder = ladder::climb(ground, &task.target, &run, progress)
         .map_err(|source| BuildError::Tune { name: task.name.clone(), source })?;
     progress(Progress { stage: "proving", done: 0, total: None, unit: Unit::Steps });
     let (specialist, measured) = prove(task, &splits, embeddings.as_ref(), &ladder, bench)?;
-    let manifest = specialist.manifest();
-    let contents = specialist.contents();
-    let Measured { evidence, rungs, failures } = measured;
     progress(Progress { stage: "learning curve", done: 0, total: None, unit: Unit::Steps });
     let shop =
         learning::Workshop { inputs: &task.data.text, pool: bench.pool, seed: bench.seed, clock: &elapsed, deadline };
     let rung = &ladder.rungs[ladder.chosen];
     let curve = learning::measure(&splits, embeddings.as_ref(), rung, task.target.metric, &shop);
 
-    let bundle_error = |source| BuildError::Bundle { name: task.name.clone(), source: Box::new(source) };
-    let store_error = |source| BuildError::Store { name: task.name.clone(), source: Box::new(source) };
-    let staged = bench.store.stage().map_err(store_error)?;
-    let id = bundle::write(contents, staged.dir()).map_err(bundle_error)?;
-    let evaluation = evidence.evaluation;
-    let loss = evaluation.test_loss;
-    let mut outcome = BuildOutcome {
-        name: task.name.clone(),
-        rung: manifest.stage,
-        metric: task.target.metric.name().to_owned(),
-        value: evaluation.value,
-        interval: evaluation.interval,
-        n: evaluation.n,
-        measured_on: evidence.rows.clone(),
-        epsilon: task.target.epsilon,
-        seconds: elapsed().as_secs_f64(),
-        embed_seconds,
-        peak_rss_mb: peak_rss_bytes().map(|bytes| bytes as f64 / BYTES_A_MIB),
-        certificate: manifest.certificate,
-        rows_needed: manifest.refusal.and_then(|refusal| refusal.rows_needed),
-        test_loss: loss.map(|loss| loss.loss),
-        test_loss_interval: loss.map(|loss| loss.interval),
-        held: loss.map(|loss| loss.held),
-        test_coverage: evaluation.coverage.value,
-        rungs,
-        bundle: id,
-        path: bench.store.root().join(&task.name).join(id.to_string()),
-        rows: splits.counts(),
-        notes: notes(task, &splits, &ladder, manifest, &evidence.rows, evidence.class_mix.as_ref()),
-        leak: splits.leak.clone(),
-        evaluation,
-        class_mix: evidence.class_mix,
-        failures,
-        findings: Vec::new(),
-        learning_curve: None,
-        training: None,
+    let (learning_curve, no_curve) = match curve {
+        Ok(curve) => (Some(curve), None),
+        Err(why) => (None, Some(why)),
     };
-    match curve {
-        Ok(curve) => outcome.learning_curve = Some(curve),
-        Err(why) => outcome.notes.push(why),
-    }
-    outcome.notes.extend(finding::groups_note(&outcome));
-    outcome.findings = finding::findings(&outcome);
-    let run = serde_json::to_string_pretty(&outcome).expect("an outcome is JSON");
-    let report = html::render(&specialist, &outcome);
-    let card = card::render(&specialist, &outcome, None);
-    for (file, text) in bundle::BESIDE.into_iter().zip([run, report, card]) {
-        bundle::write_durably(&staged.dir().join(file), text.as_bytes()).map_err(bundle_error)?;
-    }
-    bench.store.add(staged, &task.name).map_err(store_error)?;
+    let Measured { evidence, rungs, failures } = measured;
+    let manifest = specialist.manifest();
+    let mut notes = notes(task, &splits, &ladder, manifest, &evidence.rows, evidence.class_mix.as_ref());
+    notes.extend(no_curve);
+    let product = Product {
+        specialist,
+        evidence,
+        rungs,
+        failures,
+        learning_curve,
+        training: ladder.decoder.as_ref().map(TrainingLog::of_decoder),
+        notes,
+        embed_seconds,
+    };
+    let outcome = ship(task, &splits, bench, product, &elapsed)?;
     checkpoint::remove(bench.store.root(), &task.name, ladder::ENCODER_CHECKPOINT);
+    ladder::remove_decoder_checkpoints(bench.store.root(), &task.name);
     Ok(outcome)
+}
+
+/// How a decoder is tuned for a task.
+fn decoding(task: &TaskFile) -> decoder::Recipe {
+    let (tune, prune) = (&task.tune, &task.prune);
+    decoder::Recipe {
+        lora: LoraConfig { r: tune.rank, alpha: tune.alpha },
+        epochs: tune.epochs,
+        learning_rate: tune.learning_rate,
+        heal_epochs: prune.heal_epochs,
+        depths: prune.keep.clone(),
+        ..decoder::Recipe::default()
+    }
 }
 
 /// Scores a file with a specialist; columns as in a task file. The metric is accuracy.
@@ -365,12 +381,9 @@ pub fn evaluate(
     if manifest.kind == Kind::Extract {
         return extract::evaluate(specialist, encoder, pool, file, columns, seed, progress);
     }
-    if specialist.head().is_none() {
-        let message = format!(
-            "`{}` writes its answers: this version measures such specialists when they are built, with a `data.test` file",
-            manifest.name
-        );
-        return Err(DataError::Task(message).into());
+    if manifest.decoder().is_some() {
+        let why = "it runs on a decoder, and there is none".to_owned();
+        return Err(BuildError::Encoder { name: manifest.name.clone(), why });
     }
     let rows = table::read(file, columns)?;
     let examples = split::examples(rows, &manifest.labels)?;
@@ -449,6 +462,7 @@ fn prove(
     let gold: Vec<usize> = validation.iter().map(|example| example.class).collect();
     let calibrator = calibrate::fit(&rung.validation, &gold);
     let pairs = rung.own.as_ref().and_then(|own| own.pairs.clone());
+    let decoder = rung.own.as_ref().and_then(|own| own.decoder.as_ref());
     let mut manifest = Manifest {
         format: FORMAT,
         name: task.name.clone(),
@@ -461,6 +475,7 @@ fn prove(
         stage: rung.stage,
         base: bench.encoder.map(Embed::base),
         generation: None,
+        hidden: decoder.map(|own| Hidden { decoder: own.base.clone(), kept_layers: own.kept_layers() }),
         features: rung.stage.reads_ngrams().then(|| FEATURE_FORMAT.to_owned()),
         pairs: pairs
             .as_ref()
@@ -490,7 +505,7 @@ fn prove(
         features: rung.stage.reads_ngrams().then(|| ladder.features.clone()),
         head: Some(rung.head.clone()),
         encoder: rung.own.as_ref().and_then(|own| own.file.clone()),
-        adapter: None,
+        adapter: decoder.map(|own| own.files.clone()),
         schema: None,
         pairs,
         neighbours: embeddings.and_then(|all| neighbours(splits, all, task.data.out_of_scope.as_deref())),
@@ -500,8 +515,10 @@ fn prove(
 
     let read = rung.embeddings(embeddings);
     let calibration = score(&specialist, &rung.head, splits, Part::Calibration, ladder, read);
-    let losses: Vec<(f32, bool)> = calibration.iter().map(|row| (row.score, row.loss_if_accepted())).collect();
-    match learn_then_test(&losses, task.target.epsilon, task.target.delta) {
+    let losses: Vec<_> =
+        calibration.iter().map(|row| (row.score, f64::from(u8::from(row.loss_if_accepted())))).collect();
+    let groups = Groups::of(splits.part(Part::Calibration).iter().map(|example| example.row.group.as_deref()));
+    match certify(&losses, false, groups.as_ref(), (task.target.epsilon, task.target.delta)) {
         Ok(certificate) => manifest.certificate = Some(certificate),
         Err(refusal) => manifest.refusal = Some(refusal),
     }
@@ -539,6 +556,7 @@ fn prove(
             c: rung.record.c,
             embedding_scale: rung.record.embedding_scale,
             against_best: rung.record.against_best,
+            decoder: rung.own.as_ref().and_then(|own| own.decoder.as_ref()).map(|own| own.depth.clone()),
         }
     });
     let rungs = rungs.collect();
@@ -680,7 +698,7 @@ fn notes(
     if let Some((stage, why)) = &ladder.not_made {
         notes.push(format!("rung `{}` was not made: {why}", stage.name()));
     }
-    if ladder.rungs.len() == 1 && task.up_to > Stage::Linear {
+    if manifest.base.is_none() && task.up_to > Stage::Linear && ladder.rungs[ladder.chosen].stage == Stage::Linear {
         notes.push(
             "no encoder was at hand: only the n-gram rung ran, and `auto` cannot find this specialist".to_owned(),
         );
@@ -723,11 +741,4 @@ fn base_notes(task: &TaskFile, splits: &Splits, manifest: &Manifest, measured_on
             .push("there are no test rows: figures are those of validation rows, which also chose the rung".to_owned());
     }
     notes
-}
-
-/// Peak resident memory of this process; Linux only.
-pub fn peak_rss_bytes() -> Option<u64> {
-    let status = std::fs::read_to_string("/proc/self/status").ok()?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
-    Some(line.trim().strip_suffix(" kB")?.trim().parse::<u64>().ok()? * 1024)
 }

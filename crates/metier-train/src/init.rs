@@ -135,7 +135,7 @@ may_leave = false                 # may a deferred request go to a backend outsi
 
 [budget]
 minutes = 10
-up_to = "tuned"                   # highest rung to try: linear, head, both or tuned
+up_to = "tuned"                   # highest rung to try: linear, head, both, tuned or decoder
 "#,
         slug = quote(&slug),
         file = quote(named),

@@ -28,7 +28,7 @@ pub mod optim;
 pub mod plan;
 
 pub use build::generate::{build_generator, plan_generator};
-pub use build::{BuildError, BuildOutcome, Workbench, build, evaluate};
+pub use build::{BuildError, BuildOutcome, Workbench, build, evaluate, evaluate_decoder};
 pub use curate::{Curation, curate};
 pub use data::{TaskError, TaskFile};
 pub use embed::Embed;

@@ -129,7 +129,7 @@ impl Bench {
     }
 
     fn build_with(&self, encoder: Option<&dyn Embed>, seed: u64, tuning: Tuning) -> BuildOutcome {
-        let bench = Workbench { encoder, pool: &self.pool, store: &self.store, seed, tuning };
+        let bench = Workbench { encoder, pool: &self.pool, store: &self.store, seed, tuning, decoder: None };
         build(&self.task(), &bench, &mut silent, &|| Duration::ZERO).unwrap()
     }
 }
@@ -233,7 +233,14 @@ fn what_the_rows_cannot_carry_is_refused_and_everything_deferred() {
     assert!(outcome.notes.iter().any(|note| note.contains("needs about 2995")), "{:?}", outcome.notes);
     let dry = plan(
         &bench.task(),
-        &Workbench { encoder: None, pool: &bench.pool, store: &bench.store, seed: 1, tuning: Tuning::default() },
+        &Workbench {
+            encoder: None,
+            pool: &bench.pool,
+            store: &bench.store,
+            seed: 1,
+            tuning: Tuning::default(),
+            decoder: None,
+        },
         &|| Duration::ZERO,
     );
     let dry = dry.unwrap();
@@ -365,8 +372,14 @@ fn the_report_answers_with_yes_no_or_cannot_tell() {
 fn without_time_there_is_no_learning_curve_and_the_bundle_holds_none() {
     let bench = Bench::new(&format!("{EASY}[budget]\nminutes = 1e-9\n"));
     let with = bench.build(None, 1);
-    let workbench =
-        Workbench { encoder: None, pool: &bench.pool, store: &bench.store, seed: 1, tuning: Tuning::default() };
+    let workbench = Workbench {
+        encoder: None,
+        pool: &bench.pool,
+        store: &bench.store,
+        seed: 1,
+        tuning: Tuning::default(),
+        decoder: None,
+    };
     let ticks = std::cell::Cell::new(0u64);
     let clock = || {
         ticks.set(ticks.get() + 1);

@@ -100,6 +100,7 @@ fn scored(study: &Study, data: &std::path::Path) -> Vec<(f32, bool)> {
         store: &store,
         seed: 0,
         tuning: metier_train::craft::encoder::Recipe::default(),
+        decoder: None,
     };
     let outcome = build(&task, &bench, &mut silent, &|| Duration::ZERO).unwrap();
     let specialist = Specialist::open(&outcome.path).unwrap();

@@ -100,6 +100,7 @@ impl Bench {
             store: &self.store,
             seed: 1,
             tuning: Default::default(),
+            decoder: None,
         }
     }
 

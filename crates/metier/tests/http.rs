@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used, reason = "tests")]
 
+#[path = "http/decoder.rs"]
+mod decoder;
 #[path = "http/extract.rs"]
 mod extract;
 mod fixture;

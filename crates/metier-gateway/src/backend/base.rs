@@ -11,10 +11,11 @@ use metier_model::{
     chat::ChatMessage,
     decoder::Decoder,
     engine::{
-        self, AdapterId, Engine, Event, Finish, GenerationRequest, LabelScore, LoadAdapterError, Normalisation,
-        ScoreRequest, SequenceId, SubmitError,
+        self, AdapterId, Engine, Event, Finish, GenerationRequest, HiddenRequest, LabelScore, LoadAdapterError,
+        Normalisation, ScoreRequest, SequenceId, SubmitError,
     },
     grammar::{Constraint, Form, GrammarEnv, GrammarError},
+    specialist::hidden,
     tokenizer::{TokenId, Tokenizer},
 };
 use metier_traffic::wire::{
@@ -59,6 +60,11 @@ impl Prompting for ChatPrompting {
         })?;
         let ids =
             self.decoder.tokenizer().encode_prompt(&prompt).map_err(|error| BackendError::Failed(error.to_string()))?;
+        Ok(ids.into_iter().map(|id| id.0).collect())
+    }
+
+    fn reading(&self, text: &str) -> Result<Vec<u32>, BackendError> {
+        let ids = hidden::prompt(&self.decoder, text).map_err(|error| BackendError::Failed(error.to_string()))?;
         Ok(ids.into_iter().map(|id| id.0).collect())
     }
 
@@ -116,6 +122,15 @@ impl Drive for PooledEngine {
         if let Some((labels, scores)) = sequence.labels.take() {
             return self.submit_labels(sequence, labels, scores);
         }
+        if sequence.reads {
+            let request = HiddenRequest {
+                prompt: sequence.prompt.into_iter().map(TokenId).collect(),
+                adapter: sequence.adapter,
+                kept_layers: sequence.kept_layers,
+                scope: sequence.scope,
+            };
+            return self.engine.submit_hidden(request).map(|id| id.0).map_err(refused);
+        }
         let wants_logprobs = sequence.top_logprobs.is_some();
         let request = GenerationRequest {
             prompt: sequence.prompt.into_iter().map(TokenId).collect(),
@@ -127,8 +142,8 @@ impl Drive for PooledEngine {
             constraint: sequence.constraint,
             lookup: sequence.lookup,
             adapter: sequence.adapter,
+            kept_layers: sequence.kept_layers,
             scope: sequence.scope,
-            ..Default::default()
         };
         let SequenceId(id) = self.engine.submit(request).map_err(refused)?;
         if wants_logprobs {
@@ -178,8 +193,8 @@ impl PooledEngine {
                 LabelScores::Mean => Normalisation::Mean,
             },
             adapter: sequence.adapter,
+            kept_layers: sequence.kept_layers,
             scope: sequence.scope,
-            ..Default::default()
         };
         let SequenceId(id) = self.engine.submit_score(request).map_err(refused)?;
         self.labels.insert(id, labels);
@@ -197,6 +212,7 @@ impl PooledEngine {
                 let labels = self.labels.remove(&id.0)?;
                 Some((id.0, Happened::Labels(ranked(labels, &scores))))
             }
+            Event::Hidden { id, hidden } => Some((id.0, Happened::Hidden(hidden))),
             Event::Done { id, finish, completion_tokens, .. } => {
                 self.with_logprobs.remove(&id.0);
                 let finish = match finish {
@@ -320,6 +336,8 @@ mod tests {
             labels: None,
             lookup: false,
             adapter: None,
+            kept_layers: None,
+            reads: false,
             scope,
         }
     }
@@ -412,7 +430,7 @@ mod tests {
             for (_, happened) in engine.step() {
                 match happened {
                     Happened::Token { text: more, .. } => text.push_str(&more),
-                    Happened::Labels(_) => panic!("nobody asked for scores"),
+                    Happened::Labels(_) | Happened::Hidden(_) => panic!("nobody asked for that"),
                     Happened::Done { finish, .. } => finished = Some(finish),
                 }
             }
@@ -430,7 +448,7 @@ mod tests {
             while !engine.is_idle() {
                 let tokens = engine.step().into_iter().filter_map(|(_, happened)| match happened {
                     Happened::Token { text, .. } => Some(text),
-                    Happened::Labels(_) | Happened::Done { .. } => None,
+                    Happened::Labels(_) | Happened::Hidden(_) | Happened::Done { .. } => None,
                 });
                 text.extend(tokens);
             }

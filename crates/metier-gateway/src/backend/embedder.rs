@@ -10,7 +10,7 @@ use metier_kernels::Pool;
 use metier_model::encoder::{EncoderQueue, QueueError, RequestId};
 use tokio::sync::{mpsc, oneshot};
 
-use super::BackendError;
+use super::{BackendError, local::LocalBase};
 
 /// Most requests that wait to be taken by the thread.
 pub(crate) const MAX_QUEUE: usize = 512;
@@ -67,10 +67,15 @@ struct Job {
     done: oneshot::Sender<Result<Embedded, BackendError>>,
 }
 
-/// A handle on the thread. The thread ends when the last handle is dropped.
+/// A handle on what reads: a thread, which ends when the last handle is dropped, or the decoder's.
 #[derive(Clone)]
-pub(crate) struct Embedder {
-    jobs: mpsc::Sender<Job>,
+pub(crate) struct Embedder(Reader);
+
+#[derive(Clone)]
+enum Reader {
+    Thread(mpsc::Sender<Job>),
+    /// The base under a specialist's adapter: texts share its thread and its batches.
+    Decoder(Arc<LocalBase>),
 }
 
 impl Embedder {
@@ -83,13 +88,22 @@ impl Embedder {
                 tracing::error!("the encoder's thread panicked and has ended");
             }
         })?;
-        Ok(Self { jobs })
+        Ok(Self(Reader::Thread(jobs)))
+    }
+
+    /// The last rows of a decoder in the place of an encoder's vectors.
+    pub(crate) fn over(decoder: Arc<LocalBase>) -> Self {
+        Self(Reader::Decoder(decoder))
     }
 
     /// Vectors of some texts.
     pub(crate) async fn embed(&self, texts: Vec<String>) -> Result<Embedded, BackendError> {
+        let jobs = match &self.0 {
+            Reader::Thread(jobs) => jobs,
+            Reader::Decoder(decoder) => return decoder.read(&texts).await,
+        };
         let (done, answer) = oneshot::channel();
-        self.jobs.try_send(Job { texts, done }).map_err(|error| match error {
+        jobs.try_send(Job { texts, done }).map_err(|error| match error {
             mpsc::error::TrySendError::Full(_) => BackendError::QueueFull,
             mpsc::error::TrySendError::Closed(_) => BackendError::Stopped,
         })?;

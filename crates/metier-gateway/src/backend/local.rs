@@ -21,9 +21,10 @@ use std::{
 use futures_util::stream;
 use metier_model::{
     adapter::Adapter,
-    engine::{AdapterId, CacheScope, LoadAdapterError},
+    engine::{AdapterId, CacheScope, KeptLayers, LoadAdapterError},
     grammar::Constraint,
     sample::Sampling,
+    specialist::hidden,
 };
 use metier_traffic::wire::{
     ChatChoice, ChatChunk, ChatRequest, ChatResponse, ChoiceLogprobs, ChunkChoice, Delta, FinishReason, LabelLogprob,
@@ -34,7 +35,7 @@ use tokio::{
     time::{Instant, timeout_at},
 };
 
-use super::{Backend, BackendError, Chunks, Later};
+use super::{Backend, BackendError, Chunks, Later, embedder::Embedded};
 use crate::{adapters::AdapterRefused, policy::Permit};
 
 /// The backend of everything that runs in this process: base and specialists.
@@ -60,6 +61,10 @@ pub(crate) struct Sequence {
     /// Look up in the prompt how the answer goes on.
     pub(crate) lookup: bool,
     pub(crate) adapter: Option<AdapterId>,
+    /// The layers that are run; `None`: all.
+    pub(crate) kept_layers: Option<KeptLayers>,
+    /// Read it, and give its last row instead of writing anything.
+    pub(crate) reads: bool,
     pub(crate) scope: CacheScope,
 }
 
@@ -70,6 +75,8 @@ pub(crate) enum Happened {
     Token { text: String, logprob: Option<TokenLogprob> },
     /// All labels are scored; the most probable one is first, and there is one.
     Labels(Vec<LabelLogprob>),
+    /// It is read: its last row.
+    Hidden(Vec<f32>),
     /// The end.
     Done { finish: FinishReason, completion_tokens: u64 },
 }
@@ -94,6 +101,8 @@ pub(crate) trait Drive: Send + 'static {
 pub(crate) trait Prompting: Send + Sync + 'static {
     /// The rendered conversation, with the model's turn begun.
     fn prompt(&self, messages: &[Message]) -> Result<Vec<u32>, BackendError>;
+    /// The tokens that a head's decoder reads of a text.
+    fn reading(&self, text: &str) -> Result<Vec<u32>, BackendError>;
     /// Tokens that prompt and answer may have together.
     fn context_len(&self) -> usize;
     /// Token ids are below.
@@ -130,6 +139,8 @@ pub(crate) struct LocalBase {
     jobs: mpsc::UnboundedSender<Job>,
     places: Arc<Semaphore>,
     adapter: Option<Resident>,
+    /// The layers that are run; `None`: all.
+    kept_layers: Option<KeptLayers>,
     /// Requests of several choices, counted over all adapters.
     groups: Arc<AtomicU64>,
 }
@@ -163,7 +174,7 @@ impl LocalBase {
             }
         })?;
         let (places, groups) = (Arc::new(Semaphore::new(MAX_QUEUE)), Arc::default());
-        Ok(Self { model, prompting, scope, jobs, places, adapter: None, groups })
+        Ok(Self { model, prompting, scope, jobs, places, adapter: None, kept_layers: None, groups })
     }
 
     /// The base with an adapter, under another name, on the same thread and in the same batches. Waits for the thread.
@@ -178,8 +189,68 @@ impl LocalBase {
             jobs: self.jobs.clone(),
             places: Arc::clone(&self.places),
             adapter: Some(Resident { id, jobs: self.jobs.clone() }),
+            kept_layers: None,
             groups: Arc::clone(&self.groups),
         })
+    }
+
+    /// The same with some of the base's layers alone.
+    pub(crate) fn with_layers(self, kept_layers: Option<KeptLayers>) -> Self {
+        Self { kept_layers, ..self }
+    }
+
+    /// The last rows of some texts at unit length, in order: a function for heads, which answers nobody and needs no permit.
+    pub(crate) async fn read(&self, texts: &[String]) -> Result<Embedded, BackendError> {
+        let prompts = texts.iter().map(|text| self.prompting.reading(text)).collect::<Result<Vec<_>, _>>()?;
+        let n_tokens = prompts.iter().map(|prompt| prompt.len() as u64).sum();
+        let sequences: Vec<Sequence> = prompts.into_iter().map(|prompt| self.sequence(prompt)).collect();
+        let mut vectors = vec![Vec::new(); sequences.len()];
+        let mut left = sequences.len();
+        let mut events = self.send(sequences)?;
+        while left > 0 {
+            let (index, happened) = events.recv().await.ok_or(BackendError::Stopped)?;
+            match happened? {
+                Happened::Hidden(row) => {
+                    if let Some(vector) = vectors.get_mut(index as usize) {
+                        *vector = hidden::unit(&row);
+                    }
+                }
+                Happened::Done { .. } => left -= 1,
+                Happened::Token { .. } | Happened::Labels(_) => {}
+            }
+        }
+        Ok(Embedded { vectors, n_tokens })
+    }
+
+    /// A text to read.
+    fn sequence(&self, prompt: Vec<u32>) -> Sequence {
+        Sequence {
+            prompt,
+            max_tokens: 0,
+            sampling: Sampling::default(),
+            logit_bias: Vec::new(),
+            stop: Vec::new(),
+            top_logprobs: None,
+            constraint: None,
+            labels: None,
+            lookup: false,
+            adapter: self.adapter.as_ref().map(|adapter| adapter.id),
+            kept_layers: self.kept_layers.clone(),
+            reads: true,
+            scope: CacheScope::Private,
+        }
+    }
+
+    /// Hands sequences of one request to the thread.
+    fn send(&self, sequences: Vec<Sequence>) -> Result<Events, BackendError> {
+        let place = Arc::clone(&self.places).try_acquire_owned().map_err(|error| match error {
+            TryAcquireError::NoPermits => BackendError::QueueFull,
+            TryAcquireError::Closed => BackendError::Stopped,
+        })?;
+        let (events, receiver) = mpsc::unbounded_channel();
+        let job = Job::Generate(Generation { sequences, events, _place: place });
+        self.jobs.send(job).map_err(|_| BackendError::Stopped)?;
+        Ok(receiver)
     }
 
     fn begin(&self, permit: &Permit, request: &ChatRequest) -> Result<Generating, BackendError> {
@@ -215,7 +286,6 @@ impl LocalBase {
         let sampling = sampling(request);
         let sequences = (0..u64::from(request.n))
             .map(|idx| Sequence {
-                prompt: prompt.clone(),
                 max_tokens: wanted.min(context_len - prompt_tokens),
                 sampling: Sampling { seed: seed.wrapping_add(idx), ..sampling },
                 logit_bias: request.logit_bias.clone(),
@@ -224,20 +294,14 @@ impl LocalBase {
                 constraint: constraint.clone(),
                 labels: labels.clone(),
                 lookup: request.prompt_lookup,
-                adapter: self.adapter.as_ref().map(|adapter| adapter.id),
                 scope,
+                reads: false,
+                ..self.sequence(prompt.clone())
             })
             .collect();
-        let place = Arc::clone(&self.places).try_acquire_owned().map_err(|error| match error {
-            TryAcquireError::NoPermits => BackendError::QueueFull,
-            TryAcquireError::Closed => BackendError::Stopped,
-        })?;
-        let (events, receiver) = mpsc::unbounded_channel();
-        let job = Job::Generate(Generation { sequences, events, _place: place });
-        self.jobs.send(job).map_err(|_| BackendError::Stopped)?;
         Ok(Generating {
             model: self.model.clone(),
-            events: receiver,
+            events: self.send(sequences)?,
             prompt_tokens: prompt_tokens as u64,
             completion_tokens: 0,
             n_open: request.n,
@@ -258,10 +322,12 @@ fn sampling(request: &ChatRequest) -> Sampling {
     }
 }
 
+type Events = mpsc::UnboundedReceiver<(u32, Result<Happened, BackendError>)>;
+
 /// Sequences of one request that are being generated. Dropping it cancels them.
 struct Generating {
     model: String,
-    events: mpsc::UnboundedReceiver<(u32, Result<Happened, BackendError>)>,
+    events: Events,
     prompt_tokens: u64,
     completion_tokens: u64,
     n_open: u32,
@@ -324,6 +390,7 @@ impl Backend for LocalBase {
                         choice.message.content = Some(labels[0].label.clone());
                         choice.logprobs = Some(ChoiceLogprobs { content: None, labels });
                     }
+                    Happened::Hidden(_) => {}
                     Happened::Done { finish, .. } => choice.finish_reason = Some(finish),
                 }
             }
@@ -386,6 +453,7 @@ fn chunk_choice(index: u32, happened: Happened) -> ChunkChoice {
             logprobs: Some(ChoiceLogprobs { content: None, labels }),
             finish_reason: None,
         },
+        Happened::Hidden(_) => ChunkChoice { index, delta: Delta::default(), logprobs: None, finish_reason: None },
         Happened::Done { finish, .. } => {
             ChunkChoice { index, delta: Delta::default(), logprobs: None, finish_reason: Some(finish) }
         }
@@ -519,6 +587,9 @@ mod tests {
     impl Prompting for Bytes {
         fn prompt(&self, messages: &[Message]) -> Result<Vec<u32>, BackendError> {
             Ok(messages.iter().flat_map(|message| message.content.bytes().map(u32::from)).collect())
+        }
+        fn reading(&self, text: &str) -> Result<Vec<u32>, BackendError> {
+            Ok(text.bytes().map(u32::from).collect())
         }
         fn context_len(&self) -> usize {
             1_000

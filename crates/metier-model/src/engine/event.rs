@@ -28,7 +28,7 @@ pub struct LookupStats {
 /// Why a sequence ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Finish {
-    /// The model ended its answer, or a stop text appeared; or all labels are scored.
+    /// The model ended its answer, or a stop text appeared; or all labels are scored, or the prompt is read.
     Stop,
     /// `max_tokens` were written.
     Length,
@@ -63,6 +63,13 @@ pub enum Event {
         /// One a label, in the request's order.
         scores: Vec<LabelScore>,
     },
+    /// The prompt of a [`HiddenRequest`](super::HiddenRequest) is read.
+    Hidden {
+        /// The request.
+        id: SequenceId,
+        /// Its last row behind the last norm. (width)
+        hidden: Vec<f32>,
+    },
     /// A sequence ended; no event of it follows.
     Done {
         /// The sequence.
@@ -71,7 +78,7 @@ pub enum Event {
         finish: Finish,
         /// Tokens of the prompt.
         prompt_tokens: usize,
-        /// Tokens drawn, the one that ended the answer included; none where labels were scored.
+        /// Tokens drawn, the one that ended the answer included; none where labels were scored or a text was read.
         completion_tokens: usize,
     },
 }

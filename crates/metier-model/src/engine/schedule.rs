@@ -41,8 +41,17 @@ pub(super) struct Waiting {
     pub(super) id: SequenceId,
     pub(super) request: GenerationRequest,
     pub(super) adapter: Option<Arc<Adapter>>,
-    /// Where labels are to be scored instead of tokens written.
-    pub(super) labels: Option<Labels>,
+    pub(super) task: Task,
+}
+
+/// What is wanted behind the prompt.
+pub(super) enum Task {
+    /// Tokens.
+    Write,
+    /// How probable these are.
+    Score(Labels),
+    /// Nothing: its own last row.
+    Read,
 }
 
 /// Requests of a lane share this.
@@ -129,10 +138,13 @@ impl Engine {
             let Some(cache) = self.cache.reserve(key.as_ref(), kept, &request.prompt, positions) else { return };
             let waiting = self.queue.pop().expect("there is a front");
             let (kept, prompt) = (waiting.request.kept_layers.as_ref(), waiting.request.prompt.len());
-            let room = waiting.labels.as_ref().map_or(Vec::new(), |labels| {
-                let others = labels.useful_branches().saturating_sub(1);
-                self.cache.reserve_branches(kept, prompt + labels.stem().len(), positions, others)
-            });
+            let room = match &waiting.task {
+                Task::Write | Task::Read => Vec::new(),
+                Task::Score(labels) => {
+                    let others = labels.useful_branches().saturating_sub(1);
+                    self.cache.reserve_branches(kept, prompt + labels.stem().len(), positions, others)
+                }
+            };
             self.running.push(Sequence::new(waiting, key, cache, room));
             passed = 0;
         }

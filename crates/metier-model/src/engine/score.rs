@@ -282,7 +282,7 @@ impl Scoring {
                 let tokens = &labels.sorted[label].tokens[branch.read..branch.read + branch.step];
                 let wanted = branch.new_rows(known).len();
                 rows += wanted;
-                spans.push(Span { tokens, cache, wanted, adapter });
+                spans.push(Span { tokens, cache, wanted, adapter, hidden: false });
             }
         }
         rows

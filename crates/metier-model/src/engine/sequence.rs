@@ -5,15 +5,15 @@ use std::sync::Arc;
 use metier_kernels::Pool;
 
 use super::{
-    Event, Finish, GenerationRequest, LookupStats, SequenceId, TokenLogprob, lookup::Lookup, schedule::Waiting,
-    score::Scoring, stop::StopFilter,
+    Event, Finish, GenerationRequest, LookupStats, SequenceId, TokenLogprob, lookup::Lookup, schedule::Task,
+    schedule::Waiting, score::Scoring, stop::StopFilter,
 };
 use crate::{
     adapter::Adapter,
     arch::transformer::Span,
     cache::{BranchRoom, KvSequence, prefix::PrefixKey},
     decoder::Decoder,
-    grammar::ConstraintState,
+    grammar::{ConstraintState, ConstraintStats},
     sample::{self, Sampler},
     tokenizer::TokenId,
 };
@@ -30,6 +30,8 @@ pub(super) struct Sequence {
     constraint: Option<ConstraintState>,
     /// Where labels are scored instead of tokens written.
     pub(super) scoring: Option<Scoring>,
+    /// Its prompt's last row is wanted, and nothing else.
+    pub(super) reads: bool,
     /// Its prompt is read.
     begun: bool,
     /// Tokens that are written and not yet read: the last one drawn, and those behind it that were certain. None while the prompt is
@@ -51,7 +53,13 @@ pub(super) struct Sequence {
 impl Sequence {
     /// A sequence that has read what its cache holds. `room`: for the branches of its labels.
     pub(super) fn new(waiting: Waiting, key: Option<PrefixKey>, cache: KvSequence, room: Vec<BranchRoom>) -> Self {
-        let Waiting { id, request, adapter, labels } = waiting;
+        let Waiting { id, request, adapter, task } = waiting;
+        let writes_nothing = matches!(task, Task::Write) && request.max_tokens == 0;
+        let (labels, reads) = match task {
+            Task::Write => (None, false),
+            Task::Score(labels) => (Some(labels), false),
+            Task::Read => (None, true),
+        };
         Self {
             id,
             sampler: Sampler::new(request.sampling, &request.logit_bias, &request.prompt),
@@ -60,8 +68,9 @@ impl Sequence {
             looked_up: LookupStats::default(),
             constraint: request.constraint.as_ref().map(|constraint| constraint.begin()),
             text: StopFilter::new(&request.stop),
-            finish: (request.max_tokens == 0 && labels.is_none()).then_some(Finish::Length),
+            finish: writes_nothing.then_some(Finish::Length),
             scoring: labels.map(|labels| Scoring::new(labels, room)),
+            reads,
             begun: false,
             request,
             adapter,
@@ -71,6 +80,11 @@ impl Sequence {
             written: Vec::new(),
             step_tokens: Vec::new(),
         }
+    }
+
+    /// What was asked of its form since somebody counted.
+    pub(super) fn take_constraint_stats(&mut self) -> ConstraintStats {
+        self.constraint.as_mut().map(ConstraintState::take_stats).unwrap_or_default()
     }
 
     /// Everything that it has read or will read next.
@@ -127,7 +141,7 @@ impl Sequence {
     /// The rows of the planned step; how many of them get logits.
     pub(super) fn spans<'a>(&'a mut self, spans: &mut Vec<Span<'a>>) -> usize {
         let (prompt, proposed) = (self.request.prompt.len(), self.proposed.len());
-        let Self { scoring, step_tokens: tokens, cache, adapter, .. } = self;
+        let Self { scoring, step_tokens: tokens, cache, adapter, reads, .. } = self;
         let (adapter, scores) = (adapter.as_deref(), scoring.is_some());
         match scoring {
             Some(scoring) if scoring.has_branched() => return scoring.spans(cache, adapter, spans),
@@ -138,7 +152,7 @@ impl Sequence {
         // For scores behind the prompt's last token and behind each of the stem.
         let wanted = if scores { (to + 1).saturating_sub(prompt) } else { usize::from(to >= prompt) + proposed };
         let wanted = wanted.min(tokens.len());
-        spans.push(Span { tokens, cache, wanted, adapter });
+        spans.push(Span { tokens, cache, wanted, adapter, hidden: *reads });
         wanted
     }
 
@@ -153,8 +167,15 @@ impl Sequence {
         read && !std::mem::replace(&mut self.begun, read)
     }
 
-    /// Goes on with the logits of the step's rows, after the step.
+    /// Goes on with the logits of the step's rows, after the step; where it reads, with its last row.
     pub(super) fn take(&mut self, decoder: &Decoder, pool: &Pool, logits: &[f32]) -> Vec<Event> {
+        if self.reads {
+            if logits.is_empty() {
+                return Vec::new();
+            }
+            self.finish = Some(Finish::Stop);
+            return vec![Event::Hidden { id: self.id, hidden: logits.to_vec() }];
+        }
         let (prompt, beginning) = (self.request.prompt.len(), self.beginning());
         let Some(scoring) = &mut self.scoring else {
             return if logits.is_empty() { Vec::new() } else { self.draw(decoder, logits) };
@@ -202,11 +223,15 @@ impl Sequence {
 
     /// Draws the next token from its logits, and writes those behind it that are certain.
     fn draw_one(&mut self, decoder: &Decoder, logits: &[f32]) -> Vec<Event> {
-        let mask = match self.constraint.as_mut().map(ConstraintState::allowed).transpose() {
-            Ok(mask) => mask,
-            Err(_) => return self.give_up(),
+        let position = self.written.len();
+        let token = match &mut self.constraint {
+            None => self.sampler.pick(position, logits),
+            Some(constraint) => match self.sampler.pick_allowed(position, logits, constraint) {
+                Ok(token) => token,
+                Err(_) => return self.give_up(),
+            },
         };
-        let token = TokenId(self.sampler.pick(self.written.len(), logits, mask));
+        let token = TokenId(token);
         let (mut logprob, mut top) = (0.0, Vec::new());
         if let Some(n) = self.request.top_logprobs {
             let best;
@@ -215,7 +240,7 @@ impl Sequence {
         }
         let mut events = Vec::from_iter(self.write(decoder, token, logprob, top));
         while self.finish.is_none() && self.request.top_logprobs.is_none() {
-            let certain = self.constraint.as_mut().map(ConstraintState::forced).unwrap_or_default();
+            let certain = self.constraint.as_mut().map(|constraint| constraint.forced().to_vec()).unwrap_or_default();
             if certain.is_empty() {
                 break;
             }

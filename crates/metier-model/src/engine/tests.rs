@@ -175,7 +175,7 @@ fn a_remembered_prefix_changes_no_bit() {
         while !engine.is_idle() {
             events.extend(engine.step(&pool).into_iter().filter_map(|event| match event {
                 Event::Token { token, logprob, top, .. } => Some((token, logprob.to_bits(), top)),
-                Event::Scored { .. } | Event::Done { .. } => None,
+                Event::Scored { .. } | Event::Hidden { .. } | Event::Done { .. } => None,
             }));
         }
         events
@@ -359,7 +359,7 @@ fn nobody_starves_beside_a_flood_or_a_long_prompt() {
     while !engine.is_idle() {
         order.extend(engine.step(&pool).into_iter().filter_map(|event| match event {
             Event::Done { id, .. } => Some(id),
-            Event::Token { .. } | Event::Scored { .. } => None,
+            Event::Token { .. } | Event::Scored { .. } | Event::Hidden { .. } => None,
         }));
     }
     assert!(late.iter().all(|id| order.iter().position(|o| o == id).unwrap() < 6), "{order:?}");
@@ -587,4 +587,73 @@ fn damaged_weights_are_refused_by_name() {
     check("output_norm.weight", f32::NEG_INFINITY);
     let cut = Decoder::from_bytes(bytes[..bytes.len() - 64].to_vec(), "tiny", WeightFormat::AsFile).unwrap_err();
     assert!(matches!(cut, DecoderError::Format { .. }));
+}
+
+/// Steps until a text is read.
+fn hidden(engine: &mut Engine, pool: &Pool, request: HiddenRequest) -> Vec<f32> {
+    let asked = engine.submit_hidden(request).unwrap();
+    let mut found = None;
+    while !engine.is_idle() {
+        for event in engine.step(pool) {
+            match event {
+                Event::Hidden { id, hidden } => assert!(id == asked && found.replace(hidden).is_none()),
+                Event::Done { finish, prompt_tokens, completion_tokens, .. } => {
+                    assert!(finish == Finish::Stop && prompt_tokens > 0 && completion_tokens == 0);
+                }
+                Event::Token { .. } | Event::Scored { .. } => panic!("nothing is written"),
+            }
+        }
+    }
+    found.unwrap()
+}
+
+/// The network's own head makes of a hidden row what the network answers.
+#[test]
+fn what_is_read_is_the_row_that_logits_are_made_of() {
+    let decoder =
+        Arc::new(Decoder::from_bytes(tiny::gguf_with(3, TensorType::F32), "tiny", WeightFormat::F32).unwrap());
+    let pool = Pool::new(2, Tier::detect());
+    let table = decoder.network().plain().unwrap().embedding;
+    for len in [1, 31, 32, 200] {
+        let prompt: Vec<TokenId> = (0..len).map(|i| TokenId((i * 37 + 11) % 250)).collect();
+        let logits = decoder.logits(&pool, &prompt).unwrap().pop().unwrap();
+        let mut engine = Engine::new(decoder.clone(), limits(2));
+        let row = hidden(&mut engine, &pool, HiddenRequest { prompt, ..Default::default() });
+        for (expected, weights) in logits.iter().zip(table.chunks_exact(tiny::WIDTH)) {
+            let found: f32 = weights.iter().zip(&row).map(|(w, x)| w * x).sum();
+            assert!((found - expected).abs() < 1e-3, "{found} is not {expected}");
+        }
+    }
+}
+
+/// A specialist that keeps some layers answers like a network that was built without the others, on every tier.
+#[test]
+fn kept_layers_are_a_network_without_the_others() {
+    let file = |kept: &[usize]| tiny::gguf_of_layers(7, TensorType::Q4_1, kept);
+    let open = |bytes| Arc::new(Decoder::from_bytes(bytes, "tiny", WeightFormat::AsFile).unwrap());
+    let whole = open(file(&[0, 1]));
+    let prompt: Vec<TokenId> = (0..70).map(|i| TokenId((i * 37 + 11) % 250)).collect();
+    for kept in [vec![0], vec![1], vec![0, 1]] {
+        let cut = open(file(&kept));
+        for tier in Tier::available() {
+            let pool = Pool::new(2, tier);
+            let layers = KeptLayers::new(kept.clone());
+            let answers = [(&whole, layers), (&cut, None)].map(|(decoder, kept_layers)| {
+                let mut engine = Engine::new(Arc::clone(decoder), limits(2));
+                let read =
+                    HiddenRequest { prompt: prompt.clone(), kept_layers: kept_layers.clone(), ..Default::default() };
+                let row = hidden(&mut engine, &pool, read);
+                engine
+                    .submit(GenerationRequest {
+                        prompt: prompt.clone(),
+                        max_tokens: 20,
+                        kept_layers,
+                        ..Default::default()
+                    })
+                    .unwrap();
+                (row.iter().map(|x| x.to_bits()).collect::<Vec<_>>(), engine.drain(&pool).remove(0).tokens)
+            });
+            assert!(answers[0] == answers[1], "{kept:?} on {tier:?}");
+        }
+    }
 }

@@ -96,15 +96,43 @@ proptest! {
 fn what_is_certain_is_not_drawn() {
     let form = ticket();
     let mut state = compile(&form).begin();
-    let text: Vec<TokenId> = state.forced();
+    let text = state.forced().to_vec();
     assert_eq!(env().decoder.tokenizer().decode(&text), "{\"category\": \"");
     for token in text {
-        assert_eq!(state.allowed().unwrap().count(), 1);
-        assert!(state.allowed().unwrap().contains(token));
+        assert_eq!(state.mask().unwrap().count(), 1);
+        assert!(state.mask().unwrap().contains(token));
         state.commit(token).unwrap();
     }
     assert!(!state.is_accepting() && !state.is_finished());
     assert!(state.commit(TokenId(0)).is_err(), "a token that is not allowed");
+}
+
+/// Asks the form of every token behind every beginning of many answers, both ways.
+#[test]
+fn a_token_is_allowed_where_its_mask_says_so() {
+    let words = Form::Regex(r"[A-Z]\w+( \w+){1,5}\.".into());
+    let choices = Form::Choice(["yes", "yes, gladly", "no"].map(String::from).to_vec());
+    let date = Form::Regex(r"\d{4}-\d{2}-\d{2}(é|ü)?".into());
+    for form in [ticket(), Form::JsonObject, words, choices, date] {
+        let constraint = compile(&form);
+        for (seed, logprobs) in [(1, false), (2, true)] {
+            let answer = write(&constraint, seed, 1.0, logprobs);
+            let (mut asked, mut masked) = (constraint.begin(), constraint.begin());
+            for token in answer.tokens.into_iter().map(Some).chain([None]) {
+                if !asked.is_finished() {
+                    let mask = masked.mask().unwrap();
+                    for id in (0..asked.vocabulary as u32 + 2).map(TokenId) {
+                        let (one, other) = (asked.allows(id).unwrap(), mask.contains(id));
+                        assert_eq!(one, other, "{form:?}: {id:?} behind {token:?}");
+                    }
+                }
+                let Some(token) = token else { break };
+                asked.commit(token).unwrap();
+                masked.commit(token).unwrap();
+            }
+            assert_eq!((asked.take_stats().masks, masked.take_stats().checked_tokens), (0, 0));
+        }
+    }
 }
 
 #[test]

@@ -6,8 +6,8 @@
 //! head.safetensors        the classifier                              (all that classify)
 //! pairs.safetensors       what is compared of several inputs, and trees      (pair, tuned)
 //! encoder.safetensors     layers of its own encoder, in IEEE halves   (tuned)
-//! adapter_config.json     as PEFT writes it                           (adapter)
-//! adapter.safetensors     deltas over the decoder, in IEEE halves     (adapter)
+//! adapter_config.json     as PEFT writes it                           (adapter, decoder)
+//! adapter.safetensors     deltas over the decoder, in IEEE halves     (adapter, decoder)
 //! schema.json             the form of every answer                    (extract; generate if the task names one)
 //! neighbours.safetensors  class centroids and match threshold         (if an encoder was at hand)
 //! probe.jsonl             up to 64 validation texts with their answers
@@ -434,8 +434,17 @@ fn check_generation(contents: &Contents) -> Result<(), String> {
     if writes != manifest.stage.generates() || writes != manifest.generation.is_some() {
         return Err("its kind, its stage and how it is asked do not fit each other".to_owned());
     }
-    if adapter.is_some() != (manifest.stage == Stage::Adapter) || (schema.is_some() && manifest.kind == Kind::Classify)
-    {
+    if manifest.hidden.is_some() != (manifest.stage == Stage::Decoder) {
+        return Err("its head reads a decoder that it does not name, or it names one without reading it".to_owned());
+    }
+    let kept = [
+        manifest.hidden.as_ref().map(|hidden| &hidden.kept_layers),
+        manifest.generation.as_ref().map(|generation| &generation.kept_layers),
+    ];
+    if kept.into_iter().flatten().any(|layers| !layers.is_sorted_by(|a, b| a < b)) {
+        return Err("its kept layers are not in ascending order".to_owned());
+    }
+    if adapter.is_some() != manifest.stage.has_adapter() || (schema.is_some() && manifest.kind == Kind::Classify) {
         return Err("it has an adapter or a schema that its stage does not read, or lacks one".to_owned());
     }
     if manifest.generation.as_ref().is_some_and(|generation| generation.max_tokens == 0) {
@@ -472,7 +481,8 @@ fn check_head(contents: &Contents, head: &LinearHead) -> Result<(), String> {
     let Some(embedding_dim) = head.embedding_dim().unwrap_or(0).checked_sub(outputs) else {
         return Err("the head does not read what is made of its inputs".to_owned());
     };
-    if (embedding_dim > 0) != stage.reads_embedding() || (stage.reads_embedding() && manifest.base.is_none()) {
+    let known = manifest.base.is_some() || manifest.hidden.is_some();
+    if (embedding_dim > 0) != stage.reads_embedding() || (stage.reads_embedding() && !known) {
         return Err("the head reads an embedding of no known base, or none although its stage does".to_owned());
     }
     if manifest.features.as_deref() != features.map(|_| crate::features::FORMAT) {

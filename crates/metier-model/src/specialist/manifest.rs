@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use super::inputs::Inputs;
 use crate::{
     BaseId, Digest,
+    cache::KeptLayers,
     extract::Scores,
     proof::{Calibrator, Certificate, NonInferiority, Refusal},
 };
@@ -43,6 +44,9 @@ pub struct Manifest {
     /// Which decoder writes its answers, and how it is asked, where it writes them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub generation: Option<Generation>,
+    /// Which decoder's last row its head reads, where it reads one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hidden: Option<Hidden>,
     /// Name of the n-gram format, where the stage reads n-grams.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub features: Option<String>,
@@ -72,9 +76,26 @@ impl Manifest {
         self.certificate.map(|certificate| certificate.threshold)
     }
 
-    /// What an encoder of its own reads of a text.
+    /// The decoder that it runs on, where it runs on one.
+    pub fn decoder(&self) -> Option<&BaseId> {
+        let reads = self.hidden.as_ref().map(|hidden| &hidden.decoder);
+        reads.or(self.generation.as_ref().map(|generation| &generation.decoder))
+    }
+
+    /// The layers of that decoder that it runs; `None`: all.
+    pub fn kept_layers(&self) -> Option<KeptLayers> {
+        let reads = self.hidden.as_ref().map(|hidden| &hidden.kept_layers);
+        let kept = reads.or(self.generation.as_ref().map(|generation| &generation.kept_layers))?;
+        KeptLayers::new(kept.clone())
+    }
+
+    /// What an encoder or a decoder of its own reads of a text.
     pub fn encoder_text<'a>(&self, text: &'a str) -> Cow<'a, str> {
-        if self.pairs.is_some() { encoder_text(&self.inputs, text) } else { Cow::Borrowed(text) }
+        if self.pairs.is_some() || self.hidden.is_some() {
+            encoder_text(&self.inputs, text)
+        } else {
+            Cow::Borrowed(text)
+        }
     }
 }
 
@@ -126,6 +147,20 @@ pub struct Generation {
     pub decoder: BaseId,
     /// Tokens of an answer, at most; one that is longer is cut and never accepted.
     pub max_tokens: u32,
+    /// The layers of the decoder that it runs, ascending; empty: all.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub kept_layers: Vec<usize>,
+}
+
+/// What a head reads: the decoder's last row under the bundle's adapter, as [`hidden`](super::hidden) makes it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Hidden {
+    /// The decoder.
+    pub decoder: BaseId,
+    /// The layers of it that are run, ascending; empty: all.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub kept_layers: Vec<usize>,
 }
 
 /// A rung of the ladder, smallest first.
@@ -143,6 +178,8 @@ pub enum Stage {
     /// One linear model on n-grams and the embedding of an encoder that was tuned for this task: layers of its own over the base's tables.
     /// Of several inputs, together with the trees of `Pair`.
     Tuned,
+    /// A linear model on the last row of a decoder under an adapter that was tuned for this task, of all its layers or of some.
+    Decoder,
     /// Of an extraction: values seen in training, found again. Measured, never shipped: it would carry the values along.
     Lookup,
     /// Of an extraction: tags on the hidden rows of an encoder that was tuned for it.
@@ -157,8 +194,10 @@ pub enum Stage {
 }
 
 impl Stage {
-    /// All rungs of a classification, smallest first.
+    /// All rungs of a classification that run unless a task says otherwise, smallest first.
     pub const ALL: [Self; 5] = [Self::Linear, Self::Pair, Self::Head, Self::Both, Self::Tuned];
+    /// All rungs of a classification, smallest first.
+    pub const CLASSIFYING: [Self; 6] = [Self::Linear, Self::Pair, Self::Head, Self::Both, Self::Tuned, Self::Decoder];
     /// All rungs of a generation, smallest first.
     pub const GENERATING: [Self; 3] = [Self::Nearest, Self::Prompted, Self::Adapter];
 
@@ -170,6 +209,7 @@ impl Stage {
             Self::Head => "head",
             Self::Both => "both",
             Self::Tuned => "tuned",
+            Self::Decoder => "decoder",
             Self::Lookup => "lookup",
             Self::Span => "span",
             Self::Nearest => "nearest",
@@ -183,14 +223,19 @@ impl Stage {
         matches!(self, Self::Linear | Self::Both | Self::Tuned)
     }
 
-    /// Does it read an embedding, or an encoder's hidden rows?
+    /// Does it read an embedding, or a network's hidden rows?
     pub fn reads_embedding(self) -> bool {
-        matches!(self, Self::Head | Self::Both | Self::Tuned | Self::Span)
+        matches!(self, Self::Head | Self::Both | Self::Tuned | Self::Decoder | Self::Span)
     }
 
     /// Is its answer written by a decoder?
     pub fn generates(self) -> bool {
         matches!(self, Self::Prompted | Self::Adapter)
+    }
+
+    /// Does it run a decoder under an adapter of its own?
+    pub fn has_adapter(self) -> bool {
+        matches!(self, Self::Decoder | Self::Adapter)
     }
 
     /// Does it read the embedding of an encoder of its own?
@@ -295,6 +340,9 @@ pub struct AdapterRecord {
     pub planned_epochs: u64,
     /// Passes that ran.
     pub epochs: u64,
-    /// The one whose numbers ship: the least loss on validation rows.
+    /// The one whose numbers ship: the least loss on validation rows, or the best metric where a head reads the decoder.
     pub best_epoch: u64,
+    /// The layers of the decoder that are run, ascending; empty: all.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub kept_layers: Vec<usize>,
 }

@@ -5,6 +5,7 @@
 //! - [`store`]: many bundles in one folder, added by rename.
 //! - [`registry`]: which of them answers, who made it and who approved it, in signed records.
 //! - [`generation`]: how sure is it of an answer that a decoder wrote for it?
+//! - [`hidden`]: what does a head read of a decoder?
 //! - [`inputs`]: several named inputs → the one text a specialist reads, in training and in serving alike.
 //!
 //! Deliberately absent: the encoder. A specialist that reads embeddings is handed them, so that hundreds share one base.
@@ -22,6 +23,7 @@ use crate::{
 
 pub mod bundle;
 pub mod generation;
+pub mod hidden;
 pub mod inputs;
 pub mod manifest;
 pub mod registry;
@@ -139,9 +141,10 @@ impl Specialist {
         head.embedding_dim().map(|dim| dim.saturating_sub(outputs)).filter(|dim| *dim > 0)
     }
 
-    /// What the encoder must read of a text, where that is its own.
+    /// What the encoder must read of a text, where that is its own, or the decoder.
     pub fn encoder_text<'a>(&self, text: &'a str) -> Cow<'a, str> {
-        if self.encoder_file().is_some() { self.manifest().encoder_text(text) } else { Cow::Borrowed(text) }
+        let own = self.encoder_file().is_some() || self.manifest().hidden.is_some();
+        if own { self.manifest().encoder_text(text) } else { Cow::Borrowed(text) }
     }
 
     /// Layers of its own encoder: then the embedding must be that of

@@ -9,7 +9,8 @@ use std::collections::BTreeMap;
 use serde_json::{Value as Json, json};
 
 use super::{
-    MAX_VOCABULARY, Rules, Special, TokenId, Tokenizer, TokenizerError, byte_of_char, leftmost_longest, pieces, read,
+    MAX_VOCABULARY, Rules, Special, TokenId, Tokenizer, TokenizerError, byte_of_char, complete, leftmost_longest,
+    pieces, read,
 };
 
 /// What a decoder's folder says about its tokens beside `tokenizer.json`.
@@ -63,6 +64,9 @@ impl Tokenizer {
         document["padding"] = Json::Null;
         let bytes = bytes_of_ids(&ids, vocabulary, alphabet, &taken, &kept)?;
         let strips_space = alphabet == Alphabet::Pieces && any(&document["decoder"], &takes_space_off);
+        if let (Alphabet::Bytes, Some(words)) = (alphabet, document["model"]["vocab"].as_object_mut()) {
+            complete(words, vocabulary);
+        }
         let first = read(&document.to_string())?;
         // A space is put before the text, but not before what follows a control token.
         let later = if any(&document["pre_tokenizer"], &|part| part["prepend_scheme"] == "first") {
@@ -302,6 +306,28 @@ mod tests {
     #[test]
     fn a_token_that_takes_the_space_behind_it() {
         check("marks");
+    }
+
+    /// As SmolLM2's own `tokenizer.json`, which Transformers reads.
+    #[test]
+    fn a_byte_without_a_token_is_left_out() {
+        let missing = '\u{104}'; // stands for the byte 04
+        let words: serde_json::Map<String, Json> = byte_of_char()
+            .into_keys()
+            .filter(|byte| *byte != missing)
+            .enumerate()
+            .map(|(id, byte)| (byte.to_string(), json!(id)))
+            .collect();
+        let document = json!({
+            "version": "1.0", "added_tokens": [], "normalizer": null, "post_processor": null,
+            "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": false, "use_regex": true},
+            "decoder": {"type": "ByteLevel"},
+            "model": {"type": "BPE", "vocab": words, "merges": []},
+        });
+        let tokenizer = open(&document, "").unwrap();
+        assert_eq!(tokenizer.vocabulary(), 255);
+        let ids = tokenizer.encode("a\u{4}b").unwrap();
+        assert_eq!((ids.len(), tokenizer.decode(&ids)), (2, "ab".to_owned()));
     }
 
     #[test]

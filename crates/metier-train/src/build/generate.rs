@@ -14,32 +14,40 @@
 
 mod shop;
 
+pub(crate) use shop::{Figures, report};
+
 use std::{fs, path::PathBuf, sync::Arc, time::Duration};
 
 use metier_model::{
     AdapterError, Decoder, Progress, Unit,
     arch::WeightsError,
-    engine::AdapterId,
+    engine::{AdapterId, KeptLayers},
     proof::rows_needed,
     specialist::{
-        AdapterFiles, bundle,
+        AdapterFiles,
         manifest::{RungRecord, Stage},
     },
 };
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::{BYTES_A_MIB, BuildError, BuildOutcome, Evidence, Workbench, embed, peak_rss_bytes};
+use super::{
+    BuildError, BuildOutcome, Workbench, embed,
+    ship::{Product, ship},
+};
 use crate::{
     craft::{
         checkpoint,
         encoder::StepLog,
-        ladder::Embeddings,
+        ladder::{DecoderLog, Depth, Embeddings},
         lora::{self, EpochLog, LoraError, Row, Tuner},
         writing::{Answer, WriteError, Writer},
     },
-    data::{DataError, GenerateTask, Part, Splits, TaskFile, TextMetric, split},
-    eval::{card, finding, html, text},
+    data::{
+        DataError, GenerateTask, Part, Splits, TaskFile, TextMetric,
+        split::{self, Example},
+    },
+    eval::text,
     grad::llama::LoraConfig,
     plan::Plan,
 };
@@ -111,6 +119,58 @@ pub struct TrainingLog {
     pub tokens_a_second: Option<f64>,
 }
 
+/// What there is to learn, read and checked.
+struct Lesson {
+    splits: Splits,
+    schema: Option<Value>,
+    writer: Writer,
+    /// Outputs by part, in the form in which they shall be written.
+    expected: [Vec<String>; 4],
+    train: Vec<Row>,
+    validation: Vec<Row>,
+}
+
+impl Lesson {
+    fn read(
+        task: &TaskFile,
+        generate: &GenerateTask,
+        bench: &Workbench<'_>,
+        decoder: Arc<Decoder>,
+    ) -> Result<Self, BuildError> {
+        let splits = split::load_texts(task, bench.seed)?;
+        let failed = |source| BuildError::Generate { name: task.name.clone(), source };
+        let schema = schema(generate).map_err(failed)?;
+        let mut writer =
+            Writer::new(decoder, &task.instruction, schema.as_ref()).map_err(|error| failed(error.into()))?;
+        let expected = expected(task, &splits, schema.as_ref(), &writer)?;
+        let [train, validation] =
+            [Part::Train, Part::Validation].map(|part| rows(&splits, part, &expected[part as usize], &writer));
+        let (train, validation) = (train?, validation?);
+        writer.allow_for(train.iter().map(|row| row.answer.len()).max().unwrap_or(1));
+        Ok(Self { splits, schema, writer, expected, train, validation })
+    }
+}
+
+impl TrainingLog {
+    /// Of a decoder that a head reads.
+    pub(super) fn of_decoder(log: &DecoderLog) -> Self {
+        let DecoderLog { plan, trained, seconds } = log;
+        let tokens: usize = trained.steps.iter().map(|step| step.tokens).sum();
+        let epochs = trained.epochs.iter();
+        Self {
+            planned_epochs: plan.epochs as u64,
+            best_epoch: trained.best as u64,
+            epochs: epochs
+                .map(|e| EpochLog { epoch: e.epoch, loss: e.loss, validation_loss: e.validation_loss })
+                .collect(),
+            steps: trained.steps.clone(),
+            resumed_at: trained.resumed_at,
+            predicted_seconds: plan.predicted_seconds,
+            tokens_a_second: trained.resumed_at.is_none().then(|| tokens as f64 / seconds.max(1e-6)),
+        }
+    }
+}
+
 /// What the work needs beside rows.
 struct Shop<'a> {
     task: &'a TaskFile,
@@ -133,6 +193,16 @@ struct Made {
     record: RungRecord,
     seconds: f64,
     adapter: Option<(AdapterFiles, AdapterId)>,
+    /// Which of the decoder's layers it runs, where that was tried.
+    depth: Option<Depth>,
+}
+
+impl Made {
+    /// The layers that it keeps; `None`: all.
+    fn kept(&self) -> Option<KeptLayers> {
+        let depth = self.depth.as_ref().filter(|depth| depth.layers.len() < depth.of)?;
+        KeptLayers::new(depth.layers.clone())
+    }
 }
 
 /// Builds a specialist whose answers `decoder` writes, and puts it into the store, where it answers nothing yet. `clock` gives the time since any
@@ -156,16 +226,8 @@ pub fn build_generator(
     let elapsed = || clock().saturating_sub(start);
     progress(Progress { stage: "reading rows", done: 0, total: None, unit: Unit::Rows });
     let generate = task.generate.as_ref().expect("a generation");
-    let splits = split::load_texts(task, bench.seed)?;
-    let failed = |source| BuildError::Generate { name: task.name.clone(), source };
-    let schema = schema(generate).map_err(failed)?;
-    let mut writer =
-        Writer::new(Arc::clone(&decoder), &task.instruction, schema.as_ref()).map_err(|error| failed(error.into()))?;
-    let expected = expected(task, &splits, schema.as_ref(), &writer)?;
-    let [train, validation] =
-        [Part::Train, Part::Validation].map(|part| rows(&splits, part, &expected[part as usize], &writer));
-    let (train, validation) = (train?, validation?);
-    writer.allow_for(train.iter().map(|row| row.answer.len()).max().unwrap_or(1));
+    let Lesson { splits, schema, mut writer, expected, train, validation } =
+        Lesson::read(task, generate, bench, decoder)?;
     let embeddings = bench.encoder.map(|encoder| embed(task, &splits, encoder, bench.pool, progress)).transpose()?;
     let embed_seconds = elapsed().as_secs_f64();
     let embeddings = embeddings.as_ref();
@@ -179,9 +241,9 @@ pub fn build_generator(
     if task.up_to >= Stage::Adapter {
         let seconds = rungs[1].seconds;
         match shop.adapter(&mut writer, (&train, &validation), seconds, progress)? {
-            Ok((rung, log)) => {
+            Ok((made, log)) => {
                 training = Some(log);
-                rungs.push(rung);
+                rungs.extend(made);
             }
             Err(note) => notes.push(note),
         }
@@ -191,12 +253,7 @@ pub fn build_generator(
 
     progress(Progress { stage: "proving", done: 0, total: None, unit: Unit::Steps });
     let (specialist, evidence, failures) = shop.prove(&rungs, chosen, &mut writer, progress)?;
-    let manifest = specialist.manifest();
-    let bundle_error = |source| BuildError::Bundle { name: task.name.clone(), source: Box::new(source) };
-    let store_error = |source| BuildError::Store { name: task.name.clone(), source: Box::new(source) };
-    let staged = bench.store.stage().map_err(store_error)?;
-    let id = bundle::write(specialist.contents(), staged.dir()).map_err(bundle_error)?;
-    if let Some(refusal) = &manifest.refusal {
+    if let Some(refusal) = &specialist.manifest().refusal {
         notes.push(format!(
             "no certificate at ε = {}, δ = {} with {} calibration rows: everything is deferred",
             task.target.epsilon, task.target.delta, refusal.n
@@ -208,49 +265,12 @@ pub fn build_generator(
             generate.metric.name()
         ));
     }
-    let outcomes = rungs.iter().map(|rung| shop.outcome(rung, part)).collect();
-    let Evidence { rows: measured_on, evaluation, class_mix } = evidence;
-    let loss = evaluation.test_loss;
-    let mut outcome = BuildOutcome {
-        name: task.name.clone(),
-        rung: manifest.stage,
-        metric: generate.metric.name().to_owned(),
-        value: evaluation.value,
-        interval: evaluation.interval,
-        n: evaluation.n,
-        measured_on,
-        epsilon: task.target.epsilon,
-        seconds: elapsed().as_secs_f64(),
-        embed_seconds,
-        peak_rss_mb: peak_rss_bytes().map(|bytes| bytes as f64 / BYTES_A_MIB),
-        certificate: manifest.certificate,
-        rows_needed: manifest.refusal.and_then(|refusal| refusal.rows_needed),
-        test_loss: loss.map(|loss| loss.loss),
-        test_loss_interval: loss.map(|loss| loss.interval),
-        held: loss.map(|loss| loss.held),
-        test_coverage: evaluation.coverage.value,
-        rungs: outcomes,
-        bundle: id,
-        path: bench.store.root().join(&task.name).join(id.to_string()),
-        rows: splits.counts(),
-        leak: splits.leak.clone(),
-        evaluation,
-        class_mix,
-        learning_curve: None,
-        training,
-        failures,
-        findings: Vec::new(),
-        notes,
-    };
-    outcome.notes.extend(finding::groups_note(&outcome));
-    outcome.findings = finding::findings(&outcome);
-    let run = serde_json::to_string_pretty(&outcome).expect("an outcome is JSON");
-    let beside = [run, html::render(&specialist, &outcome), card::render(&specialist, &outcome, None)];
-    for (file, text) in bundle::BESIDE.into_iter().zip(beside) {
-        bundle::write_durably(&staged.dir().join(file), text.as_bytes()).map_err(bundle_error)?;
-    }
-    bench.store.add(staged, &task.name).map_err(store_error)?;
+    let rungs = rungs.iter().map(|rung| shop.outcome(rung, part)).collect();
+    let product =
+        Product { specialist, evidence, rungs, failures, learning_curve: None, training, notes, embed_seconds };
+    let outcome = ship(task, &splits, bench, product, &elapsed)?;
     checkpoint::remove(bench.store.root(), &task.name, CHECKPOINT);
+    checkpoint::remove_all(bench.store.root(), &task.name, &format!("{CHECKPOINT}-"));
     Ok(outcome)
 }
 
@@ -270,16 +290,9 @@ pub fn plan_generator(
     clock: &dyn Fn() -> Duration,
 ) -> Result<Plan, BuildError> {
     let generate = task.generate.as_ref().expect("a generation");
-    let splits = split::load_texts(task, bench.seed)?;
+    let lesson = Lesson::read(task, generate, bench, Arc::clone(&decoder))?;
+    let Lesson { splits, mut writer, train, validation, .. } = lesson;
     let failed = |source| BuildError::Generate { name: task.name.clone(), source };
-    let schema = schema(generate).map_err(failed)?;
-    let mut writer =
-        Writer::new(Arc::clone(&decoder), &task.instruction, schema.as_ref()).map_err(|error| failed(error.into()))?;
-    let expected = expected(task, &splits, schema.as_ref(), &writer)?;
-    let [train, validation] =
-        [Part::Train, Part::Validation].map(|part| rows(&splits, part, &expected[part as usize], &writer));
-    let (train, validation) = (train?, validation?);
-    writer.allow_for(train.iter().map(|row| row.answer.len()).max().unwrap_or(1));
     let texts = texts(&splits, Part::Validation);
     let tried = &texts[..texts.len().min(PLANNED_ROWS)];
     let start = clock();
@@ -348,28 +361,34 @@ fn expected(
 ) -> Result<[Vec<String>; 4], BuildError> {
     let mut all: [Vec<String>; 4] = Default::default();
     for part in Part::ALL {
-        for example in splits.part(part) {
-            let output = &example.row.label;
-            let Some(schema) = schema else {
-                all[part as usize].push(output.clone());
-                continue;
-            };
-            let column = &task.data.label;
-            let wrong = |message: String| BuildError::Data(DataError::row(&example.row.place, message));
-            let value: Value =
-                serde_json::from_str(output).map_err(|error| wrong(format!("`{column}` is no JSON: {error}")))?;
-            let output = text::in_form(&value, schema);
-            let fits = writer.allows(&output).map_err(|error| BuildError::Generate {
+        let examples = splits.part(part);
+        let outputs = in_form(examples, &task.data.label, schema)?;
+        for (example, output) in examples.iter().zip(&outputs).filter(|_| schema.is_some()) {
+            let fits = writer.allows(output).map_err(|error| BuildError::Generate {
                 name: task.name.clone(),
                 source: GenerateError::Write(error),
             })?;
             if !fits {
-                return Err(wrong(format!("`{column}` does not fit the schema: {output}")));
+                let problem = format!("`{}` does not fit the schema: {output}", task.data.label);
+                return Err(BuildError::Data(DataError::row(&example.row.place, problem)));
             }
-            all[part as usize].push(output);
         }
+        all[part as usize] = outputs;
     }
     Ok(all)
+}
+
+/// Outputs in the form in which the engine writes them: with a schema, JSON in its order.
+pub(super) fn in_form(examples: &[Example], column: &str, schema: Option<&Value>) -> Result<Vec<String>, BuildError> {
+    let in_form = |example: &Example| {
+        let output = &example.row.label;
+        let Some(schema) = schema else { return Ok(output.clone()) };
+        let value: Value = serde_json::from_str(output).map_err(|error| {
+            BuildError::Data(DataError::row(&example.row.place, format!("`{column}` is no JSON: {error}")))
+        })?;
+        Ok(text::in_form(&value, schema))
+    };
+    examples.iter().map(in_form).collect()
 }
 
 /// Rows as they are learnt; one that is longer than the decoder's context is named.

@@ -162,6 +162,18 @@ pub fn remove(store: &Path, task: &str, what: &str) {
     let _ = fs::remove_dir(store.join(FOLDER));
 }
 
+/// Removes all checkpoints of a task whose trainings' names begin so.
+pub fn remove_all(store: &Path, task: &str, beginning: &str) {
+    let beginning = format!("{task}.{beginning}");
+    for entry in fs::read_dir(store.join(FOLDER)).into_iter().flatten().flatten() {
+        if entry.file_name().to_string_lossy().starts_with(&beginning) {
+            // Best effort, as above.
+            let _ = fs::remove_file(entry.path());
+        }
+    }
+    let _ = fs::remove_dir(store.join(FOLDER));
+}
+
 fn path(store: &Path, task: &str, what: &str) -> PathBuf {
     store.join(FOLDER).join(format!("{task}.{what}.checkpoint"))
 }

@@ -8,22 +8,26 @@ use std::{borrow::Cow, sync::Arc, time::Duration};
 
 use metier_kernels::Pool;
 use metier_model::{
-    Digest, Encoder, Progress, Unit,
+    BaseId, Decoder, Digest, Encoder, LoraFormat, Progress, Unit,
+    engine::KeptLayers,
     features::{Features, SparseRow},
     head::{LinearHead, max_features},
     pairs::PairModel,
     proof::{NonInferiority, Paired, Verdict},
     specialist::{
-        EncoderFile,
-        manifest::{RungRecord, Stage, TuningRecord, encoder_text},
+        AdapterFiles, EncoderFile,
+        manifest::{AdapterRecord, RungRecord, Stage, TuningRecord, encoder_text},
     },
 };
+use serde::{Deserialize, Serialize};
 
 use super::{
     checkpoint::Keeper,
+    decoder::{self, DecoderTuneError, Influence},
     encoder::{self, TuneError, Tuner},
     linear,
     pair::{self, Blend, Pairs},
+    reading::{self, Reader},
 };
 use crate::{
     data::{Part, Splits, task::Metric, task::Target},
@@ -40,6 +44,12 @@ const BOTH_GRID: [Path; 2] =
 /// Vectors that were tuned lie far apart already: more weight and less regularisation do not help.
 const TUNED_GRID: [Path; 2] =
     [Path { embedding_scale: 1.0, c: &[0.03, 0.1, 0.3] }, Path { embedding_scale: 3.0, c: &[0.03, 0.1, 0.3] }];
+
+/// Rows of a decoder that was tuned: the same.
+const DECODER_GRID: [Path; 1] = [Path { embedding_scale: 1.0, c: &[0.03, 0.1, 0.3, 1.0, 3.0] }];
+/// Texts on which the speed of each depth is measured, and how often.
+const SPEED_TEXTS: usize = 64;
+const SPEED_ROUNDS: usize = 5;
 
 /// One scale of the embedding with rising C: each starts where the one before ended.
 struct Path {
@@ -76,8 +86,67 @@ pub struct Own {
     pub file: Option<EncoderFile>,
     /// What compares its inputs.
     pub pairs: Option<Arc<PairModel>>,
-    /// What the encoder makes of every row, and behind it what the comparison makes of it.
+    /// The decoder's deltas that were tuned for it, and the layers that it keeps.
+    pub decoder: Option<OwnDecoder>,
+    /// What the encoder makes of every row, and behind it what the comparison makes of it; or what the decoder makes of it.
     pub embeddings: Embeddings,
+}
+
+/// A decoder as one rung runs it.
+pub struct OwnDecoder {
+    /// Its deltas.
+    pub files: AdapterFiles,
+    /// Which decoder.
+    pub base: BaseId,
+    /// A point of the curve of depths.
+    pub depth: Depth,
+}
+
+impl OwnDecoder {
+    /// The kept layers as manifests have them: empty where all are kept.
+    pub fn kept_layers(&self) -> Vec<usize> {
+        kept_layers(&self.depth.layers, self.depth.of)
+    }
+}
+
+fn kept_layers(layers: &[usize], of: usize) -> Vec<usize> {
+    if layers.len() == of { Vec::new() } else { layers.to_vec() }
+}
+
+/// A point of the curve of depths: what some of a decoder's layers cost, and what is lost without the others.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Depth {
+    /// The layers that run, ascending.
+    pub layers: Vec<usize>,
+    /// Layers of the decoder.
+    pub of: usize,
+    /// Texts read a second, eight at a time, on this machine and beside whatever else ran.
+    pub rows_a_second: f64,
+    /// The same as a multiple of all layers' speed.
+    pub speed: f64,
+    /// Bytes of keys and values a token.
+    pub kv_bytes_a_token: u64,
+    /// Bytes of the deltas as they are served.
+    pub adapter_bytes: u64,
+    /// Paired comparison with all layers on validation rows; absent for all layers themselves.
+    pub against_all: Option<NonInferiority>,
+    /// Epochs that were trained at this depth.
+    pub epochs: Vec<decoder::EpochLog>,
+    /// What each layer does for training rows at this depth; weighed for all layers alone.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub influence: Vec<Influence>,
+    /// This is the rung that was taken.
+    pub is_chosen: bool,
+}
+
+/// How a decoder's deltas were trained with all its layers.
+pub struct DecoderLog {
+    /// What was planned.
+    pub plan: decoder::Plan,
+    /// Steps and epochs.
+    pub trained: decoder::Trained,
+    /// Seconds of it.
+    pub seconds: f64,
 }
 
 /// A rung that was not made for lack of time.
@@ -105,6 +174,8 @@ pub struct Ladder {
     pub skipped: Vec<SkippedRung>,
     /// A rung that this encoder or these rows do not allow, and why.
     pub not_made: Option<(Stage, String)>,
+    /// How a decoder was tuned, where one was.
+    pub decoder: Option<DecoderLog>,
 }
 
 /// An error with its causes.
@@ -132,6 +203,8 @@ pub struct Run<'a> {
 
 /// What a checkpoint of a tuned encoder is called.
 pub const ENCODER_CHECKPOINT: &str = "encoder";
+/// What the checkpoints of a tuned decoder begin with; its depth follows where layers were left out.
+pub const DECODER_CHECKPOINT: &str = "decoder";
 
 /// What the ladder stands on.
 #[derive(Clone, Copy)]
@@ -144,10 +217,16 @@ pub struct Ground<'a> {
     pub embeddings: Option<&'a Embeddings>,
     /// The encoder, where its layers can be tuned.
     pub encoder: Option<&'a Encoder>,
+    /// The decoder, where one can be tuned.
+    pub decoder: Option<&'a Arc<Decoder>>,
+    /// The lowest rung that is made.
+    pub from: Stage,
     /// The highest rung that may run.
     pub up_to: Stage,
     /// How an encoder is tuned.
     pub tuning: &'a encoder::Recipe,
+    /// How a decoder is tuned.
+    pub decoding: &'a decoder::Recipe,
 }
 
 /// Makes the rungs and chooses.
@@ -161,7 +240,7 @@ pub fn climb(
     run: &Run<'_>,
     progress: &mut dyn FnMut(Progress<'_>),
 ) -> Result<Ladder, TuneError> {
-    let Ground { splits, inputs, embeddings, encoder, up_to, tuning } = ground;
+    let Ground { splits, inputs, embeddings, encoder, decoder, from, up_to, tuning, decoding } = ground;
     let n_classes = splits.labels.len();
     let train = splits.part(Part::Train);
     let texts = || train.iter().map(|example| example.row.text.as_str());
@@ -173,11 +252,11 @@ pub fn climb(
     let plans: Vec<(Stage, &[Path])> =
         [(Stage::Linear, &LINEAR_GRID[..]), (Stage::Head, &HEAD_GRID), (Stage::Both, &BOTH_GRID)]
             .into_iter()
-            .filter(|(stage, _)| (!stage.reads_embedding() || embeddings.is_some()) && *stage <= up_to)
+            .filter(|(stage, _)| (!stage.reads_embedding() || embeddings.is_some()) && (from..=up_to).contains(stage))
             .collect();
     let mut steps = Steps { done: 0, total: plans.iter().flat_map(|(_, paths)| *paths).map(|path| path.c.len()).sum() };
     let (mut rungs, mut out_of_time, mut skipped) = (Vec::new(), false, Vec::new());
-    let mut not_made = None;
+    let (mut not_made, mut log) = (None, None);
     let compares = inputs.len() > 1 && n_classes <= pair::MAX_CLASSES;
     let mut pairs = None;
     for (stage, paths) in plans {
@@ -191,7 +270,8 @@ pub fn climb(
             pairs = Some(made);
         }
     }
-    if let Some(encoder) = encoder.filter(|_| up_to >= Stage::Tuned && embeddings.is_some()) {
+    let tunes = (from..=up_to).contains(&Stage::Tuned) && embeddings.is_some();
+    if let Some(encoder) = encoder.filter(|_| tunes) {
         match shop.tune(encoder, tuning, pairs.as_ref(), progress) {
             Ok(Tuned::Rung(rung)) => rungs.push(*rung),
             Ok(Tuned::Skipped(rung)) => skipped.push(rung),
@@ -199,9 +279,30 @@ pub fn climb(
             Err(error) => not_made = Some((Stage::Tuned, whole_text(&error))),
         }
     }
+    if let Some(decoder) = decoder.filter(|_| up_to >= Stage::Decoder) {
+        match shop.decode(decoder, decoding, progress) {
+            Ok(Decoded::Rungs(more, trained)) => {
+                rungs.extend(more);
+                log = Some(trained);
+            }
+            Ok(Decoded::Skipped(rung)) => skipped.push(rung),
+            // The rungs below it stand.
+            Err(error) => not_made = Some((Stage::Decoder, whole_text(&error))),
+        }
+    }
+    if rungs.is_empty() {
+        // There is always something to answer with, and to compare with.
+        let mut steps = Steps { done: 0, total: LINEAR_GRID.iter().map(|path| path.c.len()).sum() };
+        rungs.push(shop.make(Stage::Linear, &LINEAR_GRID, None, &mut steps, progress).0);
+    }
     let gold: Vec<usize> = splits.part(Part::Validation).iter().map(|example| example.class).collect();
     let chosen = choose(&mut rungs, &gold, n_classes, target, run.seed);
-    Ok(Ladder { features, rungs, chosen, out_of_time, skipped, not_made })
+    for (at, rung) in rungs.iter_mut().enumerate() {
+        if let Some(own) = rung.own.as_mut().and_then(|own| own.decoder.as_mut()) {
+            own.depth.is_chosen = at == chosen;
+        }
+    }
+    Ok(Ladder { features, rungs, chosen, out_of_time, skipped, not_made, decoder: log })
 }
 
 struct Steps {
@@ -211,6 +312,12 @@ struct Steps {
 
 enum Tuned {
     Rung(Box<Rung>),
+    Skipped(SkippedRung),
+}
+
+enum Decoded {
+    /// From few layers to all.
+    Rungs(Vec<Rung>, DecoderLog),
     Skipped(SkippedRung),
 }
 
@@ -323,7 +430,12 @@ impl Shop<'_> {
             },
             validation,
             seconds,
-            own: Some(Own { file: None, pairs: Some(Arc::clone(&pairs.model)), embeddings: pairs.outputs.clone() }),
+            own: Some(Own {
+                file: None,
+                pairs: Some(Arc::clone(&pairs.model)),
+                decoder: None,
+                embeddings: pairs.outputs.clone(),
+            }),
         }
     }
 
@@ -415,12 +527,220 @@ impl Shop<'_> {
             r_drop: decimal(recipe.r_drop),
             contrast: decimal(recipe.contrast),
         });
-        rung.own = Some(Own { file: Some(file), pairs: None, embeddings });
+        rung.own = Some(Own { file: Some(file), pairs: None, decoder: None, embeddings });
         if let Some(pairs) = pairs {
             self.with_pairs(&mut rung, pairs);
         }
         Ok(Tuned::Rung(Box::new(rung)))
     }
+}
+
+impl Shop<'_> {
+    /// The rungs whose head reads a tuned decoder, from few layers to all, if they are predicted to end in time.
+    fn decode(
+        &self,
+        decoder: &Arc<Decoder>,
+        recipe: &decoder::Recipe,
+        progress: &mut dyn FnMut(Progress<'_>),
+    ) -> Result<Decoded, DecoderTuneError> {
+        let (run, start) = (self.run, (self.run.clock)());
+        let recipe = &decoder::Recipe { metric: self.target.metric, ..recipe.clone() };
+        let texts = Part::ALL.map(|part| {
+            let rows = self.splits.part(part).iter();
+            rows.map(|example| encoder_text(self.inputs, &example.row.text)).collect::<Vec<_>>()
+        });
+        let texts = texts.each_ref().map(|part| part.iter().map(AsRef::as_ref).collect::<Vec<&str>>());
+        let read = |part: Part| -> Result<_, DecoderTuneError> {
+            let classes: Vec<usize> = self.splits.part(part).iter().map(|example| example.class).collect();
+            Ok((reading::prompts(decoder, &texts[part as usize])?, classes))
+        };
+        let (train, validation) = (read(Part::Train)?, read(Part::Validation)?);
+        if train.0.len() < 2 || validation.0.is_empty() {
+            return Err(DecoderTuneError::TooFew(train.0.len(), validation.0.len()));
+        }
+        let train = decoder::Rows { ids: &train.0, classes: &train.1 };
+        let validation = decoder::Rows { ids: &validation.0, classes: &validation.1 };
+        progress(Progress { stage: "reading the decoder's weights", done: 0, total: None, unit: Unit::Steps });
+        let n_classes = self.splits.labels.len();
+        let mut tuner = decoder::Tuner::new(decoder.network().plain()?, n_classes, recipe, run.seed);
+        let tuning = decoder::Run { pool: run.pool, seed: run.seed, clock: run.clock };
+        let keeper = |layers: &[usize]| {
+            run.keeps.map(|(store, task)| {
+                let plan = decoder_plan(decoder, recipe, run, layers, [train, validation]);
+                Keeper::new(store, task, &decoder_checkpoint(layers.len(), decoder), plan)
+            })
+        };
+        let of = tuner.net().layers().len();
+        let mut first = keeper(tuner.net().layers());
+        // What was begun once goes on: what fits was decided then.
+        let plan = match first.as_ref().and_then(decoder::Tuner::begun) {
+            Some(plan) => plan,
+            None => {
+                let left = run.deadline.saturating_sub((run.clock)());
+                let others = texts.iter().flatten().map(|text| text.len() / 4 + 1).sum();
+                match tuner.plan(&tuning, train, others, recipe, left) {
+                    Ok(plan) => plan,
+                    Err(needed) => {
+                        let (needed_seconds, left_seconds) = (needed.as_secs_f64(), left.as_secs_f64());
+                        return Ok(Decoded::Skipped(SkippedRung {
+                            stage: Stage::Decoder,
+                            needed_seconds,
+                            left_seconds,
+                        }));
+                    }
+                }
+            }
+        };
+        let trained =
+            tuner.train(&tuning, train, validation, recipe, (&plan, plan.epochs), first.as_mut(), progress)?;
+        let seconds = ((run.clock)() - start).as_secs_f64();
+        let influence = if plan.depths.is_empty() {
+            Vec::new()
+        } else {
+            progress(Progress { stage: "weighing layers", done: 0, total: None, unit: Unit::Steps });
+            tuner.influence(run.pool, train, run.seed)
+        };
+        let gold = validation.classes;
+        let mut rungs: Vec<Rung> = Vec::new();
+        let mut readers = Vec::new();
+        let mut phase = (trained.clone(), plan.epochs, influence);
+        let mut left = plan.depths.iter();
+        loop {
+            let (trained, planned, influence) = phase;
+            let (mut rung, reader) = self.decoded(decoder, &tuner, &texts, progress)?;
+            let layers = tuner.net().layers().to_vec();
+            rung.record.adapter = Some(AdapterRecord {
+                rank: recipe.lora.r as u64,
+                alpha: decimal(recipe.lora.alpha),
+                learning_rate: decimal(recipe.learning_rate),
+                step_tokens: recipe.step_tokens as u64,
+                planned_epochs: planned as u64,
+                epochs: trained.epochs.len() as u64,
+                best_epoch: trained.best as u64,
+                kept_layers: kept_layers(&layers, of),
+            });
+            rung.seconds = ((run.clock)() - start).as_secs_f64();
+            let against_all = rungs
+                .first()
+                .map(|all| compare(&calls(&rung.validation), &calls(&all.validation), gold, self.target.margin));
+            if let Some(own) = rung.own.as_mut().and_then(|own| own.decoder.as_mut()) {
+                own.depth = Depth { layers, of, against_all, epochs: trained.epochs, influence, ..own.depth.clone() };
+            }
+            rungs.push(rung);
+            readers.push(reader);
+            let is_worse = against_all.is_some_and(|test| test.verdict == Verdict::Inferior);
+            let Some(&depth) = left.next().filter(|_| !is_worse) else { break };
+            tuner.leave_out(run.pool, train, depth, recipe, run.seed, progress);
+            let mut keeper = keeper(tuner.net().layers());
+            let healed = tuner.train(
+                &tuning,
+                train,
+                validation,
+                recipe,
+                (&plan, recipe.heal_epochs),
+                keeper.as_mut(),
+                progress,
+            )?;
+            phase = (healed, recipe.heal_epochs, Vec::new());
+        }
+        drop(tuner);
+        let texts = &texts[Part::Validation as usize];
+        let speeds = speeds(&mut readers, run, &texts[..texts.len().min(SPEED_TEXTS)])?;
+        for (rung, speed) in rungs.iter_mut().zip(&speeds) {
+            if let Some(own) = rung.own.as_mut().and_then(|own| own.decoder.as_mut()) {
+                (own.depth.rows_a_second, own.depth.speed) = (*speed, speed / speeds[0].max(1e-9));
+            }
+        }
+        rungs.reverse();
+        Ok(Decoded::Rungs(rungs, DecoderLog { plan, trained, seconds }))
+    }
+
+    /// A linear model on what the decoder, as it is now, makes of all rows; read by the engine that serves, as it will be served.
+    fn decoded(
+        &self,
+        decoder: &Arc<Decoder>,
+        tuner: &decoder::Tuner,
+        texts: &[Vec<&str>; 4],
+        progress: &mut dyn FnMut(Progress<'_>),
+    ) -> Result<(Rung, Reader), DecoderTuneError> {
+        let base = decoder.base().clone();
+        let (config, weights) = tuner.files(&base.name);
+        let files = AdapterFiles { config, weights: Arc::new(weights) };
+        let kept = KeptLayers::new(tuner.net().layers().to_vec());
+        let mut reader = Reader::new(Arc::clone(decoder), &files, kept, LoraFormat::F16)?;
+        let mut embeddings = Embeddings::default();
+        for part in Part::ALL {
+            embeddings[part as usize] =
+                reader.read_all(self.run.pool, &texts[part as usize], "reading rows with the decoder", progress)?;
+        }
+        let mut steps = Steps { done: 0, total: DECODER_GRID.iter().map(|path| path.c.len()).sum() };
+        let (mut rung, _) = self.make(Stage::Decoder, &DECODER_GRID, Some(&embeddings), &mut steps, progress);
+        let cache = decoder.network().config().cache();
+        let kv = cache.page_bytes() / metier_model::cache::PAGE_POSITIONS / cache.layers;
+        let depth = Depth {
+            layers: Vec::new(),
+            of: cache.layers,
+            rows_a_second: 0.0,
+            speed: 1.0,
+            kv_bytes_a_token: (kv * tuner.net().layers().len()) as u64,
+            adapter_bytes: reader.adapter_bytes as u64,
+            against_all: None,
+            epochs: Vec::new(),
+            influence: Vec::new(),
+            is_chosen: false,
+        };
+        let decoder = Some(OwnDecoder { files, base, depth });
+        rung.own = Some(Own { file: None, pairs: None, decoder, embeddings });
+        Ok((rung, reader))
+    }
+}
+
+/// Texts read a second at each depth: medians of rounds in which all depths take turns.
+fn speeds(readers: &mut [Reader], run: &Run<'_>, texts: &[&str]) -> Result<Vec<f64>, DecoderTuneError> {
+    let mut times = vec![Vec::new(); readers.len()];
+    for _ in 0..SPEED_ROUNDS {
+        for (reader, times) in readers.iter_mut().zip(&mut times) {
+            times.push(reader.time(run.pool, texts, run.clock)?);
+        }
+    }
+    let speed = |mut times: Vec<Duration>| {
+        times.sort_unstable();
+        texts.len() as f64 / times[times.len() / 2].as_secs_f64().max(1e-9)
+    };
+    Ok(times.into_iter().map(speed).collect())
+}
+
+/// What the checkpoint of a depth is called.
+fn decoder_checkpoint(layers: usize, decoder: &Decoder) -> String {
+    if layers == decoder.network().config().layers {
+        DECODER_CHECKPOINT.to_owned()
+    } else {
+        format!("{DECODER_CHECKPOINT}-{layers}")
+    }
+}
+
+/// Removes the checkpoints of a decoder that was tuned.
+pub fn remove_decoder_checkpoints(store: &std::path::Path, task: &str) {
+    super::checkpoint::remove(store, task, DECODER_CHECKPOINT);
+    super::checkpoint::remove_all(store, task, &format!("{DECODER_CHECKPOINT}-"));
+}
+
+/// Everything that a tuned decoder's numbers hang on.
+fn decoder_plan(
+    decoder: &Decoder,
+    recipe: &decoder::Recipe,
+    run: &Run<'_>,
+    layers: &[usize],
+    rows: [decoder::Rows<'_>; 2],
+) -> Digest {
+    let (base, tier) = (decoder.base().digest, run.pool.tier());
+    let mut bytes = format!("decoder 1\n{base}\n{recipe:?}\n{layers:?}\n{}\n{tier}\n", run.seed).into_bytes();
+    for (ids, class) in rows.iter().flat_map(|rows| rows.ids.iter().zip(rows.classes)) {
+        bytes.extend((ids.len() as u64).to_le_bytes());
+        bytes.extend(ids.iter().flat_map(|id| id.0.to_le_bytes()));
+        bytes.extend((*class as u64).to_le_bytes());
+    }
+    Digest::of(&bytes)
 }
 
 /// Everything that a tuned encoder's numbers hang on.

@@ -16,6 +16,7 @@ use serde_json::json;
 
 use super::{
     checkpoint::{CheckpointError, Keeper},
+    decoder::{self, Criterion, INFLUENCE_TOKENS, Influence, LEFT_OUT_AT_ONCE},
     encoder::StepLog,
     linear::shuffle,
 };
@@ -186,17 +187,19 @@ pub struct Tuner {
     grads: Vec<f32>,
     pass: Pass,
     context: usize,
+    /// Layers of the base.
+    n_layers: usize,
 }
 
 impl Tuner {
     /// Deltas that change nothing yet.
     pub fn new(plain: PlainTransformer, recipe: &Recipe, seed: u64) -> Self {
-        let context = plain.config.context;
+        let (context, n_layers) = (plain.config.context, plain.config.layers);
         let net = LlamaNet::new(plain, recipe.lora, seed);
         let len = net.params.values.len();
         let groups = vec![Group { range: 0..len, learning_rate: recipe.learning_rate, decay: recipe.weight_decay }];
         let optimiser = AdamW::new(Settings::default(), groups, len);
-        Self { net, lora: recipe.lora, optimiser, grads: vec![0.0; len], pass: Pass::default(), context }
+        Self { net, lora: recipe.lora, optimiser, grads: vec![0.0; len], pass: Pass::default(), context, n_layers }
     }
 
     /// The network with its deltas.
@@ -213,6 +216,60 @@ impl Tuner {
         for tensor in self.net.params.tensors().to_vec() {
             self.net.params.values[tensor.range].copy_from_slice(&tensors[&tensor.name]);
         }
+    }
+
+    /// What each layer that is there does for some rows: the first of them in a seeded order, about [`INFLUENCE_TOKENS`] of tokens.
+    pub fn influence(&mut self, pool: &Pool, rows: &[Row], seed: u64) -> Vec<Influence> {
+        let mut order: Vec<usize> = (0..rows.len()).collect();
+        shuffle(&mut order, seed);
+        let Some(batch) = batches(&order, |i| len(&rows[i]), INFLUENCE_TOKENS).into_iter().next() else {
+            return Vec::new();
+        };
+        let batch: Vec<&Row> = batch.iter().map(|&i| &rows[i]).collect();
+        let Self { net, pass, .. } = self;
+        pool.enter(|| {
+            let targets = forward(net, pool, &batch, pass);
+            let whole = net.loss_alone(pool, pass, &targets);
+            let (width, values) = (net.width(), &net.params.values);
+            let mut weighed = Vec::new();
+            for (at, &layer) in net.layers().iter().enumerate() {
+                let (before, behind) = (net.rows_at(pass, at), net.rows_at(pass, at + 1));
+                let row = |rows: &[f32], row: usize| rows[row * width..][..width].to_vec();
+                let angles = targets.iter().map(|(at, _)| decoder::angle(&row(before, *at), &row(behind, *at)));
+                let angle = angles.sum::<f64>() / targets.len() as f64;
+                let without = net.without(pool, values, pass, at);
+                weighed.push(Influence { layer, loss: net.loss_of(pool, &without, &targets) - whole, angle });
+            }
+            weighed
+        })
+    }
+
+    /// Leaves layers out until `depth` are there, those first that do least; weighs the others again now and then.
+    pub fn leave_out(
+        &mut self,
+        pool: &Pool,
+        rows: &[Row],
+        depth: usize,
+        recipe: &Recipe,
+        seed: u64,
+        progress: &mut dyn FnMut(Progress<'_>),
+    ) {
+        while self.net.layers().len() > depth.max(1) {
+            let present = self.net.layers().len();
+            progress(Progress { stage: "weighing layers", done: present as u64, total: None, unit: Unit::Steps });
+            let layers = self.influence(pool, rows, seed);
+            let kept = decoder::without_least(layers, Criterion::Loss, LEFT_OUT_AT_ONCE.min(present - depth));
+            self.keep(&kept, recipe);
+        }
+    }
+
+    /// Leaves out all layers but these of the base's, for good.
+    pub fn keep(&mut self, layers: &[usize], recipe: &Recipe) {
+        self.net.keep(layers);
+        let len = self.net.params.values.len();
+        let groups = vec![Group { range: 0..len, learning_rate: recipe.learning_rate, decay: recipe.weight_decay }];
+        self.optimiser = AdamW::new(Settings::default(), groups, len);
+        self.grads = vec![0.0; len];
     }
 
     /// One step over these rows, of `share` of the greatest length: mean loss of the answer tokens, and the derivative's length.
@@ -352,7 +409,7 @@ impl Tuner {
         let total: u64 = epochs.iter().map(|batches| batches.len() as u64).sum();
         let schedule = Schedule { steps: total, warm_up: ((total as f32 * recipe.warm_up) as u64).max(1), floor: 0.0 };
         if let Some(keeper) = &mut keeper {
-            self.keep(keeper, run, &state, &best_values)?;
+            self.keep_state(keeper, run, &state, &best_values)?;
         }
         let mut first = 0u64; // step of the epoch's first batch
         for (epoch, batches) in epochs.iter().enumerate() {
@@ -379,7 +436,7 @@ impl Tuner {
                 state.loss_sum += loss;
                 state.step += 1;
                 if let Some(keeper) = keeper.as_mut().filter(|keeper| keeper.is_due((run.clock)())) {
-                    self.keep(keeper, run, &state, &best_values)?;
+                    self.keep_state(keeper, run, &state, &best_values)?;
                 }
             }
             let validation_loss = self.loss_of(run.pool, validation, recipe.step_tokens);
@@ -394,7 +451,7 @@ impl Tuner {
                 best_values.clone_from(&self.net.params.values);
             }
             if let Some(keeper) = &mut keeper {
-                self.keep(keeper, run, &state, &best_values)?;
+                self.keep_state(keeper, run, &state, &best_values)?;
             }
         }
         self.net.params.values.clone_from(&best_values);
@@ -402,7 +459,7 @@ impl Tuner {
         Ok(Outcome::Trained(Trained { epochs, best, planned, steps, resumed_at, predicted_seconds }))
     }
 
-    fn keep(&self, keeper: &mut Keeper, run: &Run<'_>, state: &State, best: &[f32]) -> Result<(), LoraError> {
+    fn keep_state(&self, keeper: &mut Keeper, run: &Run<'_>, state: &State, best: &[f32]) -> Result<(), LoraError> {
         let (m, v, optimiser_steps) = self.optimiser.state();
         let state = State { optimiser_steps, ..state.clone() };
         Ok(keeper.save(run.clock, &state, &[&self.net.params.values, m, v, best])?)
@@ -464,32 +521,17 @@ impl Tuner {
     /// PEFT's files: `adapter_config.json`, and the weights in f32 for `adapter_model.safetensors`. `base`: what the configuration calls the
     /// base model.
     pub fn files(&self, base: &str) -> (String, Vec<u8>) {
-        (self.config(base), metier_model::format::write_f32(self.tensors()))
+        (config(self.lora, base, None), metier_model::format::write_f32(self.tensors()))
     }
 
     /// The same with weights in IEEE halves, as they are served.
     pub fn files_in_halves(&self, base: &str) -> (String, Vec<u8>) {
-        (self.config(base), metier_model::format::write_f16(self.tensors()))
+        (config(self.lora, base, self.layers()), metier_model::format::write_f16(self.tensors()))
     }
 
-    fn config(&self, base: &str) -> String {
-        let config = json!({
-            "peft_type": "LORA",
-            "task_type": "CAUSAL_LM",
-            "base_model_name_or_path": base,
-            "r": self.lora.r,
-            "lora_alpha": self.lora.alpha,
-            "lora_dropout": 0.0,
-            "bias": "none",
-            "target_modules": MAPS.map(|map| map.rsplit('.').next().unwrap_or(map)),
-            "fan_in_fan_out": false,
-            "inference_mode": true,
-            "init_lora_weights": true,
-            "use_dora": false,
-            "use_rslora": false,
-            "modules_to_save": null,
-        });
-        serde_json::to_string_pretty(&config).expect("a JSON value is JSON")
+    /// The layers that are there, where some are not.
+    fn layers(&self) -> Option<&[usize]> {
+        Some(self.net.layers()).filter(|layers| layers.len() < self.n_layers)
     }
 
     fn tensors(&self) -> impl Iterator<Item = (&str, &[usize], &[f32])> {
@@ -497,6 +539,30 @@ impl Tuner {
         let tensors = params.tensors().iter();
         tensors.map(|tensor| (tensor.name.as_str(), tensor.shape.as_slice(), &params.values[tensor.range.clone()]))
     }
+}
+
+/// `adapter_config.json` as PEFT writes it. `layers`: those of the base that have deltas; `None`: all.
+pub(super) fn config(lora: LoraConfig, base: &str, layers: Option<&[usize]>) -> String {
+    let mut config = json!({
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": base,
+        "r": lora.r,
+        "lora_alpha": lora.alpha,
+        "lora_dropout": 0.0,
+        "bias": "none",
+        "target_modules": MAPS.map(|map| map.rsplit('.').next().unwrap_or(map)),
+        "fan_in_fan_out": false,
+        "inference_mode": true,
+        "init_lora_weights": true,
+        "use_dora": false,
+        "use_rslora": false,
+        "modules_to_save": null,
+    });
+    if let Some(layers) = layers {
+        config["layers_to_transform"] = json!(layers);
+    }
+    serde_json::to_string_pretty(&config).expect("a JSON value is JSON")
 }
 
 fn len(row: &Row) -> usize {
@@ -517,7 +583,7 @@ fn forward(net: &LlamaNet, pool: &Pool, rows: &[&Row], pass: &mut Pass) -> Targe
 }
 
 /// Cuts an order into batches of whole rows of at most `limit` tokens, at least one row each.
-fn batches(order: &[usize], len: impl Fn(usize) -> usize, limit: usize) -> Vec<Vec<usize>> {
+pub(super) fn batches(order: &[usize], len: impl Fn(usize) -> usize, limit: usize) -> Vec<Vec<usize>> {
     let (mut all, mut tokens) = (Vec::<Vec<usize>>::new(), 0);
     for &i in order {
         tokens += len(i);

@@ -4,6 +4,8 @@
 //! - [`encoder`]: texts and classes → an encoder's layers.
 //! - [`lora`]: prompts with answers → an adapter.
 //! - [`span`]: texts with tagged words → an encoder's layers and a head over its rows; [`lookup`]: what that must beat.
+//! - `epochs`: the loop by which encoders are tuned.
+//! - [`decoder`]: texts and classes → an adapter, and which layers it needs; [`reading`]: what the engine makes of texts under it.
 //! - [`checkpoint`]: where training was when it was killed.
 //! - [`writing`]: texts → answers, written by the engine.
 //! - [`trees`]: numbers and classes → boosted trees.
@@ -11,12 +13,15 @@
 //! - [`ladder`]: which rungs run, with which settings, and which of them is the smallest that is good enough.
 
 pub mod checkpoint;
+pub mod decoder;
 pub mod encoder;
+mod epochs;
 pub mod ladder;
 pub mod linear;
 pub mod lookup;
 pub mod lora;
 pub mod pair;
+pub mod reading;
 pub mod span;
 pub mod trees;
 pub mod writing;

@@ -9,7 +9,7 @@ use metier_kernels::Pool;
 use metier_model::{
     Adapter, Decoder, Engine, EngineLimits, Progress, TokenId, Unit,
     chat::{ChatError, ChatMessage},
-    engine::{AdapterId, CacheScope, Event, Finish, GenerationRequest, LoadAdapterError, SubmitError},
+    engine::{AdapterId, CacheScope, Event, Finish, GenerationRequest, KeptLayers, LoadAdapterError, SubmitError},
     grammar::{Constraint, Form, GrammarEnv, GrammarError},
     sample::Sampling,
     specialist::{Written, generation},
@@ -84,6 +84,8 @@ pub struct Writer {
     decoder: Arc<Decoder>,
     instruction: String,
     constraint: Option<Constraint>,
+    /// The layers that are run; `None`: all.
+    kept: Option<KeptLayers>,
     end: TokenId,
     max_tokens: usize,
 }
@@ -106,7 +108,8 @@ impl Writer {
         let limits =
             EngineLimits { max_sequences: SEQUENCES, kv_cache_bytes: KV_CACHE_BYTES, ..EngineLimits::default() };
         let engine = Engine::new(Arc::clone(&decoder), limits);
-        Ok(Self { engine, decoder, instruction: instruction.to_owned(), constraint, end, max_tokens: 1 })
+        let instruction = instruction.to_owned();
+        Ok(Self { engine, decoder, instruction, constraint, kept: None, end, max_tokens: 1 })
     }
 
     /// The decoder.
@@ -155,6 +158,16 @@ impl Writer {
         self.max_tokens = longest + longest / 2 + SPARE_TOKENS;
     }
 
+    /// Answers may have so many tokens.
+    pub fn limit(&mut self, max_tokens: usize) {
+        self.max_tokens = max_tokens.max(1);
+    }
+
+    /// Runs these of the decoder's layers from now on; `None`: all.
+    pub fn keep(&mut self, layers: Option<KeptLayers>) {
+        self.kept = layers;
+    }
+
     /// Tokens that an answer may have.
     pub fn max_tokens(&self) -> usize {
         self.max_tokens
@@ -195,6 +208,7 @@ impl Writer {
                     top_logprobs: Some(0),
                     constraint: self.constraint.clone(),
                     adapter,
+                    kept_layers: self.kept.clone(),
                     scope: CacheScope::Tenant(0),
                     ..GenerationRequest::default()
                 };
@@ -218,7 +232,7 @@ impl Writer {
                             answers[at].logprobs.push(logprob);
                         }
                     }
-                    Event::Scored { .. } => {}
+                    Event::Scored { .. } | Event::Hidden { .. } => {}
                     Event::Done { id, finish, .. } => {
                         if let Some(at) = open.remove(&id) {
                             answers[at].is_whole = finish == Finish::Stop;

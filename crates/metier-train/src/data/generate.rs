@@ -85,7 +85,19 @@ impl GenerateTask {
                 format!("there is no metric `{name}` for `generate`, only {}{near}", known.join(", "))
             })?,
         };
-        let (raw, usual) = (tune.unwrap_or_default(), Tune::default());
+        let tune = Tune::new(tune.unwrap_or_default(), Tune::default())?;
+        Ok(Self { metric, schema, tune })
+    }
+}
+
+impl Tune {
+    /// For a head on a decoder: a row has one label to learn from and not a text, so steps are longer.
+    pub(super) fn decoder() -> Self {
+        Self { learning_rate: 1e-3, epochs: 3, ..Self::default() }
+    }
+
+    /// Checks what was written; the error says what is wrong.
+    pub(super) fn new(raw: RawTune, usual: Self) -> Result<Self, String> {
         let rank = raw.rank.unwrap_or(usual.rank);
         if !(1..=MAX_RANK).contains(&rank) {
             return Err(format!("`tune.rank` = {rank} must be 1 to {MAX_RANK}"));
@@ -98,14 +110,13 @@ impl GenerateTask {
             let fits = value > 0.0 && value <= most;
             fits.then_some(value).ok_or_else(|| format!("`tune.{key}` = {value} must be more than 0, at most {most}"))
         };
-        let tune = Tune {
+        Ok(Self {
             rank,
             // Twice the rank, where the rank alone is named.
             alpha: positive(raw.alpha.unwrap_or(2.0 * rank as f32), "alpha", 4096.0)?,
             learning_rate: positive(raw.learning_rate.unwrap_or(usual.learning_rate), "learning_rate", 1.0)?,
             epochs,
-        };
-        Ok(Self { metric, schema, tune })
+        })
     }
 }
 

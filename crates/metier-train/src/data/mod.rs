@@ -7,6 +7,7 @@
 //! - [`split`]: training, validation, calibration and test rows, by hash of group or text.
 //! - [`extract`]: values or offsets of an extraction → words of the text.
 //! - [`positive`]: whose F1, where the metric is the F1 of one label.
+//! - [`prune`]: which shares of a decoder's layers are tried.
 //! - [`leak`]: duplicates and near-duplicates across splits, and equal texts with different labels.
 //!
 //! Deliberately absent: any repair of the data. Near-duplicates of what is measured on are left out of training and
@@ -17,6 +18,7 @@ pub mod extract;
 pub mod generate;
 pub mod leak;
 pub mod positive;
+pub mod prune;
 pub mod split;
 pub mod table;
 pub mod task;
@@ -25,6 +27,7 @@ use std::path::PathBuf;
 
 pub use generate::{GenerateTask, TextMetric, Tune};
 pub use leak::{Contradiction, Leak, LeakReport};
+pub use prune::Prune;
 pub use split::{Part, Splits, load};
 pub use table::{Columns, DataError, Input, Row, inputs};
 pub use task::{TaskError, TaskFile};

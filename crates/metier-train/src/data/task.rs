@@ -12,8 +12,9 @@ use metier_model::specialist::manifest::Stage;
 
 use super::{
     extract::{self, ExtractTask},
-    generate::{self, GenerateTask},
+    generate::{self, GenerateTask, Tune},
     nearest,
+    prune::{Prune, RawPrune},
 };
 
 pub use metier_model::specialist::manifest::Kind;
@@ -25,8 +26,8 @@ const MAX_BUDGET_MINUTES: f64 = 525_600.0;
 const ANSWERS: &str = ".jsonl";
 
 /// Every key there is, by table; the empty table is the top of the file.
-const KEYS: [(&str, &[&str]); 7] = [
-    ("", &["name", "kind", "instruction", "data", "reference", "target", "policy", "budget", "tune"]),
+const KEYS: [(&str, &[&str]); 8] = [
+    ("", &["name", "kind", "instruction", "data", "reference", "target", "policy", "budget", "tune", "prune"]),
     (
         "data",
         &[
@@ -47,7 +48,8 @@ const KEYS: [(&str, &[&str]); 7] = [
     ("reference", &["column"]),
     ("target", &["metric", "positive", "margin", "epsilon", "delta"]),
     ("policy", &["may_leave"]),
-    ("budget", &["minutes", "up_to"]),
+    ("budget", &["minutes", "from", "up_to"]),
+    ("prune", &["keep", "heal_epochs"]),
     ("tune", &["rank", "alpha", "epochs", "learning_rate", "batch_rows"]),
 ];
 
@@ -74,8 +76,14 @@ pub struct TaskFile {
     pub may_leave: bool,
     /// Time after which no further setting is tried.
     pub budget_minutes: f64,
+    /// The lowest rung that is made.
+    pub from: Stage,
     /// The highest rung that may run.
     pub up_to: Stage,
+    /// Of a classification: how a decoder's adapter is trained, where a rung has one.
+    pub tune: Tune,
+    /// Which shares of a decoder's layers are tried.
+    pub prune: Prune,
     /// What an extraction needs beside that, where it is one.
     pub extract: Option<ExtractTask>,
     /// What a generation needs beside that, where it is one.
@@ -204,6 +212,7 @@ struct RawTask {
     policy: Option<RawPolicy>,
     budget: Option<RawBudget>,
     tune: Option<RawTune>,
+    prune: Option<RawPrune>,
 }
 
 /// `[tune]` of all kinds that are tuned.
@@ -254,6 +263,7 @@ struct RawPolicy {
 #[derive(Deserialize, Default)]
 struct RawBudget {
     minutes: Option<f64>,
+    from: Option<String>,
     up_to: Option<String>,
 }
 
@@ -337,13 +347,13 @@ impl TaskFile {
             ("tune.rank", raw.tune.as_ref().is_some_and(|tune| tune.rank.is_some())),
             ("tune.alpha", raw.tune.as_ref().is_some_and(|tune| tune.alpha.is_some())),
         ];
-        let (mut extract, mut generate) = (None, None);
+        let (mut extract, mut generate, mut tune) = (None, None, Tune::decoder());
         let answer = match kind {
             Kind::Classify => {
-                foreign(&[("tune", raw.tune.is_some())], "generate")?;
                 foreign(&of_extract, "extract")?;
                 let of_both = [("data.schema", schema.is_some()), ("data.output", output.is_some())];
                 foreign(&of_both, "extract")?;
+                tune = Tune::new(raw.tune.map(of_adapters).unwrap_or_default(), tune).map_err(wrong)?;
                 raw.data.label.clone().unwrap_or_else(|| "label".to_owned())
             }
             Kind::Extract => {
@@ -364,12 +374,7 @@ impl TaskFile {
             Kind::Generate => {
                 foreign(&of_classify, "classify")?;
                 foreign(&of_extract, "extract")?;
-                let tune = raw.tune.map(|tune| generate::RawTune {
-                    rank: tune.rank,
-                    alpha: tune.alpha,
-                    learning_rate: tune.learning_rate,
-                    epochs: tune.epochs,
-                });
+                let tune = raw.tune.map(of_adapters);
                 generate = Some(GenerateTask::new(target.metric.take(), schema, tune).map_err(wrong)?);
                 output.unwrap_or("output").to_owned()
             }
@@ -413,14 +418,35 @@ impl TaskFile {
             fits.then_some(value).ok_or_else(|| wrong(format!("`target.{key}` = {value} must lie between 0 and 1")))
         };
         let budget = raw.budget.unwrap_or_default();
-        let rungs: &[Stage] = if kind == Kind::Generate { &Stage::GENERATING[1..] } else { &Stage::ALL };
-        let up_to = match budget.up_to.as_deref() {
-            None => rungs[rungs.len() - 1],
+        if kind == Kind::Extract {
+            foreign(&[("prune", raw.prune.is_some())], "classify")?;
+        }
+        if kind != Kind::Classify {
+            foreign(&[("budget.from", budget.from.is_some())], "classify")?;
+        }
+        // Answers are dear to write: their makers are cut only where the task says so.
+        let is_cut = kind == Kind::Classify || raw.prune.is_some();
+        let prune = Prune::new(raw.prune).map_err(wrong)?;
+        let prune = if is_cut { prune } else { Prune { keep: Vec::new(), ..prune } };
+        // A decoder takes half a gigabyte and minutes: whoever wants one says so.
+        let (rungs, usual): (&[Stage], Stage) = match kind {
+            Kind::Generate => (&Stage::GENERATING[1..], Stage::Adapter),
+            Kind::Classify => (&Stage::CLASSIFYING, Stage::Tuned),
+            Kind::Extract => (&Stage::ALL, Stage::Tuned),
+        };
+        let rung = |name: Option<&str>, usual: Stage| match name {
+            None => Ok(usual),
             Some(name) => rungs.iter().copied().find(|stage| stage.name() == name).ok_or_else(|| {
                 let near = nearest(name, rungs.iter().map(|rung| rung.name())).map(str::to_owned);
                 wrong(format!("there is no rung `{name}`{}", hint(&near)))
-            })?,
+            }),
         };
+        let from = rung(budget.from.as_deref(), rungs[0])?;
+        let up_to = rung(budget.up_to.as_deref(), usual.max(from))?;
+        if from > up_to {
+            let (from, up_to) = (from.name(), up_to.name());
+            return Err(wrong(format!("`budget.from` = `{from}` lies above `budget.up_to` = `{up_to}`")));
+        }
         let budget_minutes = budget.minutes.unwrap_or(10.0);
         if budget_minutes.is_nan() || budget_minutes <= 0.0 {
             return Err(wrong(format!("`budget.minutes` = {budget_minutes} must be more than 0")));
@@ -449,11 +475,19 @@ impl TaskFile {
             positive: target.positive,
             may_leave: raw.policy.unwrap_or_default().may_leave.unwrap_or(false),
             budget_minutes,
+            from,
             up_to,
+            tune,
+            prune,
             extract,
             generate,
         })
     }
+}
+
+fn of_adapters(tune: RawTune) -> generate::RawTune {
+    let RawTune { rank, alpha, learning_rate, epochs, batch_rows: _ } = tune;
+    generate::RawTune { rank, alpha, learning_rate, epochs }
 }
 
 fn check_keys(table: &toml::Table, path: &Path) -> Result<(), TaskError> {
@@ -542,7 +576,22 @@ mod tests {
         check(&extract(""), "an extraction needs a JSON Schema file that says what to answer");
         check(&extract("label = \"x\""), "`data.label` belongs to `kind = \"classify\"`, and this is `extract`");
         check(&data("output = \"x\""), "`data.output` belongs to `kind = \"extract\"`, and this is `classify`");
-        check(&data("[tune]\nepochs = 3"), "`tune` belongs to `kind = \"generate\"`, and this is `classify`");
+        check(&data("[tune]\nepochs = 0"), "`tune.epochs` = 0 must be 1 to 1000");
+        check(
+            &data("[tune]\nbatch_rows = 3"),
+            "`tune.batch_rows` belongs to `kind = \"extract\"`, and this is `classify`",
+        );
+        check(&data("[prune]\nkeep = 1.5"), "`prune.keep` = 1.5 must be more than 0, at most 1");
+        check(&data("[prune]\nkeep = [0.6, 0.7]"), "shares between 0 and 1, each smaller than the one before");
+        check(&data("[prune]\nheal_epochs = 0"), "`prune.heal_epochs` = 0 must be 1 to 100");
+        check(
+            &data("[budget]\nfrom = \"tuned\"\nup_to = \"head\""),
+            "`budget.from` = `tuned` lies above `budget.up_to` = `head`",
+        );
+        check(
+            &extract("schema = \"s.json\"\n[prune]\nkeep = 0.5"),
+            "`prune` belongs to `kind = \"classify\"`, and this is `extract`",
+        );
         check(
             &data("[target]\nmetric = \"token_f1\""),
             "metric `token_f1` is not supported by this version for `classify`",

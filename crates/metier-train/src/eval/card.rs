@@ -10,7 +10,7 @@ use metier_model::{
 };
 
 use super::metrics::Measured;
-use crate::build::{BuildOutcome, RungOutcome};
+use crate::build::BuildOutcome;
 
 /// The file that the card is rendered from, beside the bundle and its records.
 pub const RUN: &str = BESIDE[0];
@@ -47,7 +47,7 @@ pub fn render(specialist: &Specialist, outcome: &BuildOutcome, standing: Option<
         percent(&evaluation.coverage),
         percent(&evaluation.accepted_accuracy),
     );
-    card += &rungs(&outcome.rungs, manifest.stage.name());
+    card += &rungs(outcome);
     if let Some(none) = &evaluation.out_of_scope {
         card += &format!(
             "\nOut of scope (`{}`): {} of such rows get that label, {} get it or are deferred; accuracy on all other rows {}.\n",
@@ -198,10 +198,13 @@ fn describe(manifest: &Manifest) -> String {
         "span" => "tags on the words of a text, from an encoder that was tuned for this task",
         "prompted" => "a decoder as it is, told the instruction",
         "adapter" => "a decoder under an adapter that was trained for this task",
+        "decoder" => "a linear model on the last row of a decoder under an adapter that was tuned for this task",
         "tuned" => "one linear model on n-grams and the embedding of an encoder that was tuned for this task",
         _ => "one linear model on n-grams and the embedding of a frozen encoder",
     };
-    format!("`{}`: {what}", manifest.stage.name())
+    let layers =
+        manifest.kept_layers().map_or_else(String::new, |kept| format!(", with {} of its layers", kept.layers().len()));
+    format!("`{}`: {what}{layers}", manifest.stage.name())
 }
 
 fn certificate(manifest: &Manifest, outcome: &BuildOutcome) -> String {
@@ -240,11 +243,11 @@ fn certificate(manifest: &Manifest, outcome: &BuildOutcome) -> String {
     }
 }
 
-fn rungs(rungs: &[RungOutcome], chosen: &str) -> String {
+fn rungs(outcome: &BuildOutcome) -> String {
     let mut table = "| rung | value | 95 % interval | validation | training s |\n|---|---|---|---|---|\n".to_owned();
-    for rung in rungs {
-        let name = rung.rung.name();
-        let name = if name == chosen { format!("**{name}**") } else { name.to_owned() };
+    for rung in &outcome.rungs {
+        let name = rung.name();
+        let name = if rung.is_taken(outcome.rung) { format!("**{name}**") } else { name };
         table += &format!(
             "| {name} | {:.2} % | {:.2} – {:.2} | {:.2} % | {:.1} |\n",
             100.0 * rung.value,

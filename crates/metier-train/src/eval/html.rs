@@ -6,19 +6,20 @@ use std::fmt::Write as _;
 
 use metier_model::Specialist;
 
-use super::{card::percent, finding::Says, metrics::Measured};
+use super::{card::percent, finding::Says, learning::LearningCurve, metrics::Measured};
 use crate::build::BuildOutcome;
 
 /// Inside size of a plot, in SVG units.
-const WIDTH: f64 = 420.0;
-const HEIGHT: f64 = 300.0;
+pub(crate) const WIDTH: f64 = 420.0;
+pub(crate) const HEIGHT: f64 = 300.0;
 /// Room for axes.
-const LEFT: f64 = 46.0;
+pub(crate) const LEFT: f64 = 46.0;
 const BOTTOM: f64 = 40.0;
 /// Classes drawn as bars: the weakest.
 const MAX_BARS: usize = 40;
 
-const STYLE: &str = "
+/// Colours, tables, tiles and plots of every report.
+pub(crate) const STYLE: &str = "
 :root{--bg:#fbfaf7;--fg:#23262b;--mute:#6c727c;--line:#dcd9d0;--card:#fff;--main:#2d5d8c;--good:#2f7d5b;--bad:#b4472f;--soft:#2d5d8c22}
 @media(prefers-color-scheme:dark){:root{--bg:#15171a;--fg:#e6e4df;--mute:#979da7;--line:#33373d;--card:#1c1f23;--main:#7fb0de;--good:#74c49c;--bad:#e58a72;--soft:#7fb0de2e}}
 *{box-sizing:border-box}body{margin:0;background:var(--bg);color:var(--fg);font:16px/1.55 system-ui,-apple-system,'Segoe UI',sans-serif}
@@ -52,6 +53,7 @@ pub fn render(specialist: &Specialist, outcome: &BuildOutcome) -> String {
     page += &findings(outcome);
     page += "<h2>Rungs of the ladder</h2>";
     page += &rungs(outcome);
+    page += &depths(outcome);
     page += "<h2>When does it answer alone?</h2><div class=\"plots\">";
     page += &risk_coverage(outcome);
     page += &reliability(outcome);
@@ -169,7 +171,7 @@ fn rungs(outcome: &BuildOutcome) -> String {
         escape(&outcome.metric)
     );
     for rung in &outcome.rungs {
-        let chosen = if rung.rung == outcome.rung { " class=\"chosen\"" } else { "" };
+        let chosen = if rung.is_taken(outcome.rung) { " class=\"chosen\"" } else { "" };
         let against = rung.against_best.map_or_else(String::new, |test| {
             let verdict = match test.verdict {
                 metier_model::proof::Verdict::NonInferior => "good enough".to_owned(),
@@ -187,7 +189,7 @@ fn rungs(outcome: &BuildOutcome) -> String {
             "<tr{chosen}><td>{}</td><td class=\"n\">{:.2} %</td><td><svg viewBox=\"0 0 320 18\" style=\"width:220px\">\
              <line class=\"whisker\" x1=\"{:.1}\" x2=\"{:.1}\" y1=\"9\" y2=\"9\"/><circle class=\"dot\" cx=\"{:.1}\" cy=\"9\" r=\"4\"/></svg></td>\
              <td class=\"n\">{:.2} %</td><td>{against}</td><td class=\"n\">{:.1}</td></tr>",
-            rung.rung.name(),
+            rung.name(),
             100.0 * rung.value,
             x(rung.interval[0]),
             x(rung.interval[1]),
@@ -199,8 +201,65 @@ fn rungs(outcome: &BuildOutcome) -> String {
     html + "</table></div>"
 }
 
+/// The curve of depths: what some of a decoder's layers cost, and what is lost without the others.
+fn depths(outcome: &BuildOutcome) -> String {
+    let points: Vec<_> = outcome.rungs.iter().filter_map(|rung| Some((rung, rung.decoder.as_ref()?))).collect();
+    if points.len() < 2 {
+        return String::new();
+    }
+    let low = points.iter().map(|(rung, _)| rung.interval[0]).fold(1.0, f64::min);
+    let high = points.iter().map(|(rung, _)| rung.interval[1]).fold(0.0, f64::max);
+    let (low, span) = (low - 0.01, (high - low + 0.02).max(0.02));
+    let x = |value: f64| 10.0 + 300.0 * (value - low) / span;
+    let mut html = format!(
+        "<h3>Layers of the decoder</h3><div class=\"scroll\"><table><tr><th class=\"n\">layers</th><th class=\"n\">{}</th><th></th>\
+         <th>against all layers, on validation rows</th><th class=\"n\">texts a second, eight at a time</th>\
+         <th class=\"n\">keys and values a token</th><th class=\"n\">adapter</th><th>which</th></tr>",
+        escape(&outcome.metric)
+    );
+    for (rung, depth) in points {
+        let chosen = if depth.is_chosen { " class=\"chosen\"" } else { "" };
+        let against = depth.against_all.map_or_else(String::new, |test| {
+            let [from, to] = test.interval.map(|bound| 100.0 * bound);
+            format!("{:+.1} points [{from:+.1}, {to:+.1}]", 100.0 * test.difference)
+        });
+        let _ = write!(
+            html,
+            "<tr{chosen}><td class=\"n\">{} of {}</td><td class=\"n\">{:.2} %</td>\
+             <td><svg viewBox=\"0 0 320 18\" style=\"width:220px\"><line class=\"whisker\" x1=\"{:.1}\" x2=\"{:.1}\" y1=\"9\" y2=\"9\"/>\
+             <circle class=\"dot\" cx=\"{:.1}\" cy=\"9\" r=\"4\"/></svg></td><td>{against}</td><td class=\"n\">{:.0} (× {:.2})</td>\
+             <td class=\"n\">{:.1} KB</td><td class=\"n\">{:.1} MB</td><td>{}</td></tr>",
+            depth.layers.len(),
+            depth.of,
+            100.0 * rung.value,
+            x(rung.interval[0]),
+            x(rung.interval[1]),
+            x(rung.value),
+            depth.rows_a_second,
+            depth.speed,
+            depth.kv_bytes_a_token as f64 / 1024.0,
+            depth.adapter_bytes as f64 / 1024.0 / 1024.0,
+            ranges(&depth.layers),
+        );
+    }
+    html + "</table></div>"
+}
+
+/// `0–4, 7, 9–11`.
+fn ranges(layers: &[usize]) -> String {
+    let mut runs: Vec<(usize, usize)> = Vec::new();
+    for &layer in layers {
+        match runs.last_mut() {
+            Some((_, to)) if *to + 1 == layer => *to = layer,
+            _ => runs.push((layer, layer)),
+        }
+    }
+    let told = runs.iter().map(|(from, to)| if from == to { from.to_string() } else { format!("{from}–{to}") });
+    told.collect::<Vec<_>>().join(", ")
+}
+
 /// Axes from 0 to `x_max` and `y_max`, and what is drawn over them.
-fn plot(x_max: f64, y_max: f64, x_name: &str, y_name: &str, inside: &str, caption: &str) -> String {
+pub(crate) fn plot(x_max: f64, y_max: f64, x_name: &str, y_name: &str, inside: &str, caption: &str) -> String {
     let mut axes = String::new();
     for step in 0..=4 {
         let share = f64::from(step) / 4.0;
@@ -230,7 +289,7 @@ fn plot(x_max: f64, y_max: f64, x_name: &str, y_name: &str, inside: &str, captio
     )
 }
 
-fn label(share: f64) -> String {
+pub(crate) fn label(share: f64) -> String {
     let percent = 100.0 * share;
     if percent >= 10.0 || percent == 0.0 { format!("{percent:.0} %") } else { format!("{percent:.1} %") }
 }
@@ -395,6 +454,14 @@ fn findings(outcome: &BuildOutcome) -> String {
 /// Error by training rows, both on logarithmic axes: a power law is a straight line.
 fn learning_curve(outcome: &BuildOutcome) -> String {
     let Some(curve) = &outcome.learning_curve else { return String::new() };
+    format!(
+        "<h2>Would more rows help?</h2><div class=\"plots\">{}</div>",
+        curve_figure(curve, &outcome.metric, "validation")
+    )
+}
+
+/// The same as a figure; `metric` on rows of a part.
+pub(crate) fn curve_figure(curve: &LearningCurve, metric: &str, part: &str) -> String {
     let error = |value: f64| (1.0 - value).max(1e-4);
     let all = || curve.points.iter().chain(&curve.forecasts);
     let n = |n: u64| (n.max(1) as f64).ln();
@@ -438,15 +505,15 @@ fn learning_curve(outcome: &BuildOutcome) -> String {
         ),
     };
     format!(
-        "<h2>Would more rows help?</h2><div class=\"plots\"><figure><svg viewBox=\"0 0 {} {}\" role=\"img\" aria-label=\"error by training rows\">{inside}\
-         <text x=\"{}\" y=\"{}\" text-anchor=\"middle\">training rows</text><text x=\"{LEFT}\" y=\"8\">1 − {} on validation rows</text></svg>\
+        "<figure><svg viewBox=\"0 0 {} {}\" role=\"img\" aria-label=\"error by training rows\">{inside}\
+         <text x=\"{}\" y=\"{}\" text-anchor=\"middle\">training rows</text><text x=\"{LEFT}\" y=\"8\">1 − {} on {part} rows</text></svg>\
          <figcaption>The rung <code>{}</code>, made again from parts of the training rows; whiskers are 95 % intervals, dashed is what a power law \
-         expects, at most four times the rows there are. {}</figcaption></figure></div>",
+         expects, at most four times the rows there are. {}</figcaption></figure>",
         LEFT + WIDTH + 24.0,
         HEIGHT + BOTTOM + 8.0,
         LEFT + WIDTH / 2.0,
         HEIGHT + BOTTOM + 4.0,
-        escape(&outcome.metric),
+        escape(metric),
         curve.rung.name(),
         escape(&told)
     )
@@ -503,6 +570,7 @@ fn lineage(specialist: &Specialist) -> String {
     html + "</table></div>"
 }
 
-fn escape(text: &str) -> String {
+/// Text as it stands in HTML, inside and outside of attributes.
+pub(crate) fn escape(text: &str) -> String {
     text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
 }

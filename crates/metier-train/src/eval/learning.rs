@@ -100,7 +100,7 @@ pub fn measure(
     shop: &Workshop<'_>,
 ) -> Result<LearningCurve, String> {
     let train = splits.part(Part::Train);
-    if rung.stage == Stage::Tuned {
+    if matches!(rung.stage, Stage::Tuned | Stage::Decoder) {
         return Err(format!("no learning curve: the rung `{}` is not made again for it", rung.stage.name()));
     }
     if matches!(metric, Metric::F1 { .. }) && rung.stage != Stage::Pair {

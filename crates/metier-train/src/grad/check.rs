@@ -304,3 +304,82 @@ fn a_whole_decoder() {
         });
     }
 }
+
+/// Unit vectors of last rows, and a network that has lost a layer: every delta's derivative.
+#[test]
+fn unit_vectors_of_a_decoder() {
+    use metier_model::{Decoder, arch::transformer::WeightFormat, format::TensorType};
+
+    use super::llama::{LlamaNet, LoraConfig, Pass};
+    let pool = pool();
+    for kept in [vec![0, 1], vec![1], vec![0]] {
+        let decoder = |kept: &[usize]| {
+            let file = tiny::gguf_of_layers(3, TensorType::F32, kept);
+            Decoder::from_bytes(file, "tiny", WeightFormat::F32).unwrap()
+        };
+        let mut net = LlamaNet::new(decoder(&[0, 1]).network().plain().unwrap(), LoraConfig { r: 2, alpha: 4.0 }, 1);
+        net.keep(&kept);
+        let mut values = net.params.values.clone();
+        let segments = Segments::of([5, 1, 8]);
+        let ids: Vec<TokenId> = (0..14).map(|i| TokenId((i * 37 + 2) % 262)).collect();
+        let dout = numbers(3 * net.width(), 2);
+        let run = |values: &[f32]| {
+            let mut pass = Pass::default();
+            net.forward(&pool, values, &ids, &segments, &mut pass);
+            let units = net.units(&pool, &pass.hidden, vec![4, 5, 13]);
+            (weigh(&units.units, &dout), units, pass)
+        };
+        // Built without the others, the base says the same.
+        let cut = decoder(&kept).logits(&pool, &ids[6..]).unwrap().concat();
+        let pass = run(&values).2;
+        let found = net.logits(&pool, &pass, &(6..14).collect::<Vec<_>>());
+        assert!(found.iter().zip(&cut).all(|(a, b)| (a - b).abs() < 1e-4), "{kept:?}");
+        for (i, tensor) in net.params.tensors().iter().enumerate() {
+            let noise = numbers(tensor.range.len(), 50 + i as u64);
+            values[tensor.range.clone()].iter_mut().zip(noise).for_each(|(x, noise)| *x += 0.1 * noise);
+        }
+        let mut grads = vec![0.0; values.len()];
+        let (_, units, mut pass) = run(&values);
+        let dhidden = net.units_backward(&pool, &units, &dout, ids.len());
+        net.backward(&pool, &values, &mut pass, dhidden, &mut grads);
+        assert_eq!(net.params.tensors().len(), kept.len() * 14);
+        for tensor in net.params.tensors() {
+            let range = tensor.range.clone();
+            let layer: usize = tensor.name.split('.').nth(4).unwrap().parse().unwrap();
+            assert!(kept.contains(&layer), "`{}` is of a layer that is there", tensor.name);
+            assert!(grads[range.clone()].iter().any(|d| *d != 0.0), "`{}` has a derivative", tensor.name);
+            check(&tensor.name, &values[range.clone()], &grads[range.clone()], |part| {
+                let mut moved = values.clone();
+                moved[range.clone()].copy_from_slice(part);
+                run(&moved).0
+            });
+        }
+    }
+}
+
+/// What skipping a layer makes of the last rows is what a network without it makes.
+#[test]
+fn a_skipped_layer() {
+    use metier_model::{Decoder, arch::transformer::WeightFormat, format::TensorType};
+
+    use super::llama::{LlamaNet, LoraConfig, Pass};
+    let pool = pool();
+    let file = tiny::gguf_with(3, TensorType::F32);
+    let plain = Decoder::from_bytes(file, "tiny", WeightFormat::F32).unwrap().network().plain().unwrap();
+    let ids: Vec<TokenId> = (0..9).map(|i| TokenId((i * 37 + 2) % 262)).collect();
+    let segments = Segments::of([3, 6]);
+    let run = |net: &LlamaNet| {
+        let mut pass = Pass::default();
+        net.forward(&pool, &net.params.values, &ids, &segments, &mut pass);
+        pass
+    };
+    let whole = LlamaNet::new(plain.clone(), LoraConfig { r: 2, alpha: 4.0 }, 1);
+    let pass = run(&whole);
+    for (at, left) in [(0, 1), (1, 0)] {
+        let mut cut = LlamaNet::new(plain.clone(), LoraConfig { r: 2, alpha: 4.0 }, 1);
+        cut.keep(&[left]);
+        assert_eq!(whole.without(&pool, &whole.params.values, &pass, at), run(&cut).hidden, "layer {at}");
+        assert_eq!(cut.layers(), [left]);
+    }
+    assert_eq!(whole.rows_at(&pass, 2), pass.hidden);
+}

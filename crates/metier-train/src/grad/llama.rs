@@ -6,7 +6,10 @@
 //!              x += D·(silu(G·h) ∘ U·h),                     h = rms(x)
 //! logits = E·rms(x)                                          only where an answer stands
 //! every map M of the seven:  M·y = W·y + s · B·(A·y)
+//! unit vectors = n / |n|, n = rms(x)                         where a head reads a text's last row instead
 //! ```
+//!
+//! Some of the base's layers may be left out for good: then neither their weights nor their deltas are there.
 //!
 //! Kept for the way back, for SmolLM2 (d = 576, inner 1,536, r = 16): 5,800 floats a token and layer, and `heads · len` of attention. What
 //! two norms and the gated product gave is computed again: it costs one pass over rows and a quarter of the memory.
@@ -62,6 +65,8 @@ pub struct LlamaNet {
     /// Deltas: of each layer and map, A (r, k) then B (n, r).
     pub params: Params,
     plain: PlainTransformer,
+    /// Which of the base's layers these are, ascending.
+    kept: Vec<usize>,
     deltas: Vec<[(Range<usize>, Range<usize>); 7]>,
     lora: LoraConfig,
     attention: Attention,
@@ -87,6 +92,15 @@ struct LayerPass {
     gate: Vec<f32>,    // (rows, inner)
     up: Vec<f32>,      // (rows, inner)
     us: [Vec<f32>; 7], // (rows, r) of each map
+}
+
+/// Some rows at unit length, with what their derivative needs.
+pub struct Units {
+    rows: Vec<usize>,
+    x: Vec<f32>,       // (rows, width): before the norm
+    lengths: Vec<f32>, // (rows): behind it
+    /// (rows, width)
+    pub units: Vec<f32>,
 }
 
 /// Where an answer stands: row, and the id that should come next.
@@ -123,7 +137,47 @@ impl LlamaNet {
         let attention =
             Attention { heads: config.heads, kv_heads: config.kv_heads, head_dim: config.head_dim, causal: true };
         let turns = Turns::new(&plain.frequencies, config.context, config.head_dim);
-        Self { params, plain, deltas, lora, attention, turns }
+        let kept = (0..config.layers).collect();
+        Self { params, plain, kept, deltas, lora, attention, turns }
+    }
+
+    /// The layers of the base that it runs, ascending.
+    pub fn layers(&self) -> &[usize] {
+        &self.kept
+    }
+
+    /// Leaves out all layers but these of the base's, for good; the others' deltas stay as they are.
+    ///
+    /// # Panics
+    ///
+    /// Where these are not some of the present ones in ascending order.
+    pub fn keep(&mut self, layers: &[usize]) {
+        assert!(!layers.is_empty() && layers.is_sorted_by(|a, b| a < b), "some layers, in ascending order");
+        assert!(layers.iter().all(|layer| self.kept.contains(layer)), "layers that are there");
+        let stays: Vec<bool> = self.kept.iter().map(|layer| layers.contains(layer)).collect();
+        fn retain<T>(all: &mut Vec<T>, stays: &[bool]) {
+            let mut stays = stays.iter();
+            all.retain(|_| stays.next().copied().unwrap_or(true));
+        }
+        let gone: Vec<Range<usize>> = self
+            .deltas
+            .iter()
+            .zip(&stays)
+            .filter(|(_, stays)| !**stays)
+            .flat_map(|(deltas, _)| deltas.iter().flat_map(|(a, b)| [a.clone(), b.clone()]))
+            .collect();
+        retain(&mut self.plain.layers, &stays);
+        retain(&mut self.kept, &stays);
+        retain(&mut self.deltas, &stays);
+        let old = std::mem::take(&mut self.params);
+        for tensor in old.tensors().iter().filter(|tensor| !gone.contains(&tensor.range)) {
+            let range = self.params.push(&tensor.name, &tensor.shape, &old.values[tensor.range.clone()]);
+            let halves = self.deltas.iter_mut().flatten().flat_map(|(a, b)| [a, b]);
+            // Ranges only move down, so none that has moved is met again.
+            for half in halves.filter(|half| **half == tensor.range) {
+                *half = range.clone();
+            }
+        }
     }
 
     /// Elements of a row.
@@ -159,7 +213,7 @@ impl LlamaNet {
         let config = &self.plain.config;
         let width = config.width;
         pass.segments.clone_from(segments);
-        pass.layers.resize_with(config.layers, LayerPass::default);
+        pass.layers.resize_with(self.kept.len(), LayerPass::default);
         pass.hidden.resize(ids.len() * width, 0.0);
         embedding::forward(&self.plain.embedding, width, ids, &mut pass.hidden);
         if config.embedding_scale != 1.0 {
@@ -311,7 +365,7 @@ impl LlamaNet {
     /// Logits of some rows of the last pass: (rows, vocabulary).
     pub fn logits(&self, pool: &Pool, pass: &Pass, rows: &[usize]) -> Vec<f32> {
         let mut logits = vec![0.0; rows.len() * self.plain.config.vocabulary];
-        self.head().forward(pool, &self.normed(pool, &self.gather(pass, rows)), &mut logits);
+        self.head().forward(pool, &self.normed(pool, &self.gather(&pass.hidden, rows)), &mut logits);
         logits
     }
 
@@ -323,7 +377,7 @@ impl LlamaNet {
         let mut room = vec![0.0; targets.len().min(LOGIT_ROWS) * vocabulary];
         for some in targets.chunks(LOGIT_ROWS) {
             let rows: Vec<usize> = some.iter().map(|(row, _)| *row).collect();
-            let x = self.gather(pass, &rows);
+            let x = self.gather(&pass.hidden, &rows);
             let logits = &mut room[..rows.len() * vocabulary];
             self.head().forward(pool, &self.normed(pool, &x), logits);
             // Turned into their own derivative, row by row.
@@ -355,13 +409,66 @@ impl LlamaNet {
         (loss, dhidden)
     }
 
+    /// The rows that went into one of its layers in the last pass, counted from 0; behind the last one, those that came out.
+    pub fn rows_at<'p>(&self, pass: &'p Pass, at: usize) -> &'p [f32] {
+        pass.layers.get(at).map_or(&pass.hidden, |layer| &layer.x)
+    }
+
+    /// The last rows as they would be if the last pass had skipped one of its layers, counted from 0.
+    pub fn without(&self, pool: &Pool, values: &[f32], pass: &Pass, at: usize) -> Vec<f32> {
+        let (mut x, mut scratch) = (pass.layers[at].x.clone(), LayerPass::default());
+        for idx in at + 1..self.kept.len() {
+            self.layer(pool, values, &pass.segments, idx, &mut scratch, &mut x);
+        }
+        x
+    }
+
+    /// Some of the last rows behind the last norm, at unit length. `hidden`: (all rows, width).
+    pub fn units(&self, pool: &Pool, hidden: &[f32], rows: Vec<usize>) -> Units {
+        let width = self.width();
+        let x = self.gather(hidden, &rows);
+        let mut units = self.normed(pool, &x);
+        let mut lengths = Vec::with_capacity(rows.len());
+        for unit in units.chunks_exact_mut(width) {
+            let length = unit.iter().map(|x| f64::from(*x).powi(2)).sum::<f64>().sqrt().max(f64::MIN_POSITIVE) as f32;
+            unit.iter_mut().for_each(|x| *x /= length);
+            lengths.push(length);
+        }
+        Units { rows, x, lengths, units }
+    }
+
+    /// From the derivative with respect to unit vectors to that with respect to the last rows, of which there are `n`:
+    /// `dn = (du − u·(u·du)) / |n|`.
+    pub fn units_backward(&self, pool: &Pool, of: &Units, dunits: &[f32], n: usize) -> Vec<f32> {
+        let width = self.width();
+        let mut dnormed = dunits.to_vec();
+        let each = dnormed.chunks_exact_mut(width).zip(of.units.chunks_exact(width)).zip(&of.lengths);
+        for ((d, unit), length) in each {
+            let along: f32 = unit.iter().zip(d.iter()).map(|(u, d)| u * d).sum();
+            d.iter_mut().zip(unit).for_each(|(d, u)| *d = (*d - u * along) / length);
+        }
+        let mut dx = vec![0.0; dnormed.len()];
+        norm::rms_norm_backward(pool, &of.x, &self.plain.output_norm, self.plain.config.eps, &dnormed, &mut dx);
+        let mut dhidden = vec![0.0; n * width];
+        for (row, dx) in of.rows.iter().zip(dx.chunks_exact(width)) {
+            dhidden[row * width..][..width].iter_mut().zip(dx).for_each(|(sum, d)| *sum += d);
+        }
+        dhidden
+    }
+
     /// As [`loss`](Self::loss), without the derivative.
     pub fn loss_alone(&self, pool: &Pool, pass: &Pass, targets: &[(usize, TokenId)]) -> f64 {
+        self.loss_of(pool, &pass.hidden, targets)
+    }
+
+    /// The same of other last rows: (all rows, width).
+    pub fn loss_of(&self, pool: &Pool, hidden: &[f32], targets: &[(usize, TokenId)]) -> f64 {
         let (isa, vocabulary) = (pool.isa(), self.plain.config.vocabulary);
         let mut sum = 0.0;
         for some in targets.chunks(LOGIT_ROWS) {
             let rows: Vec<usize> = some.iter().map(|(row, _)| *row).collect();
-            let logits = self.logits(pool, pass, &rows);
+            let mut logits = vec![0.0; rows.len() * vocabulary];
+            self.head().forward(pool, &self.normed(pool, &self.gather(hidden, &rows)), &mut logits);
             let mut losses = vec![0.0f64; rows.len()];
             pool.run_rows(&mut losses, 1, 1, &|first, losses| {
                 for (i, loss) in losses.iter_mut().enumerate() {
@@ -381,9 +488,9 @@ impl LlamaNet {
         Linear { weight, bias: None, n: self.plain.config.vocabulary, k: self.width() }
     }
 
-    fn gather(&self, pass: &Pass, rows: &[usize]) -> Vec<f32> {
+    fn gather(&self, hidden: &[f32], rows: &[usize]) -> Vec<f32> {
         let width = self.width();
-        rows.iter().flat_map(|row| pass.hidden[row * width..][..width].iter().copied()).collect()
+        rows.iter().flat_map(|row| hidden[row * width..][..width].iter().copied()).collect()
     }
 
     fn normed(&self, pool: &Pool, x: &[f32]) -> Vec<f32> {

@@ -10,7 +10,7 @@ use clap::Args;
 use metier_model::{
     Decoder, SpecialistStore,
     proof::{Certificate, Verdict},
-    specialist::{RegistryError, registry::State},
+    specialist::{RegistryError, manifest::Stage, registry::State},
 };
 use metier_train::{
     BuildError, BuildOutcome, Embed, Plan, TaskFile, Workbench, build::RungOutcome, data::LeakReport,
@@ -63,6 +63,11 @@ pub fn run(args: &BuildArgs) -> Outcome {
     let (settings, environment) = args.common.settings()?;
     let root = specialists::root(args.store.as_deref(), &args.common)?;
     let encoder = if args.no_encoder { None } else { Some(bases::encoder(&settings, &environment)?) };
+    let decoder = if task.generate.is_some() || task.up_to == Stage::Decoder {
+        Some(decoder(&task, &settings, &environment)?)
+    } else {
+        None
+    };
     let pool = bases::pool(&settings, &environment)?;
     // A dry run writes nothing, not even the store's folder.
     let scratch = if args.dry_run { Some(tempfile::tempdir().map_err(Failure::environment)?) } else { None };
@@ -74,12 +79,12 @@ pub fn run(args: &BuildArgs) -> Outcome {
         store: &store,
         seed: args.seed,
         tuning: metier_train::craft::encoder::Recipe::default(),
+        decoder: decoder.clone(),
     };
     let start = Instant::now();
     let clock = || start.elapsed();
-    let decoder = if task.generate.is_some() { Some(generator(&settings, &environment)?) } else { None };
     if args.dry_run {
-        let plan = match decoder {
+        let plan = match decoder.filter(|_| task.generate.is_some()) {
             Some(decoder) => metier_train::plan_generator(&task, &bench, decoder, &clock),
             None => metier_train::plan(&task, &bench, &clock),
         };
@@ -95,7 +100,7 @@ pub fn run(args: &BuildArgs) -> Outcome {
     let state_dir = settings.state_dir(&environment).map_err(Failure::usage)?;
     desk::check_key(&state_dir)?;
     let mut bars = Bars::new();
-    let outcome = match decoder {
+    let outcome = match decoder.filter(|_| task.generate.is_some()) {
         Some(decoder) => {
             metier_train::build_generator(&task, &bench, decoder, &mut |progress| bars.show(progress), &clock)
         }
@@ -115,10 +120,11 @@ pub fn run(args: &BuildArgs) -> Outcome {
     if outcome.held == Some(false) { Err(Failure::Found) } else { Ok(()) }
 }
 
-/// The decoder that writes the answers of a generation.
-fn generator(settings: &Settings, environment: &Environment) -> Result<Arc<Decoder>, Failure> {
+/// The decoder that writes the answers of a generation, or that a head reads.
+fn decoder(task: &TaskFile, settings: &Settings, environment: &Environment) -> Result<Arc<Decoder>, Failure> {
     let decoder = bases::decoder(settings, environment)?;
-    let none = || anyhow::anyhow!("`kind = \"generate\"` needs a decoder, and the settings say `decoder = \"none\"`");
+    let what = if task.generate.is_some() { "kind = \"generate\"" } else { "up_to = \"decoder\"" };
+    let none = || anyhow::anyhow!("`{what}` needs a decoder, and the settings say `decoder = \"none\"`");
     Ok(Arc::new(decoder.ok_or_else(|| Failure::usage(none()))?))
 }
 
@@ -212,10 +218,10 @@ fn tell(outcome: &BuildOutcome) {
     println!("  rungs        {} on {} {} rows, 95 % intervals", outcome.metric, outcome.n, outcome.measured_on);
     let best = outcome.rungs.iter().map(|rung| rung.validation).fold(0.0, f64::max);
     for rung in &outcome.rungs {
-        let taken = if rung.rung == outcome.rung { "*" } else { " " };
+        let taken = if rung.is_taken(outcome.rung) { "*" } else { " " };
         println!(
             "             {taken} {:8} {:.4} [{:.4}, {:.4}]  {:6.1} s  {}",
-            rung.rung.name(),
+            rung.name(),
             rung.value,
             rung.interval[0],
             rung.interval[1],
@@ -224,6 +230,7 @@ fn tell(outcome: &BuildOutcome) {
         );
     }
     tell_training(outcome);
+    tell_depths(outcome);
     if let Some(extract) = &outcome.evaluation.extract {
         tell_extract(extract);
     } else {
@@ -312,6 +319,30 @@ fn tell_training(outcome: &BuildOutcome) {
         println!(
             "               epoch {:<3} loss {:.4}, on validation rows {:.4}",
             epoch.epoch, epoch.loss, epoch.validation_loss
+        );
+    }
+}
+
+/// What some of a decoder's layers cost and what is lost without the others, where that was tried.
+fn tell_depths(outcome: &BuildOutcome) {
+    let depths: Vec<_> = outcome.rungs.iter().filter_map(|rung| rung.decoder.as_ref()).collect();
+    if depths.len() < 2 {
+        return;
+    }
+    println!(
+        "  depths       layers of the decoder, texts read a second (eight at a time), against all layers on validation rows"
+    );
+    for depth in depths {
+        let against = depth.against_all.map_or_else(String::new, |test| {
+            format!("{:+.4} [{:+.4}, {:+.4}]", test.difference, test.interval[0], test.interval[1])
+        });
+        println!(
+            "               {:>3} of {:<3} {:6.0} texts ({:.2} times) {:5.1} KB a token  {against}",
+            depth.layers.len(),
+            depth.of,
+            depth.rows_a_second,
+            depth.speed,
+            depth.kv_bytes_a_token as f64 / 1024.0
         );
     }
 }

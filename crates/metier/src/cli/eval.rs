@@ -1,6 +1,6 @@
 //! `metier eval`: scores a file with a specialist.
 
-use std::path::PathBuf;
+use std::{path::PathBuf, sync::Arc};
 
 use clap::Args;
 use metier_model::specialist::manifest::Kind;
@@ -65,33 +65,51 @@ pub fn run(args: &EvalArgs) -> Outcome {
             text.len()
         )));
     }
-    let encoder = if specialist.needs_embedding() { Some(bases::encoder(&settings, &environment)?) } else { None };
+    let runs_on_decoder = manifest.decoder().is_some();
+    let encoder = if specialist.needs_embedding() && !runs_on_decoder {
+        Some(bases::encoder(&settings, &environment)?)
+    } else {
+        None
+    };
     let pool = bases::pool(&settings, &environment)?;
-    let usual = if manifest.kind == Kind::Extract { "output" } else { "label" };
+    let usual = if manifest.kind == Kind::Classify { "label" } else { "output" };
     let label = args.label.as_deref().unwrap_or(usual);
     let columns = Columns::new(text, label);
     let mut bars = Bars::new();
-    let report = metier_train::evaluate(
-        &specialist,
-        encoder.as_ref().map(|encoder| encoder as &dyn Embed),
-        &pool,
-        &args.file,
-        &columns,
-        args.seed,
-        &mut |progress| bars.show(progress),
-    )
-    .map_err(build::failure)?;
+    let decoder = if runs_on_decoder { bases::decoder(&settings, &environment)? } else { None };
+    let report = match decoder {
+        Some(decoder) => metier_train::evaluate_decoder(
+            &specialist,
+            Arc::new(decoder),
+            &pool,
+            &args.file,
+            &columns,
+            args.seed,
+            &mut |progress| bars.show(progress),
+        ),
+        None => metier_train::evaluate(
+            &specialist,
+            encoder.as_ref().map(|encoder| encoder as &dyn Embed),
+            &pool,
+            &args.file,
+            &columns,
+            args.seed,
+            &mut |progress| bars.show(progress),
+        ),
+    };
+    let report = report.map_err(build::failure)?;
     bars.finish();
     if args.common.json {
         line(&Scored { name: &manifest.name, bundle: specialist.id(), report: &report });
     } else {
         println!("{} ({}, {}) on {} rows", manifest.name, manifest.stage.name(), specialist.id().short(), report.n);
-        tell(&report);
+        tell(&report, manifest.kind == Kind::Generate);
     }
     if report.test_loss.is_some_and(|loss| !loss.held) { Err(Failure::Found) } else { Ok(()) }
 }
 
-fn tell(report: &EvalReport) {
+/// `writes`: its answers are texts.
+fn tell(report: &EvalReport, writes: bool) {
     let row = |what: &str, measured: &metier_train::eval::Measured| {
         println!("  {what:18} {:.4} [{:.4}, {:.4}]", measured.value, measured.interval[0], measured.interval[1]);
     };
@@ -101,10 +119,15 @@ fn tell(report: &EvalReport) {
         println!("  precision, recall  {:.4}, {:.4} of {} values", extract.precision, extract.recall, extract.values);
         row("span F1", &extract.span_f1);
         row("rows all right", &extract.exact_match);
+    } else if writes {
+        row(&report.metric, &metier_train::eval::Measured { value: report.value, interval: report.interval });
+        row("exact", &report.accuracy);
     } else {
         row("accuracy", &report.accuracy);
     }
-    row("macro F1", &report.macro_f1);
+    if !writes {
+        row("macro F1", &report.macro_f1);
+    }
     row("calibration error", &report.ece);
     row("accepted", &report.coverage);
     row("right if accepted", &report.accepted_accuracy);
@@ -126,6 +149,9 @@ fn tell(report: &EvalReport) {
     }
     let mut weakest: Vec<_> = report.per_class.iter().filter(|class| class.n > 0).collect();
     weakest.sort_by(|a, b| a.f1.total_cmp(&b.f1).then_with(|| a.label.cmp(&b.label)));
+    if weakest.is_empty() {
+        return;
+    }
     println!("  weakest {}", if report.extract.is_some() { "fields" } else { "labels" });
     for class in weakest.iter().take(LISTED) {
         println!(

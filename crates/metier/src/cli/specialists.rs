@@ -471,9 +471,16 @@ fn show(root: &Path, specialist: &str, as_json: bool) -> Outcome {
         Some(base) => println!("  base         {} ({})", base.name, base.digest.short()),
         None => println!("  base         none: n-grams alone"),
     }
+    if let Some(hidden) = &manifest.hidden {
+        println!("  reads by     {} ({})", hidden.decoder.name, hidden.decoder.digest.short());
+    }
     if let Some(generation) = &manifest.generation {
         let (decoder, limit) = (&generation.decoder, generation.max_tokens);
         println!("  written by   {} ({}), at most {limit} tokens", decoder.name, decoder.digest.short());
+    }
+    if let Some(kept) = manifest.kept_layers() {
+        let layers: Vec<String> = kept.layers().iter().map(ToString::to_string).collect();
+        println!("  layers       {} of its decoder: {}", layers.len(), layers.join(", "));
     }
     match manifest.inputs.as_slice() {
         [_] => println!("  reads        the text of the last user message"),
@@ -491,7 +498,9 @@ fn show(root: &Path, specialist: &str, as_json: bool) -> Outcome {
     let rows: Vec<String> = recipe.rows.iter().map(|(part, n)| format!("{part} {n}")).collect();
     println!("  recipe       seed {}, {} on {}", recipe.seed, recipe.metric, rows.join(", "));
     for rung in &recipe.rungs {
-        println!("               {:7} {:.4} on validation rows", rung.rung.name(), rung.validation);
+        let kept = rung.adapter.as_ref().map_or(0, |adapter| adapter.kept_layers.len());
+        let layers = if kept > 0 { format!(", {kept} layers") } else { String::new() };
+        println!("               {:7} {:.4} on validation rows{layers}", rung.rung.name(), rung.validation);
     }
     for data in &recipe.data {
         println!("  made from    {} file of {} rows  sha256 {}", data.role, data.rows, data.sha256);

@@ -38,7 +38,17 @@ pub(crate) struct Workspace {
     /// What a block returns, where it is not added to `x` at once. (rows, width)
     mixed: Vec<f32>,
     logits: Vec<f32>,
+    /// Last rows that are given back. (rows, width)
+    hidden: Vec<f32>,
     quantised: QuantRows,
+}
+
+/// What a pass gives of the rows that are wanted, span after span.
+pub(crate) struct Outputs<'w> {
+    /// Of spans that want logits. (Σ wanted, vocabulary)
+    pub(crate) logits: &'w [f32],
+    /// Of spans that want their rows, behind the last norm. (Σ wanted, width)
+    pub(crate) hidden: &'w [f32],
 }
 
 /// The first `len` elements, which the caller writes; what they held before is anything.
@@ -138,6 +148,17 @@ impl<'p, 's, 'c> Step<'p, 's, 'c> {
         segments
     }
 
+    /// The rows of `x` that are wanted by spans of one kind.
+    fn wanted(&self, x: &[f32], hidden: bool) -> Vec<f32> {
+        let width = x.len() / self.n_rows();
+        let mut wanted = Vec::new();
+        for (span, rows) in self.spans.iter().zip(&self.rows).filter(|(span, _)| span.hidden == hidden) {
+            let first = rows.end - span.wanted.min(rows.len());
+            wanted.extend_from_slice(&x[first * width..rows.end * width]);
+        }
+        wanted
+    }
+
     /// The step without the spans that skip this layer, with the rows of `x` that are left; `None` where nobody skips it.
     fn of_layer(
         &mut self,
@@ -178,13 +199,12 @@ impl<'p, 's, 'c> Step<'p, 's, 'c> {
 }
 
 impl Transformer {
-    /// Reads all spans in one pass and returns the wanted logits, span after span: (Σ wanted, vocabulary). Runs inside
-    /// `pool.enter`.
+    /// Reads all spans in one pass and returns what is wanted of their rows. Runs inside `pool.enter`.
     ///
     /// # Panics
     ///
     /// Where a span is empty, its cache has no room for it, or an id lies outside the vocabulary: the engine admits none such.
-    pub(crate) fn forward<'w>(&self, pool: &Pool, spans: &mut [Span<'_>], workspace: &'w mut Workspace) -> &'w [f32] {
+    pub(crate) fn forward<'w>(&self, pool: &Pool, spans: &mut [Span<'_>], workspace: &'w mut Workspace) -> Outputs<'w> {
         let mut step = Step::new(pool, spans, &self.rope, &self.config);
         let mut buffer = std::mem::take(&mut workspace.x);
         let x = room(&mut buffer, step.n_rows() * self.config.width);
@@ -205,8 +225,9 @@ impl Transformer {
             span.cache.advance(span.tokens.len());
         }
         let n_logits = self.logits(&step, workspace, x);
+        let n_hidden = self.last_rows(&step, workspace, x);
         workspace.x = buffer;
-        &workspace.logits[..n_logits]
+        Outputs { logits: &workspace.logits[..n_logits], hidden: &workspace.hidden[..n_hidden] }
     }
 
     fn embed(&self, step: &Step<'_, '_, '_>, x: &mut [f32]) {
@@ -320,11 +341,7 @@ impl Transformer {
     /// The logits of the rows that are wanted, and how many numbers they are.
     fn logits(&self, step: &Step<'_, '_, '_>, workspace: &mut Workspace, x: &[f32]) -> usize {
         let width = self.config.width;
-        let mut wanted = Vec::new();
-        for (span, rows) in step.spans.iter().zip(&step.rows) {
-            let first = rows.end - span.wanted.min(rows.len());
-            wanted.extend_from_slice(&x[first * width..rows.end * width]);
-        }
+        let wanted = step.wanted(x, false);
         if wanted.is_empty() {
             return 0;
         }
@@ -335,6 +352,14 @@ impl Transformer {
         let input = Input { x: normed, k: width, fill: &norm, keep: false };
         self.head.multiply(step.pool, input, quantised, logits, false);
         logits.len()
+    }
+
+    /// The rows that are wanted as they are behind the last norm, and how many numbers they are.
+    fn last_rows(&self, step: &Step<'_, '_, '_>, workspace: &mut Workspace, x: &[f32]) -> usize {
+        let wanted = step.wanted(x, true);
+        let hidden = room(&mut workspace.hidden, wanted.len());
+        self.norm_of(step.pool, &wanted, &self.output_norm)(0, hidden);
+        wanted.len()
     }
 
     /// Norms the heads of queries and keys where the network does that, then turns them by their positions.

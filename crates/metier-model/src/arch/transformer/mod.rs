@@ -36,7 +36,7 @@ mod weights;
 pub(crate) use blueprint::Blueprint;
 
 pub use config::{Activation, RopePairs, TransformerConfig, Window};
-pub(crate) use forward::Workspace;
+pub(crate) use forward::{Outputs, Workspace};
 pub use plain::{PlainLayer, PlainTransformer};
 use weights::Layer;
 
@@ -70,10 +70,12 @@ pub struct Span<'a> {
     pub tokens: &'a [TokenId],
     /// What the sequence read before; these tokens are added.
     pub cache: &'a mut KvSequence,
-    /// So many of its last rows get logits; none where more of the prompt follows.
+    /// So many of its last rows get logits, or are given back; none where more of the prompt follows.
     pub wanted: usize,
     /// Deltas of its rows. Neighbouring spans of one adapter share their passes over its weights.
     pub adapter: Option<&'a Adapter>,
+    /// Its wanted rows are given back as they are behind the last norm, without logits.
+    pub hidden: bool,
 }
 
 impl Transformer {

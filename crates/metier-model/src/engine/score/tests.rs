@@ -44,7 +44,7 @@ fn scored(engine: &mut Engine, pool: &Pool, request: ScoreRequest) -> Vec<LabelS
                 Event::Done { finish, completion_tokens, .. } => {
                     assert_eq!((finish, completion_tokens), (Finish::Stop, 0));
                 }
-                Event::Token { .. } => panic!("nothing is written"),
+                Event::Token { .. } | Event::Hidden { .. } => panic!("nothing is written"),
             }
         }
     }

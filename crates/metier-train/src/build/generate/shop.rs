@@ -5,9 +5,10 @@ use std::{sync::Arc, time::Duration};
 use metier_model::{
     Adapter, Decoder, Digest, LoraFormat, Progress, Specialist, Unit,
     adapter::CONFIG_FILE,
-    engine::AdapterId,
+    cache::PAGE_POSITIONS,
+    engine::{AdapterId, KeptLayers},
     features::{Features, SparseRow},
-    proof::{Certificate, NonInferiority, Refusal, graded, learn_then_test, learn_then_test_graded, thresholds},
+    proof::{Certificate, NonInferiority, Refusal, Verdict, graded, thresholds},
     specialist::{
         AdapterFiles, Contents, ProbeRow, bundle,
         manifest::{self, AdapterRecord, FORMAT, Kind, Manifest, Recipe as MadeFrom, RungRecord, Stage},
@@ -21,13 +22,16 @@ use super::{
 use crate::{
     craft::{
         checkpoint::Keeper,
+        decoder,
+        ladder::Depth,
         lora::{self, Row, Tuner},
         writing::{Answer, WriteError, Writer},
     },
-    data::{DataError, Part, TextMetric, task::Metric},
+    data::{DataError, Part, Prune, TextMetric, task::Metric},
     embed::Embed,
     eval::{
         EvalReport, ScoredRow, calibrate,
+        certify::certify,
         cluster::Groups,
         evaluation::{self, RiskCoverage, TestLoss, Yardstick},
         metrics::CONFIDENCE,
@@ -107,7 +111,7 @@ impl Shop<'_> {
         let measured = answers(self.measured_part());
         let record = self.record(Stage::Nearest, &validation);
         let seconds = ((self.elapsed)() - start).as_secs_f64();
-        Made { stage: Stage::Nearest, validation, measured, record, seconds, adapter: None }
+        Made { stage: Stage::Nearest, validation, measured, record, seconds, adapter: None, depth: None }
     }
 
     /// A rung whose answers are written.
@@ -130,7 +134,7 @@ impl Shop<'_> {
         let measured = if part == Part::Validation { validation.clone() } else { write(part)? };
         let record = self.record(stage, &validation);
         let seconds = ((self.elapsed)() - start).as_secs_f64();
-        Ok(Made { stage, validation, measured, record, seconds, adapter: None })
+        Ok(Made { stage, validation, measured, record, seconds, adapter: None, depth: None })
     }
 
     /// A text that is not taken is told with its place.
@@ -143,14 +147,14 @@ impl Shop<'_> {
         }
     }
 
-    /// The rung under an adapter, or why there is none.
+    /// The rungs under an adapter, from few layers to all, or why there are none.
     pub(super) fn adapter(
         &self,
         writer: &mut Writer,
         (train, validation): (&[Row], &[Row]),
         writing_seconds: f64,
         progress: &mut dyn FnMut(Progress<'_>),
-    ) -> Result<Result<(Made, TrainingLog), String>, BuildError> {
+    ) -> Result<Result<(Vec<Made>, TrainingLog), String>, BuildError> {
         let start = (self.elapsed)();
         let (decoder, bench) = (Arc::clone(writer.decoder()), self.bench);
         let recipe = recipe(self.generate);
@@ -168,11 +172,18 @@ impl Shop<'_> {
         let budget = Duration::from_secs_f64(self.task.budget_minutes * 60.0);
         let deadline = budget.saturating_sub(Duration::try_from_secs_f64(reserve).unwrap_or(Duration::MAX));
         let run = lora::Run { pool: bench.pool, seed: bench.seed, clock: self.elapsed, deadline };
-        let plan = plan_digest(&decoder, &recipe, bench, [train, validation]);
-        let mut keeper = Keeper::new(bench.store.root(), &self.task.name, CHECKPOINT, plan);
+        let keeper = |what: &str, layers: &[usize]| {
+            let plan = plan_digest(&decoder, &recipe, &self.task.prune, bench, layers, [train, validation]);
+            Keeper::new(bench.store.root(), &self.task.name, what, plan)
+        };
+        let all: Vec<usize> = tuner.net().layers().to_vec();
+        let failed = |error: lora::LoraError| self.error(error.into());
+        let depths = self
+            .planned_depths(&mut tuner, &run, (train, validation), writing_seconds, &mut keeper("adapter-depths", &all))
+            .map_err(failed)?;
         let trained = tuner
-            .train(&run, train, validation, &recipe, Some(&mut keeper), progress)
-            .map_err(|error| self.error(error.into()))?;
+            .train(&run, train, validation, &recipe, Some(&mut keeper(CHECKPOINT, &all)), progress)
+            .map_err(failed)?;
         let trained = match trained {
             lora::Outcome::Trained(trained) => trained,
             lora::Outcome::Skipped { needed, left } => {
@@ -185,14 +196,94 @@ impl Shop<'_> {
             }
         };
         let spent = ((self.elapsed)() - start).as_secs_f64();
+        let influence = if depths.is_empty() { Vec::new() } else { tuner.influence(bench.pool, train, bench.seed) };
+        let log = training_log(&trained, spent);
+        let mut made = vec![self.under(&tuner, writer, &trained, !depths.is_empty(), start, progress)?];
+        if let Some(depth) = &mut made[0].depth {
+            depth.influence = influence;
+        }
+        for depth in depths {
+            tuner.leave_out(bench.pool, train, depth, &recipe, bench.seed, progress);
+            let healing = lora::Recipe { epochs: self.task.prune.heal_epochs, ..recipe.clone() };
+            // It was planned to fit when all of this began.
+            let run = lora::Run { deadline: Duration::MAX, ..run };
+            let mut keeper = keeper(&format!("{CHECKPOINT}-{depth}"), tuner.net().layers());
+            let healed = tuner.train(&run, train, validation, &healing, Some(&mut keeper), progress).map_err(failed)?;
+            let lora::Outcome::Trained(healed) = healed else { break };
+            let mut rung = self.under(&tuner, writer, &healed, true, start, progress)?;
+            let (is_good, against_all) = self.against(&rung, &made[0]);
+            if let (Some(depth), Some(whole)) = (&mut rung.depth, &made[0].depth) {
+                depth.against_all = against_all;
+                depth.speed = depth.rows_a_second / whole.rows_a_second.max(1e-9);
+            }
+            // Of degrees there is no test of "worse": twice the margin stands for it.
+            let lost = made[0].record.validation - rung.record.validation;
+            let is_worse = match against_all {
+                Some(test) => test.verdict == Verdict::Inferior,
+                None => !is_good && lost > 2.0 * self.task.target.margin,
+            };
+            made.push(rung);
+            if is_worse {
+                break;
+            }
+        }
+        writer.keep(None);
+        made.reverse();
+        Ok(Ok((made, log)))
+    }
+
+    /// How many layers are tried: what fits the budget beside all epochs with all layers, decided once.
+    fn planned_depths(
+        &self,
+        tuner: &mut Tuner,
+        run: &lora::Run<'_>,
+        (train, validation): (&[Row], &[Row]),
+        writing_seconds: f64,
+        keeper: &mut Keeper,
+    ) -> Result<Vec<usize>, lora::LoraError> {
+        let n = tuner.net().layers().len();
+        let mut depths = decoder::depths(n, &self.task.prune.keep);
+        if depths.is_empty() {
+            return Ok(depths);
+        }
+        if let Some((planned, _)) = keeper.load::<Vec<usize>>() {
+            return Ok(planned);
+        }
+        let recipe = recipe(self.generate);
+        let epoch = tuner.epoch_time(run, train, validation, &recipe)?.as_secs_f64();
+        let left = run.deadline.saturating_sub((run.clock)()).as_secs_f64();
+        let depth = |layers: &usize| {
+            let healing = epoch * self.task.prune.heal_epochs as f64 + WRITING_RESERVE * writing_seconds;
+            *layers as f64 / n as f64 * healing
+        };
+        while recipe.epochs as f64 * epoch + depths.iter().map(depth).sum::<f64>() > left && depths.pop().is_some() {}
+        keeper.save(run.clock, &depths, &[])?;
+        Ok(depths)
+    }
+
+    /// What is written under the adapter as it is now, with the layers that are there.
+    fn under(
+        &self,
+        tuner: &Tuner,
+        writer: &mut Writer,
+        trained: &lora::Trained,
+        has_depth: bool,
+        start: Duration,
+        progress: &mut dyn FnMut(Progress<'_>),
+    ) -> Result<Made, BuildError> {
+        let decoder = Arc::clone(writer.decoder());
         let (config, weights) = tuner.files_in_halves(&decoder.base().name);
-        // Half a gigabyte of numbers, before answers are written.
-        drop(tuner);
         let read = Adapter::from_bytes(config.as_bytes(), &weights, decoder.network().config(), LoraFormat::F16);
-        let read = read.map_err(|error| self.error(error.into()))?;
-        let id = writer.load(Arc::new(read)).map_err(|error| self.error(error.into()))?;
+        let read = Arc::new(read.map_err(|error| self.error(error.into()))?);
+        let adapter_bytes = read.bytes() as u64;
+        let id = writer.load(read).map_err(|error| self.error(error.into()))?;
+        let cache = decoder.network().config().cache();
+        let layers = tuner.net().layers().to_vec();
+        writer.keep(KeptLayers::new(layers.clone()).filter(|_| layers.len() < cache.layers));
+        let before = (self.elapsed)();
         let mut made = self.write(Stage::Adapter, writer, Some(id), progress)?;
-        let tune = &self.generate.tune;
+        let writing = ((self.elapsed)() - before).as_secs_f64();
+        let (tune, recipe) = (&self.generate.tune, recipe(self.generate));
         made.record.adapter = Some(AdapterRecord {
             rank: tune.rank as u64,
             alpha: decimal(tune.alpha),
@@ -201,20 +292,38 @@ impl Shop<'_> {
             planned_epochs: trained.planned as u64,
             epochs: trained.epochs.len() as u64,
             best_epoch: trained.best as u64,
+            kept_layers: if layers.len() < cache.layers { layers.clone() } else { Vec::new() },
         });
         made.adapter = Some((AdapterFiles { config, weights: Arc::new(weights) }, id));
         made.seconds = ((self.elapsed)() - start).as_secs_f64();
-        let tokens: usize = trained.steps.iter().map(|step| step.tokens).sum();
-        let log = TrainingLog {
-            planned_epochs: trained.planned as u64,
-            best_epoch: trained.best as u64,
-            epochs: trained.epochs,
-            predicted_seconds: trained.predicted_seconds,
-            tokens_a_second: trained.resumed_at.is_none().then(|| tokens as f64 / spent.max(1e-6)),
-            steps: trained.steps,
-            resumed_at: trained.resumed_at,
-        };
-        Ok(Ok((made, log)))
+        let kv = cache.page_bytes() / PAGE_POSITIONS / cache.layers;
+        let written = texts(self.splits, Part::Validation).len() + self.measured_rows();
+        made.depth = has_depth.then(|| Depth {
+            kv_bytes_a_token: (kv * layers.len()) as u64,
+            layers,
+            of: cache.layers,
+            rows_a_second: written as f64 / writing.max(1e-9),
+            speed: 1.0,
+            adapter_bytes,
+            against_all: None,
+            epochs: Vec::new(),
+            influence: Vec::new(),
+            is_chosen: false,
+        });
+        Ok(made)
+    }
+
+    /// Is one rung's metric on validation rows not worse than another's by the margin?
+    fn against(&self, rung: &Made, reference: &Made) -> (bool, Option<NonInferiority>) {
+        let values = |rung: &Made| self.values(Part::Validation, &rung.validation);
+        text::non_inferior(
+            self.generate.metric,
+            &values(rung),
+            &values(reference),
+            self.task.target.margin,
+            self.bench.seed,
+            self.groups(Part::Validation).as_ref(),
+        )
     }
 
     fn measured_rows(&self) -> usize {
@@ -252,6 +361,11 @@ impl Shop<'_> {
                 chosen = at;
             }
         }
+        for (at, rung) in rungs.iter_mut().enumerate() {
+            if let Some(depth) = &mut rung.depth {
+                depth.is_chosen = at == chosen;
+            }
+        }
         chosen
     }
 
@@ -267,6 +381,7 @@ impl Shop<'_> {
             c: rung.record.c,
             embedding_scale: rung.record.embedding_scale,
             against_best: rung.record.against_best,
+            decoder: rung.depth.clone(),
         }
     }
 
@@ -299,7 +414,9 @@ impl Shop<'_> {
             generation: Some(manifest::Generation {
                 decoder: writer.decoder().base().clone(),
                 max_tokens: u32::try_from(writer.max_tokens()).unwrap_or(u32::MAX),
+                kept_layers: rung.kept().map_or_else(Vec::new, |kept| kept.layers().to_vec()),
             }),
+            hidden: None,
             features: None,
             calibrator: calibrate::fit(&margins, &classes),
             certificate: None,
@@ -331,6 +448,7 @@ impl Shop<'_> {
         };
         let mut specialist = Specialist::from_contents(contents);
         let calibration_texts = texts(splits, Part::Calibration);
+        writer.keep(rung.kept());
         let adapter = rung.adapter.as_ref().map(|(_, id)| *id);
         let calibration = writer
             .write_all(bench.pool, &calibration_texts, adapter, "writing: calibration rows", progress)
@@ -361,15 +479,12 @@ impl Shop<'_> {
         let scores =
             answers.iter().map(|answer| if answer.is_whole { specialist.judge(answer.written()).score } else { -1.0 });
         let losses = self.losses(Part::Calibration, answers);
-        match self.generate.metric {
-            TextMetric::ExactMatch => {
-                let rows: Vec<(f32, bool)> = scores.zip(losses).map(|(score, loss)| (score, loss > 0.0)).collect();
-                learn_then_test(&rows, epsilon, delta)
-            }
-            TextMetric::TokenF1 | TextMetric::RougeL => {
-                learn_then_test_graded(&scores.zip(losses).collect::<Vec<_>>(), epsilon, delta)
-            }
-        }
+        let rows: Vec<(f32, f64)> = scores.zip(losses).collect();
+        let has_degrees = match self.generate.metric {
+            TextMetric::ExactMatch => false,
+            TextMetric::TokenF1 | TextMetric::RougeL => true,
+        };
+        certify(&rows, has_degrees, self.groups(Part::Calibration).as_ref(), (epsilon, delta))
     }
 
     /// Loss of each row if it is accepted: 1 − metric; 0 where the reference is wrong itself.
@@ -404,38 +519,17 @@ impl Shop<'_> {
     }
 
     fn evaluation(&self, specialist: &Specialist, part: Part, answers: &[Answer], scored: &[ScoredRow]) -> EvalReport {
-        let (metric, seed) = (self.generate.metric, self.bench.seed);
-        let labels = ["exact".to_owned(), "not exact".to_owned()];
-        let yardstick = Yardstick {
-            reject_below: None,
-            labels: &labels,
-            metric: Metric::Accuracy,
-            out_of_scope: None,
-            certificate: specialist.manifest().certificate,
+        let (values, losses, groups) = (self.values(part, answers), self.losses(part, answers), self.groups(part));
+        let figures = Figures {
+            metric: self.generate.metric,
+            values: &values,
+            losses: &losses,
             has_reference: self.task.reference.is_some(),
-            margin: self.task.target.margin,
             slices: &self.task.data.slice,
-            seed,
+            groups: groups.as_ref(),
+            seed: self.bench.seed,
         };
-        let groups = self.groups(part);
-        let measured = text::measure(metric, &self.values(part, answers), seed, groups.as_ref());
-        let mut report = evaluation::evaluate(scored, &yardstick);
-        // There are no classes to tell apart.
-        (report.per_class, report.confusions) = (Vec::new(), Vec::new());
-        report.macro_f1 = report.accuracy;
-        metric.name().clone_into(&mut report.metric);
-        (report.value, report.interval) = (measured.value, measured.interval);
-        if metric != TextMetric::ExactMatch {
-            let losses = self.losses(part, answers);
-            report.slices.iter_mut().for_each(|slice| slice.risk = None);
-            report.risk_coverage = risk_coverage(scored, &losses);
-            if let Some(certificate) = specialist.manifest().certificate {
-                let accepted: Vec<f64> =
-                    scored.iter().zip(&losses).map(|(row, loss)| if row.accepted { *loss } else { 0.0 }).collect();
-                report.test_loss = Some(test_loss(metric, &accepted, certificate.epsilon, seed, groups.as_ref()));
-            }
-        }
-        report
+        report(specialist, scored, &figures)
     }
 
     /// Rows that are not exact, worst first: those that it would answer alone, surest first.
@@ -501,6 +595,53 @@ impl Shop<'_> {
     }
 }
 
+/// What a report of written answers is made of beside their scores.
+pub(crate) struct Figures<'a> {
+    pub(crate) metric: TextMetric,
+    /// The metric, row by row.
+    pub(crate) values: &'a [f64],
+    /// Loss of each row if it is accepted.
+    pub(crate) losses: &'a [f64],
+    pub(crate) has_reference: bool,
+    pub(crate) slices: &'a [String],
+    pub(crate) groups: Option<&'a Groups>,
+    pub(crate) seed: u64,
+}
+
+pub(crate) fn report(specialist: &Specialist, scored: &[ScoredRow], figures: &Figures<'_>) -> EvalReport {
+    let Figures { metric, values, losses, has_reference, slices, groups, seed } = *figures;
+    let labels = ["exact".to_owned(), "not exact".to_owned()];
+    let manifest = specialist.manifest();
+    let yardstick = Yardstick {
+        reject_below: None,
+        labels: &labels,
+        metric: Metric::Accuracy,
+        out_of_scope: None,
+        certificate: manifest.certificate,
+        has_reference,
+        margin: manifest.recipe.margin,
+        slices,
+        seed,
+    };
+    let measured = text::measure(metric, values, seed, groups);
+    let mut report = evaluation::evaluate(scored, &yardstick);
+    // There are no classes to tell apart.
+    (report.per_class, report.confusions) = (Vec::new(), Vec::new());
+    report.macro_f1 = report.accuracy;
+    metric.name().clone_into(&mut report.metric);
+    (report.value, report.interval) = (measured.value, measured.interval);
+    if metric != TextMetric::ExactMatch {
+        report.slices.iter_mut().for_each(|slice| slice.risk = None);
+        report.risk_coverage = risk_coverage(scored, losses);
+        if let Some(certificate) = manifest.certificate {
+            let accepted: Vec<f64> =
+                scored.iter().zip(losses).map(|(row, loss)| if row.accepted { *loss } else { 0.0 }).collect();
+            report.test_loss = Some(test_loss(metric, &accepted, certificate.epsilon, seed, groups));
+        }
+    }
+    report
+}
+
 /// The index whose value is greatest; the first of equals.
 fn most(n: usize, value: impl Fn(usize) -> f32) -> usize {
     (0..n)
@@ -537,10 +678,31 @@ fn decimal(x: f32) -> f64 {
     x.to_string().parse().expect("a number's own text is a number")
 }
 
+fn training_log(trained: &lora::Trained, seconds: f64) -> TrainingLog {
+    let tokens: usize = trained.steps.iter().map(|step| step.tokens).sum();
+    TrainingLog {
+        planned_epochs: trained.planned as u64,
+        best_epoch: trained.best as u64,
+        epochs: trained.epochs.clone(),
+        predicted_seconds: trained.predicted_seconds,
+        tokens_a_second: trained.resumed_at.is_none().then(|| tokens as f64 / seconds.max(1e-6)),
+        steps: trained.steps.clone(),
+        resumed_at: trained.resumed_at,
+    }
+}
+
 /// Everything that an adapter's numbers hang on.
-fn plan_digest(decoder: &Decoder, recipe: &lora::Recipe, bench: &Workbench<'_>, rows: [&[Row]; 2]) -> Digest {
+fn plan_digest(
+    decoder: &Decoder,
+    recipe: &lora::Recipe,
+    prune: &Prune,
+    bench: &Workbench<'_>,
+    layers: &[usize],
+    rows: [&[Row]; 2],
+) -> Digest {
     let (base, tier) = (decoder.base().digest, bench.pool.tier());
-    let mut bytes = format!("{CONFIG_FILE} 1\n{base}\n{recipe:?}\n{}\n{tier}\n", bench.seed).into_bytes();
+    let mut bytes =
+        format!("{CONFIG_FILE} 2\n{base}\n{recipe:?}\n{prune:?}\n{layers:?}\n{}\n{tier}\n", bench.seed).into_bytes();
     for row in rows.into_iter().flatten() {
         for ids in [&row.prompt, &row.answer] {
             bytes.extend((ids.len() as u64).to_le_bytes());

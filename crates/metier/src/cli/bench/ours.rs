@@ -92,7 +92,7 @@ pub(super) fn decode(
                     *written.entry(id).or_default() += 1;
                     counted += usize::from(begun.is_some());
                 }
-                Event::Scored { .. } => {}
+                Event::Scored { .. } | Event::Hidden { .. } => {}
                 Event::Done { .. } => ended = true,
             }
         }
@@ -162,7 +162,7 @@ pub(super) fn clients(
                         firsts.push(since.elapsed().as_secs_f64() * 1e3);
                     }
                 }
-                Event::Scored { .. } => {}
+                Event::Scored { .. } | Event::Hidden { .. } => {}
                 Event::Done { id, completion_tokens, .. } => {
                     tokens += completion_tokens;
                     free.extend(open.remove(&id).map(|(client, ..)| client));

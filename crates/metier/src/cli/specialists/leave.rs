@@ -54,6 +54,7 @@ pub(super) fn run(
     let (Some(files), Some(generation)) = (specialist.adapter_files(), &manifest.generation) else {
         let why = match manifest.stage.name() {
             "linear" | "both" | "tuned" => "its classifier reads hashed n-grams, which Transformers does not make",
+            "decoder" => "its head reads its decoder's last row, under an adapter and layers of its own",
             "prompted" => "it is its base as it is, told an instruction",
             _ => "it is a head over an encoder's vectors",
         };
@@ -61,6 +62,12 @@ pub(super) fn run(
             "`{name}` has no adapter to export ({why}): `--format bundle` takes it to another registry"
         )));
     };
+    if let Some(kept) = manifest.kept_layers() {
+        return Err(Failure::usage(anyhow::anyhow!(
+            "`{name}` runs {} layers of its decoder, and its adapter alone would answer otherwise: `--format bundle` takes it to another registry",
+            kept.layers().len()
+        )));
+    }
     let ending = if form == Form::Gguf { ".gguf" } else { "" };
     let default = || PathBuf::from(format!("{name}-{}-{}{ending}", specialist.id().short(), form_name(form)));
     let output = output.map_or_else(default, Path::to_owned);

@@ -5,12 +5,12 @@
 //! | `statement.json` | one line, signed by the registry that it comes from: name, id, who built it, who approved it there |
 //! | all others | the files of the bundle, whose hash is the id, and `run.json`, `report.html`, `CARD.md` |
 //!
-//! Nothing in the file is trusted: members are bounded in number and size, names are plain, the statement must be signed by a key
-//! that is known, and the bundle must hash to the id that the statement names.
+//! Nothing in the file is trusted: the statement is read alone and must be signed by a key that is known before anything is unpacked;
+//! members are bounded in number and size, names are plain, and the bundle must hash to the id that the statement names.
 
 use std::{
     fs::{self, File},
-    io::{Read as _, Write as _},
+    io::{self, Read as _, Write as _},
     path::Path,
 };
 
@@ -23,6 +23,7 @@ use metier_model::{
     },
 };
 use serde_json::json;
+use zip::ZipArchive;
 
 use super::{
     super::{CommonArgs, Failure, Outcome, build::must_be_new, desk, desk::Desk, found, line, staged_beside},
@@ -32,8 +33,10 @@ use super::{
 const STATEMENT: &str = "statement.json";
 /// Most members of a file.
 const MAX_MEMBERS: usize = 32;
-/// Most bytes of a member; the bundle has narrower limits of its own for each kind of file.
-const MAX_MEMBER_BYTES: u64 = 1 << 30;
+/// Most bytes of the statement.
+const MAX_STATEMENT_BYTES: u64 = 64 << 10;
+/// Most bytes of all other members together, unpacked; the bundle has narrower limits of its own for each kind of file.
+const MAX_BYTES: u64 = 2 << 30;
 
 pub(super) fn export(desk: &Desk, specialist: &str, output: Option<&Path>, as_json: bool) -> Outcome {
     let (name, id) = find(&desk.registry, specialist, Wanted::Live)?;
@@ -78,11 +81,9 @@ pub(super) fn export(desk: &Desk, specialist: &str, output: Option<&Path>, as_js
 pub(super) fn import(root: &Path, common: &CommonArgs, file: &Path, keys: &[PublicKey], as_json: bool) -> Outcome {
     let cannot = || format!("cannot import `{}`", file.display());
     let reader = File::open(file).with_context(cannot).map_err(Failure::Usage)?;
-    // A desk makes a key and a folder: only once the file is known to be good.
-    let scratch = tempfile::tempdir().context("cannot make a temporary folder").map_err(Failure::Environment)?;
-    let statement = unpack(reader, scratch.path()).with_context(cannot).map_err(found)?;
-    let statement = Record::open(statement.trim_end())
-        .map_err(|reason| found(anyhow::anyhow!("`{STATEMENT}`: {reason}").context(cannot())))?;
+    let mut zip = open(reader).with_context(cannot).map_err(found)?;
+    // Nothing is unpacked for a stranger.
+    let statement = read_statement(&mut zip).with_context(cannot).map_err(found)?;
     if !keys.contains(&statement.key) {
         return Err(found(
             anyhow::anyhow!(
@@ -93,6 +94,9 @@ pub(super) fn import(root: &Path, common: &CommonArgs, file: &Path, keys: &[Publ
             .context(cannot()),
         ));
     }
+    // A desk makes a key and a folder: only once the file is known to be good.
+    let scratch = tempfile::tempdir().context("cannot make a temporary folder").map_err(Failure::Environment)?;
+    unpack(&mut zip, scratch.path()).with_context(cannot).map_err(found)?;
     let (id, contents) = bundle::read_unnamed(scratch.path()).with_context(cannot).map_err(found)?;
     if id != statement.bundle || contents.manifest.name != statement.name {
         return Err(found(
@@ -114,11 +118,30 @@ pub(super) fn import(root: &Path, common: &CommonArgs, file: &Path, keys: &[Publ
     tell_change(&desk, name, id, &["`metier specialists promote` makes it answer".to_owned()], as_json)
 }
 
-/// Unpacks the members into a folder and returns the statement.
-fn unpack(reader: File, dir: &Path) -> anyhow::Result<String> {
-    let mut zip = zip::ZipArchive::new(reader).context("it is no export of a specialist")?;
+/// What is in the file, unread.
+fn open(reader: File) -> anyhow::Result<ZipArchive<File>> {
+    let zip = ZipArchive::new(reader).context("it is no export of a specialist")?;
     anyhow::ensure!(zip.len() <= MAX_MEMBERS, "it has {} members; at most {MAX_MEMBERS} are read", zip.len());
-    let mut statement = None;
+    Ok(zip)
+}
+
+/// The statement alone.
+fn read_statement(zip: &mut ZipArchive<File>) -> anyhow::Result<Record> {
+    let lacks = || format!("it lacks `{STATEMENT}`: it is no export of a specialist");
+    let member = zip.by_name(STATEMENT).with_context(lacks)?;
+    let mut text = String::new();
+    let read = member.take(MAX_STATEMENT_BYTES + 1).read_to_string(&mut text);
+    read.with_context(|| format!("`{STATEMENT}` is no text"))?;
+    anyhow::ensure!(
+        text.len() as u64 <= MAX_STATEMENT_BYTES,
+        "`{STATEMENT}` has more than {MAX_STATEMENT_BYTES} bytes"
+    );
+    Record::open(text.trim_end()).map_err(|reason| anyhow::anyhow!("`{STATEMENT}`: {reason}"))
+}
+
+/// Unpacks all other members into a folder.
+fn unpack(zip: &mut ZipArchive<File>, dir: &Path) -> anyhow::Result<()> {
+    let mut left = MAX_BYTES;
     for at in 0..zip.len() {
         let member = zip.by_index(at).context("a member cannot be read")?;
         let name = member.name()?.into_owned();
@@ -127,20 +150,15 @@ fn unpack(reader: File, dir: &Path) -> anyhow::Result<String> {
             && !name.starts_with('.')
             && name.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b));
         anyhow::ensure!(is_plain, "it has a member `{}`, which is no file of a bundle", name.escape_debug());
-        let mut bytes = Vec::new();
-        member
-            .take(MAX_MEMBER_BYTES + 1)
-            .read_to_end(&mut bytes)
-            .with_context(|| format!("`{name}` cannot be read"))?;
-        anyhow::ensure!(bytes.len() as u64 <= MAX_MEMBER_BYTES, "`{name}` has more than {MAX_MEMBER_BYTES} bytes");
         if name == STATEMENT {
-            statement = Some(String::from_utf8(bytes).with_context(|| format!("`{name}` is no text"))?);
-        } else {
-            let mut file = File::create_new(dir.join(&name)).with_context(|| format!("`{name}` cannot be unpacked"))?;
-            file.write_all(&bytes).with_context(|| format!("`{name}` cannot be unpacked"))?;
+            continue;
         }
+        let cannot = || format!("`{name}` cannot be unpacked");
+        let mut file = File::create_new(dir.join(&name)).with_context(cannot)?;
+        let copied = io::copy(&mut member.take(left + 1), &mut file).with_context(cannot)?;
+        left = left.checked_sub(copied).with_context(|| format!("its files have more than {MAX_BYTES} bytes"))?;
     }
-    statement.with_context(|| format!("it lacks `{STATEMENT}`: it is no export of a specialist"))
+    Ok(())
 }
 
 fn place(store: &SpecialistStore, from: &Path, name: &str) -> anyhow::Result<()> {
