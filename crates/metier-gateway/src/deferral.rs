@@ -3,7 +3,10 @@
 //! Pure text: the deferred request's messages, the label in a model's answer, and the shape that the caller asked for.
 
 use metier_model::extract::Schema;
-use metier_traffic::wire::{ChatRequest, Message, ResponseFormat, Role};
+use metier_traffic::{
+    said::object_in,
+    wire::{ChatRequest, Message, ResponseFormat, Role},
+};
 use serde_json::json;
 
 use crate::expert::{Expert, Pen};
@@ -46,9 +49,7 @@ fn asked(system: String, text: String, model: &str, max_tokens: Option<u32>, lim
 
 /// The JSON object in a model's answer, if it meets the schema; what stands around it (a fence, a sentence) is cut off.
 pub(crate) fn answer_of(answer: &str, schema: Option<&Schema>) -> Result<String, String> {
-    let (from, to) = (answer.find('{'), answer.rfind('}'));
-    let object = from.zip(to).and_then(|(from, to)| answer.get(from..=to)).ok_or("it holds no JSON object")?;
-    let value: serde_json::Value = serde_json::from_str(object).map_err(|error| error.to_string())?;
+    let value = object_in(answer)?;
     if let Some(schema) = schema {
         schema.values(&value)?;
     }

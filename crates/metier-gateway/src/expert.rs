@@ -143,7 +143,7 @@ impl Expert for Specialist {
                 "its decoder is not the one that this server has, or its adapter could not be loaded"
             ));
         }
-        // The server's embeddings are not those that it was made with: see `WithEncoder`.
+        // The server's embeddings are not those that it was made with: see `Equipped`.
         if self.encoder_file().is_some() {
             return Err(format!(
                 "specialist `{}` has an encoder of its own, which could not be loaded",
@@ -154,14 +154,35 @@ impl Expert for Specialist {
     }
 }
 
-/// A specialist whose stage reads an encoder of its own, which runs on a thread of its own, or the base under an adapter of its own, on
-/// the base's thread.
-pub(crate) struct WithEncoder {
-    pub(crate) specialist: Arc<Specialist>,
-    pub(crate) embedder: Embedder,
+/// Who writes a specialist's answers: the base, under an adapter where it has one.
+pub(crate) struct Pen {
+    pub(crate) backend: Arc<dyn Backend>,
+    /// The decoder, for the record.
+    pub(crate) decoder: Digest,
+    /// `adapter`, or `prompted` without one.
+    pub(crate) stage: &'static str,
+    pub(crate) max_tokens: u32,
+    /// JSON Schema of what is written.
+    pub(crate) schema: Option<Value>,
 }
 
-impl Expert for WithEncoder {
+/// A specialist with what it needs to answer and the server's base models are not.
+pub(crate) struct Equipped {
+    pub(crate) specialist: Arc<Specialist>,
+    pub(crate) with: Equipment,
+}
+
+/// What that is.
+pub(crate) enum Equipment {
+    /// An encoder that was tuned for it, on a thread of its own; or the base under an adapter of its own, on the base's thread.
+    Encoder(Embedder),
+    /// The same for an extraction, which reads on whatever thread asks; calls take turns on the pool.
+    Reader(Box<Encoder>, Arc<Pool>),
+    /// Who writes its answers.
+    Pen(Pen),
+}
+
+impl Expert for Equipped {
     fn name(&self) -> &str {
         Expert::name(&*self.specialist)
     }
@@ -187,11 +208,27 @@ impl Expert for WithEncoder {
     }
 
     fn needs_embedding(&self) -> bool {
-        self.specialist.needs_embedding()
+        matches!(self.with, Equipment::Encoder(_)) && self.specialist.needs_embedding()
     }
 
     fn own_encoder(&self) -> Option<&Embedder> {
-        Some(&self.embedder)
+        if let Equipment::Encoder(embedder) = &self.with { Some(embedder) } else { None }
+    }
+
+    fn keeps_running(&self) -> bool {
+        true
+    }
+
+    fn schema(&self) -> Option<&Schema> {
+        self.specialist.schema()
+    }
+
+    fn pen(&self) -> Option<&Pen> {
+        if let Equipment::Pen(pen) = &self.with { Some(pen) } else { None }
+    }
+
+    fn judge_written(&self, written: Written<'_>) -> Option<Judgement> {
+        self.pen().map(|_| self.specialist.judge(written))
     }
 
     fn decoder(&self) -> Option<Digest> {
@@ -215,79 +252,10 @@ impl Expert for WithEncoder {
     }
 
     fn judge(&self, text: &str, embedding: Option<&[f32]>) -> Result<Judged, String> {
-        judged(&self.specialist, text, embedding)
-    }
-}
-
-/// Who writes a specialist's answers: the base, under an adapter where it has one.
-pub(crate) struct Pen {
-    pub(crate) backend: Arc<dyn Backend>,
-    /// The decoder, for the record.
-    pub(crate) decoder: Digest,
-    /// `adapter`, or `prompted` without one.
-    pub(crate) stage: &'static str,
-    pub(crate) max_tokens: u32,
-    /// JSON Schema of what is written.
-    pub(crate) schema: Option<Value>,
-}
-
-/// A specialist whose answers are written.
-pub(crate) struct WithPen {
-    pub(crate) specialist: Arc<Specialist>,
-    pub(crate) pen: Pen,
-}
-
-impl Expert for WithPen {
-    fn name(&self) -> &str {
-        Expert::name(&*self.specialist)
-    }
-
-    fn id(&self) -> Digest {
-        self.specialist.id()
-    }
-
-    fn base(&self) -> Option<&BaseId> {
-        Expert::base(&*self.specialist)
-    }
-
-    fn instruction(&self) -> &str {
-        Expert::instruction(&*self.specialist)
-    }
-
-    fn labels(&self) -> &[String] {
-        Expert::labels(&*self.specialist)
-    }
-
-    fn may_leave(&self) -> bool {
-        Expert::may_leave(&*self.specialist)
-    }
-
-    fn needs_embedding(&self) -> bool {
-        false
-    }
-
-    fn pen(&self) -> Option<&Pen> {
-        Some(&self.pen)
-    }
-
-    fn judge_written(&self, written: Written<'_>) -> Option<Judgement> {
-        Some(self.specialist.judge(written))
-    }
-
-    fn centroids(&self) -> &[Vec<f32>] {
-        self.specialist.centroids()
-    }
-
-    fn match_threshold(&self) -> Option<f32> {
-        self.specialist.match_threshold()
-    }
-
-    fn read(&self, message: &str) -> Result<String, String> {
-        Expert::read(&*self.specialist, message)
-    }
-
-    fn judge(&self, text: &str, embedding: Option<&[f32]>) -> Result<Judged, String> {
-        judged(&self.specialist, text, embedding)
+        match &self.with {
+            Equipment::Reader(encoder, pool) => extracted(&self.specialist, encoder, pool, text),
+            Equipment::Encoder(_) | Equipment::Pen(_) => judged(&self.specialist, text, embedding),
+        }
     }
 }
 
@@ -303,81 +271,24 @@ fn judged(specialist: &Specialist, text: &str, embedding: Option<&[f32]>) -> Res
     })
 }
 
-/// A specialist that extracts: it reads texts with an encoder of its own, on whatever thread asks; calls take turns on the pool.
-pub(crate) struct WithReader {
-    pub(crate) specialist: Arc<Specialist>,
-    pub(crate) encoder: Encoder,
-    pub(crate) pool: Arc<Pool>,
-}
-
-impl Expert for WithReader {
-    fn name(&self) -> &str {
-        Expert::name(&*self.specialist)
-    }
-
-    fn id(&self) -> Digest {
-        self.specialist.id()
-    }
-
-    fn base(&self) -> Option<&BaseId> {
-        Expert::base(&*self.specialist)
-    }
-
-    fn instruction(&self) -> &str {
-        Expert::instruction(&*self.specialist)
-    }
-
-    fn labels(&self) -> &[String] {
-        Expert::labels(&*self.specialist)
-    }
-
-    fn may_leave(&self) -> bool {
-        Expert::may_leave(&*self.specialist)
-    }
-
-    fn needs_embedding(&self) -> bool {
-        false
-    }
-
-    fn keeps_running(&self) -> bool {
-        true
-    }
-
-    fn schema(&self) -> Option<&Schema> {
-        self.specialist.schema()
-    }
-
-    fn centroids(&self) -> &[Vec<f32>] {
-        self.specialist.centroids()
-    }
-
-    fn match_threshold(&self) -> Option<f32> {
-        self.specialist.match_threshold()
-    }
-
-    fn read(&self, message: &str) -> Result<String, String> {
-        Expert::read(&*self.specialist, message)
-    }
-
-    fn judge(&self, text: &str, _: Option<&[f32]>) -> Result<Judged, String> {
-        let manifest = self.specialist.manifest();
-        let (Some(schema), Some(scores)) = (self.specialist.schema(), &manifest.scores) else {
-            return Err(format!("specialist `{}` has no schema", manifest.name));
-        };
-        let readings = self.specialist.read(&self.encoder, &self.pool, &[text]).unwrap_or_else(|| Ok(Vec::new()));
-        let reading = readings.map_err(|error| error.to_string())?.pop();
-        let reading = reading.ok_or_else(|| format!("specialist `{}` read nothing", manifest.name))?;
-        let answer = self.specialist.answer_of(&reading);
-        Ok(Judged {
-            label: answer.label,
-            score: answer.score,
-            threshold: answer.threshold,
-            accepted: answer.accepted,
-            stage: answer.stage,
-            extracted: Some(Extracted {
-                fields: reading.evidence(schema, scores, &manifest.inputs, text),
-                n_tokens: reading.n_tokens as u64,
-            }),
-        })
-    }
+fn extracted(specialist: &Specialist, encoder: &Encoder, pool: &Pool, text: &str) -> Result<Judged, String> {
+    let manifest = specialist.manifest();
+    let (Some(schema), Some(scores)) = (specialist.schema(), &manifest.scores) else {
+        return Err(format!("specialist `{}` has no schema", manifest.name));
+    };
+    let readings = specialist.read(encoder, pool, &[text]).unwrap_or_else(|| Ok(Vec::new()));
+    let reading = readings.map_err(|error| error.to_string())?.pop();
+    let reading = reading.ok_or_else(|| format!("specialist `{}` read nothing", manifest.name))?;
+    let answer = specialist.answer_of(&reading);
+    Ok(Judged {
+        label: answer.label,
+        score: answer.score,
+        threshold: answer.threshold,
+        accepted: answer.accepted,
+        stage: answer.stage,
+        extracted: Some(Extracted {
+            fields: reading.evidence(schema, scores, &manifest.inputs, text),
+            n_tokens: reading.n_tokens as u64,
+        }),
+    })
 }

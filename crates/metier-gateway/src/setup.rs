@@ -20,7 +20,7 @@ use crate::{
         local::{LOCAL, LocalBase},
         remote::{BackendConfig, RETRY_BACKOFF, Remote, SetupError},
     },
-    expert::{Expert, Pen, WithEncoder, WithPen, WithReader},
+    expert::{Equipment, Equipped, Expert, Pen},
     gateway::{BaseSlot, EncoderSlot, Gateway, Limits, Parts, RemoteSlot},
     meter::Meter,
 };
@@ -139,7 +139,7 @@ impl Gateway {
     /// says so when it is asked.
     fn with_pen(&self, specialist: Arc<Specialist>) -> Arc<dyn Expert> {
         match self.pen(&specialist) {
-            Ok(pen) => Arc::new(WithPen { specialist, pen }),
+            Ok(pen) => Arc::new(Equipped { specialist, with: Equipment::Pen(pen) }),
             Err(why) => {
                 tracing::warn!("specialist `{}` cannot answer: {why}", specialist.manifest().name);
                 specialist
@@ -163,7 +163,10 @@ impl Gateway {
     fn with_decoder(&self, specialist: Arc<Specialist>) -> Arc<dyn Expert> {
         let reader = self.base_of(&specialist).and_then(|base| self.adapted(&specialist, base));
         match reader.and_then(|reader| reader.ok_or_else(|| "it has no adapter".to_owned())) {
-            Ok(reader) => Arc::new(WithEncoder { specialist, embedder: Embedder::over(Arc::new(reader)) }),
+            Ok(reader) => {
+                let with = Equipment::Encoder(Embedder::over(Arc::new(reader)));
+                Arc::new(Equipped { specialist, with })
+            }
             Err(why) => {
                 tracing::warn!("specialist `{}` cannot answer: {why}", specialist.manifest().name);
                 specialist
@@ -222,7 +225,9 @@ impl Gateway {
         let tuned = base.tuned(&file.0).map_err(|error| error.to_string());
         if specialist.schema().is_some() {
             return match tuned {
-                Ok(encoder) => Arc::new(WithReader { specialist, encoder, pool: Arc::clone(pool) }),
+                Ok(encoder) => {
+                    Arc::new(Equipped { specialist, with: Equipment::Reader(Box::new(encoder), Arc::clone(pool)) })
+                }
                 Err(error) => {
                     tracing::warn!("specialist `{}` cannot answer: {error}", specialist.manifest().name);
                     specialist
@@ -234,7 +239,7 @@ impl Gateway {
             Embedder::start(PooledEncoder { queue, pool: Arc::clone(pool) }).map_err(|error| error.to_string())
         });
         match started {
-            Ok(embedder) => Arc::new(WithEncoder { specialist, embedder }),
+            Ok(embedder) => Arc::new(Equipped { specialist, with: Equipment::Encoder(embedder) }),
             Err(error) => {
                 tracing::warn!("specialist `{}` cannot answer: {error}", specialist.manifest().name);
                 specialist

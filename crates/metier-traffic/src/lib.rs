@@ -7,6 +7,7 @@
 pub mod exchange;
 pub mod price;
 pub mod privacy;
+pub mod said;
 pub mod wire;
 
 pub use exchange::Exchange;

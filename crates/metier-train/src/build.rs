@@ -10,6 +10,7 @@
 mod decoded;
 mod extract;
 pub mod generate;
+mod ship;
 
 pub use decoded::evaluate_decoder;
 
@@ -27,7 +28,7 @@ use metier_model::{
     features::FORMAT as FEATURE_FORMAT,
     head::LinearHead,
     pairs::FORMAT as PAIR_FORMAT,
-    proof::{Certificate, NonInferiority, learn_then_test},
+    proof::{Certificate, NonInferiority},
     specialist::{
         AnswerError, BundleError, Contents, Neighbours, ProbeRow, StoreError, bundle,
         manifest::{FORMAT, Hidden, Kind, Manifest, PairsRecord, Recipe, Stage},
@@ -36,6 +37,8 @@ use metier_model::{
 use serde::{Deserialize, Serialize};
 
 use self::generate::TrainingLog;
+pub use self::ship::peak_rss_bytes;
+use self::ship::{Product, ship};
 use crate::{
     craft::{
         checkpoint, decoder,
@@ -50,16 +53,17 @@ use crate::{
     },
     embed::Embed,
     eval::{
-        EvalReport, Finding, LearningCurve, ScoredRow, calibrate, card,
+        EvalReport, Finding, LearningCurve, ScoredRow, calibrate,
+        certify::certify,
+        cluster::Groups,
         evaluation::{self, ClassMix, Yardstick},
-        finding, html, learning, metrics, rejection,
+        learning, metrics, rejection,
     },
     grad::llama::LoraConfig,
 };
 
 /// Share of validation rows that lie below the match threshold of `auto`: so many of a task's own texts are missed.
 const MATCH_MISSES: f64 = 0.05;
-const BYTES_A_MIB: f64 = 1024.0 * 1024.0;
 /// Failures that a report lists.
 const MAX_FAILURES: usize = 20;
 /// Characters of a text that are shown.
@@ -320,65 +324,23 @@ pub fn build(
         .map_err(|source| BuildError::Tune { name: task.name.clone(), source })?;
     progress(Progress { stage: "proving", done: 0, total: None, unit: Unit::Steps });
     let (specialist, measured) = prove(task, &splits, embeddings.as_ref(), &ladder, bench)?;
-    let manifest = specialist.manifest();
-    let contents = specialist.contents();
-    let Measured { evidence, rungs, failures } = measured;
     progress(Progress { stage: "learning curve", done: 0, total: None, unit: Unit::Steps });
     let shop =
         learning::Workshop { inputs: &task.data.text, pool: bench.pool, seed: bench.seed, clock: &elapsed, deadline };
     let rung = &ladder.rungs[ladder.chosen];
     let curve = learning::measure(&splits, embeddings.as_ref(), rung, task.target.metric, &shop);
 
-    let bundle_error = |source| BuildError::Bundle { name: task.name.clone(), source: Box::new(source) };
-    let store_error = |source| BuildError::Store { name: task.name.clone(), source: Box::new(source) };
-    let staged = bench.store.stage().map_err(store_error)?;
-    let id = bundle::write(contents, staged.dir()).map_err(bundle_error)?;
-    let evaluation = evidence.evaluation;
-    let loss = evaluation.test_loss;
-    let mut outcome = BuildOutcome {
-        name: task.name.clone(),
-        rung: manifest.stage,
-        metric: task.target.metric.name().to_owned(),
-        value: evaluation.value,
-        interval: evaluation.interval,
-        n: evaluation.n,
-        measured_on: evidence.rows.clone(),
-        epsilon: task.target.epsilon,
-        seconds: elapsed().as_secs_f64(),
-        embed_seconds,
-        peak_rss_mb: peak_rss_bytes().map(|bytes| bytes as f64 / BYTES_A_MIB),
-        certificate: manifest.certificate,
-        rows_needed: manifest.refusal.and_then(|refusal| refusal.rows_needed),
-        test_loss: loss.map(|loss| loss.loss),
-        test_loss_interval: loss.map(|loss| loss.interval),
-        held: loss.map(|loss| loss.held),
-        test_coverage: evaluation.coverage.value,
-        rungs,
-        bundle: id,
-        path: bench.store.root().join(&task.name).join(id.to_string()),
-        rows: splits.counts(),
-        notes: notes(task, &splits, &ladder, manifest, &evidence.rows, evidence.class_mix.as_ref()),
-        leak: splits.leak.clone(),
-        evaluation,
-        class_mix: evidence.class_mix,
-        failures,
-        findings: Vec::new(),
-        learning_curve: None,
-        training: ladder.decoder.as_ref().map(TrainingLog::of_decoder),
+    let (learning_curve, no_curve) = match curve {
+        Ok(curve) => (Some(curve), None),
+        Err(why) => (None, Some(why)),
     };
-    match curve {
-        Ok(curve) => outcome.learning_curve = Some(curve),
-        Err(why) => outcome.notes.push(why),
-    }
-    outcome.notes.extend(finding::groups_note(&outcome));
-    outcome.findings = finding::findings(&outcome);
-    let run = serde_json::to_string_pretty(&outcome).expect("an outcome is JSON");
-    let report = html::render(&specialist, &outcome);
-    let card = card::render(&specialist, &outcome, None);
-    for (file, text) in bundle::BESIDE.into_iter().zip([run, report, card]) {
-        bundle::write_durably(&staged.dir().join(file), text.as_bytes()).map_err(bundle_error)?;
-    }
-    bench.store.add(staged, &task.name).map_err(store_error)?;
+    let Measured { evidence, rungs, failures } = measured;
+    let manifest = specialist.manifest();
+    let mut notes = notes(task, &splits, &ladder, manifest, &evidence.rows, evidence.class_mix.as_ref());
+    notes.extend(no_curve);
+    let training = ladder.decoder.as_ref().map(TrainingLog::of_decoder);
+    let product = Product { specialist, evidence, rungs, failures, learning_curve, training, notes, embed_seconds };
+    let outcome = ship(task, &splits, bench, product, &elapsed)?;
     checkpoint::remove(bench.store.root(), &task.name, ladder::ENCODER_CHECKPOINT);
     ladder::remove_decoder_checkpoints(bench.store.root(), &task.name);
     Ok(outcome)
@@ -545,8 +507,10 @@ fn prove(
 
     let read = rung.embeddings(embeddings);
     let calibration = score(&specialist, &rung.head, splits, Part::Calibration, ladder, read);
-    let losses: Vec<(f32, bool)> = calibration.iter().map(|row| (row.score, row.loss_if_accepted())).collect();
-    match learn_then_test(&losses, task.target.epsilon, task.target.delta) {
+    let losses: Vec<_> =
+        calibration.iter().map(|row| (row.score, f64::from(u8::from(row.loss_if_accepted())))).collect();
+    let groups = Groups::of(splits.part(Part::Calibration).iter().map(|example| example.row.group.as_deref()));
+    match certify(&losses, false, groups.as_ref(), (task.target.epsilon, task.target.delta)) {
         Ok(certificate) => manifest.certificate = Some(certificate),
         Err(refusal) => manifest.refusal = Some(refusal),
     }
@@ -769,11 +733,4 @@ fn base_notes(task: &TaskFile, splits: &Splits, manifest: &Manifest, measured_on
             .push("there are no test rows: figures are those of validation rows, which also chose the rung".to_owned());
     }
     notes
-}
-
-/// Peak resident memory of this process; Linux only.
-pub fn peak_rss_bytes() -> Option<u64> {
-    let status = std::fs::read_to_string("/proc/self/status").ok()?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
-    Some(line.trim().strip_suffix(" kB")?.trim().parse::<u64>().ok()? * 1024)
 }

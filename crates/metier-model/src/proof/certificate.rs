@@ -34,6 +34,9 @@ pub struct Certificate {
     pub n: u64,
     /// Calibration rows that were accepted and wrong while the reference was right.
     pub losses: u64,
+    /// Groups that these rows come in, each counted once; absent where rows are independent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub groups: Option<u64>,
 }
 
 /// Why there is no certificate: the specialist defers everything.
@@ -67,7 +70,7 @@ pub fn learn_then_test(rows: &[(f32, bool)], epsilon: f64, delta: f64) -> Result
         }
         if accepted > 0 {
             let coverage = accepted as f64 / n as f64;
-            last_passed = Some(Certificate { epsilon, delta, threshold, coverage, n, losses });
+            last_passed = Some(Certificate { epsilon, delta, threshold, coverage, n, losses, groups: None });
         }
     }
     // Refused by the very first rows that it would accept: their loss rate says how many rows would do.

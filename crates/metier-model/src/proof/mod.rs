@@ -4,6 +4,7 @@
 //! - [`paired`]: is one classifier as good as another on the *same* rows, up to a margin?
 //! - [`certificate`]: Learn-then-Test: the loosest threshold whose risk is bounded, or why there is none.
 //! - [`graded`]: the same where errors have degrees.
+//! - [`grouped`]: the same where rows come in groups.
 //! - [`calibrator`]: margins → probability of being right, as applied in serving.
 //!
 //! Everything is a pure function of its arguments. Deliberately absent: fitting of the calibrator and resampling
@@ -12,11 +13,13 @@
 pub mod calibrator;
 pub mod certificate;
 pub mod graded;
+pub mod grouped;
 pub mod interval;
 pub mod paired;
 
 pub use calibrator::{Calibrator, Method};
 pub use certificate::{Certificate, Refusal, learn_then_test, rows_needed, thresholds};
 pub use graded::learn_then_test_graded;
+pub use grouped::learn_then_test_grouped;
 pub use interval::{binomial_tail, clopper_pearson, normal_quantile, wilson};
 pub use paired::{NonInferiority, Paired, Verdict};

@@ -14,7 +14,7 @@ use metier_kernels::Pool;
 use metier_model::{
     Digest, Encoder, Progress, Specialist, Unit,
     extract::{Extractor, Field, ReadError, Reading, Schema, Scores, Span, Tokenised, log_odds},
-    proof::{Calibrator, Method, NonInferiority, Paired, learn_then_test},
+    proof::{Calibrator, Method, NonInferiority, Paired},
     specialist::{
         Contents, EncoderFile, Neighbours, ProbeRow, bundle,
         manifest::{FORMAT, Kind, Manifest, Recipe, RungRecord, Stage, TuningRecord},
@@ -23,13 +23,16 @@ use metier_model::{
 use serde_json::Value;
 
 use super::{
-    BYTES_A_MIB, BuildError, BuildOutcome, EXCERPT_CHARACTERS, Evidence, FailedRow, MATCH_MISSES, MAX_FAILURES,
-    RungOutcome, Workbench, own_encoder, peak_rss_bytes, yardstick,
+    BuildError, BuildOutcome, EXCERPT_CHARACTERS, Evidence, FailedRow, MATCH_MISSES, MAX_FAILURES, RungOutcome,
+    Workbench, own_encoder,
+    ship::{Product, ship},
+    yardstick,
 };
 use crate::{
     craft::{
+        checkpoint::{self, Keeper},
         encoder::Run,
-        ladder::decimal,
+        ladder::{ENCODER_CHECKPOINT, decimal},
         lookup::Lookup,
         span::{self, SpanCounts, TaggedText, Tagger},
     },
@@ -42,9 +45,10 @@ use crate::{
     },
     embed::Embed,
     eval::{
-        EvalReport, ScoredRow, calibrate, card,
+        EvalReport, ScoredRow, calibrate,
+        certify::certify,
+        cluster::Groups,
         evaluation::{self, Confusion, ExtractFigures},
-        finding, html,
         metrics::{self, ClassMetrics, Measured},
     },
 };
@@ -135,7 +139,7 @@ pub(super) fn build(
     let lookup_seconds = elapsed().as_secs_f64() - embed_seconds;
     let deadline = Duration::from_secs_f64(task.budget_minutes * 60.0);
     let run = Run { pool: bench.pool, seed: bench.seed, clock: &elapsed, deadline };
-    let (tuned, tuning, shortened) = tune(task, extract, encoder, &parts, &run, progress)?;
+    let (tuned, tuning, shortened) = tune(task, extract, encoder, &parts, bench.store.root(), &run, progress)?;
     let tune_seconds = elapsed().as_secs_f64() - embed_seconds - lookup_seconds;
 
     progress(Progress { stage: "proving", done: 0, total: None, unit: Unit::Steps });
@@ -219,13 +223,14 @@ pub(super) fn build(
 
     let calibration = readings(Part::Calibration, progress)?;
     let outcomes = judge(&parts[Part::Calibration as usize], &calibration, fields);
-    let losses: Vec<(f32, bool)> = calibration
+    let losses: Vec<(f32, f64)> = calibration
         .iter()
         .zip(&outcomes)
-        .map(|(reading, outcome)| (reading.score(&scores), !is_right(reading, outcome)))
+        .map(|(reading, outcome)| (reading.score(&scores), f64::from(u8::from(!is_right(reading, outcome)))))
         .collect();
+    let groups = Groups::of(splits.part(Part::Calibration).iter().map(|example| example.row.group.as_deref()));
     let mut contents = contents;
-    match learn_then_test(&losses, task.target.epsilon, task.target.delta) {
+    match certify(&losses, false, groups.as_ref(), (task.target.epsilon, task.target.delta)) {
         Ok(certificate) => contents.manifest.certificate = Some(certificate),
         Err(refusal) => contents.manifest.refusal = Some(refusal),
     }
@@ -247,7 +252,7 @@ pub(super) fn build(
         extract.lookup_f1 = Some(measure(ExtractMetric::FieldF1, &looked, bench.seed));
     }
     let failures = failures(&specialist, rows, &read_on, &outcomes, fields);
-    let evidence = Evidence { rows: part.name().to_owned(), evaluation: evaluation.clone(), class_mix: None };
+    let evidence = Evidence { rows: part.name().to_owned(), evaluation, class_mix: None };
     let measured = [(&records[0], &looked, lookup_seconds), (&records[1], &outcomes, tune_seconds)];
     let rungs = measured.map(|(record, outcomes, seconds)| {
         let measured = measure(extract.metric, outcomes, bench.seed);
@@ -269,55 +274,14 @@ pub(super) fn build(
     contents.evidence = serde_json::to_string_pretty(&evidence).expect("evidence is JSON");
     let specialist = Specialist::from_contents(contents);
 
-    let bundle_error = |source| BuildError::Bundle { name: task.name.clone(), source: Box::new(source) };
-    let store_error = |source| BuildError::Store { name: task.name.clone(), source: Box::new(source) };
-    let staged = bench.store.stage().map_err(store_error)?;
-    let id = bundle::write(specialist.contents(), staged.dir()).map_err(bundle_error)?;
-    let manifest = specialist.manifest();
-    let loss = evaluation.test_loss;
-    let mut outcome = BuildOutcome {
-        name: task.name.clone(),
-        rung: manifest.stage,
-        metric: evaluation.metric.clone(),
-        value: evaluation.value,
-        interval: evaluation.interval,
-        n: evaluation.n,
-        measured_on: evidence.rows.clone(),
-        epsilon: task.target.epsilon,
-        seconds: elapsed().as_secs_f64(),
-        embed_seconds,
-        peak_rss_mb: peak_rss_bytes().map(|bytes| bytes as f64 / BYTES_A_MIB),
-        certificate: manifest.certificate,
-        rows_needed: manifest.refusal.and_then(|refusal| refusal.rows_needed),
-        test_loss: loss.map(|loss| loss.loss),
-        test_loss_interval: loss.map(|loss| loss.interval),
-        held: loss.map(|loss| loss.held),
-        test_coverage: evaluation.coverage.value,
-        rungs: rungs.into(),
-        bundle: id,
-        path: bench.store.root().join(&task.name).join(id.to_string()),
-        rows: splits.counts(),
-        notes: super::base_notes(task, &splits, manifest, &evidence.rows),
-        leak: splits.leak.clone(),
-        evaluation,
-        class_mix: None,
-        failures,
-        findings: Vec::new(),
-        learning_curve: None,
-        training: None,
-    };
-    outcome.notes.extend(alignment_notes(&alignment));
-    outcome.notes.extend(shortened);
-    outcome.notes.push("no learning curve is measured for extractions".to_owned());
-    outcome.notes.extend(finding::groups_note(&outcome));
-    outcome.findings = finding::findings(&outcome);
-    let run = serde_json::to_string_pretty(&outcome).expect("an outcome is JSON");
-    let report = html::render(&specialist, &outcome);
-    let card = card::render(&specialist, &outcome, None);
-    for (file, text) in bundle::BESIDE.into_iter().zip([run, report, card]) {
-        bundle::write_durably(&staged.dir().join(file), text.as_bytes()).map_err(bundle_error)?;
-    }
-    bench.store.add(staged, &task.name).map_err(store_error)?;
+    let mut notes = super::base_notes(task, &splits, specialist.manifest(), &evidence.rows);
+    notes.extend(alignment_notes(&alignment));
+    notes.extend(shortened);
+    notes.push("no learning curve is measured for extractions".to_owned());
+    let (rungs, learning_curve, training) = (rungs.into(), None, None);
+    let product = Product { specialist, evidence, rungs, failures, learning_curve, training, notes, embed_seconds };
+    let outcome = ship(task, &splits, bench, product, &elapsed)?;
+    checkpoint::remove(bench.store.root(), &task.name, ENCODER_CHECKPOINT);
     Ok(outcome)
 }
 
@@ -415,6 +379,7 @@ fn tune(
     extract: &ExtractTask,
     encoder: &Encoder,
     parts: &[Vec<Aligned<'_>>; 4],
+    store: &Path,
     run: &Run<'_>,
     progress: &mut dyn FnMut(Progress<'_>),
 ) -> Result<(span::TunedSpans, TuningRecord, Option<String>), BuildError> {
@@ -432,21 +397,29 @@ fn tune(
     recipe.batch_rows = batch_rows.unwrap_or(recipe.batch_rows);
     recipe.epochs = epochs.unwrap_or(recipe.epochs);
     let n_fields = extract.schema.fields().len();
-    let epoch = Tagger::new(encoder, &train, &validation, n_fields, &recipe, run.seed).map_err(error)?.probe(run);
-    let left = run.deadline.saturating_sub((run.clock)());
-    let fit = left.as_secs_f64() / epoch.as_secs_f64().max(1e-9);
-    let mut shortened = None;
-    if fit < recipe.epochs as f64 {
-        let wanted = recipe.epochs;
-        recipe.epochs = (fit as usize).max(1);
-        shortened = Some(format!(
-            "the budget of {} minutes holds {} of {wanted} passes over the training rows, of about {:.0} s each",
-            task.budget_minutes,
-            recipe.epochs,
-            epoch.as_secs_f64()
-        ));
+    let keeper = Keeper::new(store, &task.name, ENCODER_CHECKPOINT, plan(encoder, extract, &recipe, run, parts));
+    let wanted = recipe.epochs;
+    // What was begun once goes on: how many passes fit was decided then.
+    match span::begun(&keeper) {
+        Some(planned) => recipe.epochs = planned,
+        None => {
+            let mut tagger = Tagger::new(encoder, &train, &validation, n_fields, &recipe, run.seed).map_err(error)?;
+            let epoch = tagger.probe(run);
+            let left = run.deadline.saturating_sub((run.clock)());
+            let fit = left.as_secs_f64() / epoch.as_secs_f64().max(1e-9);
+            if fit < wanted as f64 {
+                recipe.epochs = (fit as usize).max(1);
+            }
+        }
     }
-    let tagger = Tagger::new(encoder, &train, &validation, n_fields, &recipe, run.seed).map_err(error)?;
+    let shortened = (recipe.epochs < wanted).then(|| {
+        format!(
+            "the budget of {} minutes holds {} of {wanted} passes over the training rows",
+            task.budget_minutes, recipe.epochs
+        )
+    });
+    let mut tagger = Tagger::new(encoder, &train, &validation, n_fields, &recipe, run.seed).map_err(error)?;
+    tagger.keep(keeper);
     let tuned = tagger.learn(run, progress, &mut |_| (), &mut |_| ()).map_err(error)?;
     let record = TuningRecord {
         epochs: tuned.epochs.len() as u64,
@@ -459,6 +432,22 @@ fn tune(
         contrast: 0.0,
     };
     Ok((tuned, record, shortened))
+}
+
+/// Everything that the tuned numbers hang on, the number of passes aside: that is kept with them.
+fn plan(
+    encoder: &Encoder,
+    extract: &ExtractTask,
+    recipe: &span::Recipe,
+    run: &Run<'_>,
+    parts: &[Vec<Aligned<'_>>; 4],
+) -> Digest {
+    let (base, tier) = (encoder.base().digest, run.pool.tier());
+    let mut plan = format!("spans 1\n{base}\n{recipe:?}\n{}\n{tier}\n{}\n", run.seed, extract.schema.source());
+    for row in parts[Part::Train as usize].iter().chain(&parts[Part::Validation as usize]) {
+        plan += &format!("{} {:?}\n", Digest::of(row.example.row.text.as_bytes()), row.gold.spans);
+    }
+    Digest::of(plan.as_bytes())
 }
 
 /// One unit vector for all texts of the task, and the cosine that all but [`MATCH_MISSES`] of the validation rows reach.

@@ -24,14 +24,17 @@ use metier_model::{
     engine::{AdapterId, KeptLayers},
     proof::rows_needed,
     specialist::{
-        AdapterFiles, bundle,
+        AdapterFiles,
         manifest::{RungRecord, Stage},
     },
 };
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::{BYTES_A_MIB, BuildError, BuildOutcome, Evidence, Workbench, embed, peak_rss_bytes};
+use super::{
+    BuildError, BuildOutcome, Workbench, embed,
+    ship::{Product, ship},
+};
 use crate::{
     craft::{
         checkpoint,
@@ -44,7 +47,7 @@ use crate::{
         DataError, GenerateTask, Part, Splits, TaskFile, TextMetric,
         split::{self, Example},
     },
-    eval::{card, finding, html, text},
+    eval::text,
     grad::llama::LoraConfig,
     plan::Plan,
 };
@@ -136,6 +139,38 @@ impl TrainingLog {
     }
 }
 
+/// What there is to learn, read and checked.
+struct Lesson {
+    splits: Splits,
+    schema: Option<Value>,
+    writer: Writer,
+    /// Outputs by part, in the form in which they shall be written.
+    expected: [Vec<String>; 4],
+    train: Vec<Row>,
+    validation: Vec<Row>,
+}
+
+impl Lesson {
+    fn read(
+        task: &TaskFile,
+        generate: &GenerateTask,
+        bench: &Workbench<'_>,
+        decoder: Arc<Decoder>,
+    ) -> Result<Self, BuildError> {
+        let splits = split::load_texts(task, bench.seed)?;
+        let failed = |source| BuildError::Generate { name: task.name.clone(), source };
+        let schema = schema(generate).map_err(failed)?;
+        let mut writer =
+            Writer::new(decoder, &task.instruction, schema.as_ref()).map_err(|error| failed(error.into()))?;
+        let expected = expected(task, &splits, schema.as_ref(), &writer)?;
+        let [train, validation] =
+            [Part::Train, Part::Validation].map(|part| rows(&splits, part, &expected[part as usize], &writer));
+        let (train, validation) = (train?, validation?);
+        writer.allow_for(train.iter().map(|row| row.answer.len()).max().unwrap_or(1));
+        Ok(Self { splits, schema, writer, expected, train, validation })
+    }
+}
+
 /// What the work needs beside rows.
 struct Shop<'a> {
     task: &'a TaskFile,
@@ -191,16 +226,8 @@ pub fn build_generator(
     let elapsed = || clock().saturating_sub(start);
     progress(Progress { stage: "reading rows", done: 0, total: None, unit: Unit::Rows });
     let generate = task.generate.as_ref().expect("a generation");
-    let splits = split::load_texts(task, bench.seed)?;
-    let failed = |source| BuildError::Generate { name: task.name.clone(), source };
-    let schema = schema(generate).map_err(failed)?;
-    let mut writer =
-        Writer::new(Arc::clone(&decoder), &task.instruction, schema.as_ref()).map_err(|error| failed(error.into()))?;
-    let expected = expected(task, &splits, schema.as_ref(), &writer)?;
-    let [train, validation] =
-        [Part::Train, Part::Validation].map(|part| rows(&splits, part, &expected[part as usize], &writer));
-    let (train, validation) = (train?, validation?);
-    writer.allow_for(train.iter().map(|row| row.answer.len()).max().unwrap_or(1));
+    let Lesson { splits, schema, mut writer, expected, train, validation } =
+        Lesson::read(task, generate, bench, decoder)?;
     let embeddings = bench.encoder.map(|encoder| embed(task, &splits, encoder, bench.pool, progress)).transpose()?;
     let embed_seconds = elapsed().as_secs_f64();
     let embeddings = embeddings.as_ref();
@@ -226,12 +253,7 @@ pub fn build_generator(
 
     progress(Progress { stage: "proving", done: 0, total: None, unit: Unit::Steps });
     let (specialist, evidence, failures) = shop.prove(&rungs, chosen, &mut writer, progress)?;
-    let manifest = specialist.manifest();
-    let bundle_error = |source| BuildError::Bundle { name: task.name.clone(), source: Box::new(source) };
-    let store_error = |source| BuildError::Store { name: task.name.clone(), source: Box::new(source) };
-    let staged = bench.store.stage().map_err(store_error)?;
-    let id = bundle::write(specialist.contents(), staged.dir()).map_err(bundle_error)?;
-    if let Some(refusal) = &manifest.refusal {
+    if let Some(refusal) = &specialist.manifest().refusal {
         notes.push(format!(
             "no certificate at ε = {}, δ = {} with {} calibration rows: everything is deferred",
             task.target.epsilon, task.target.delta, refusal.n
@@ -243,48 +265,10 @@ pub fn build_generator(
             generate.metric.name()
         ));
     }
-    let outcomes = rungs.iter().map(|rung| shop.outcome(rung, part)).collect();
-    let Evidence { rows: measured_on, evaluation, class_mix } = evidence;
-    let loss = evaluation.test_loss;
-    let mut outcome = BuildOutcome {
-        name: task.name.clone(),
-        rung: manifest.stage,
-        metric: generate.metric.name().to_owned(),
-        value: evaluation.value,
-        interval: evaluation.interval,
-        n: evaluation.n,
-        measured_on,
-        epsilon: task.target.epsilon,
-        seconds: elapsed().as_secs_f64(),
-        embed_seconds,
-        peak_rss_mb: peak_rss_bytes().map(|bytes| bytes as f64 / BYTES_A_MIB),
-        certificate: manifest.certificate,
-        rows_needed: manifest.refusal.and_then(|refusal| refusal.rows_needed),
-        test_loss: loss.map(|loss| loss.loss),
-        test_loss_interval: loss.map(|loss| loss.interval),
-        held: loss.map(|loss| loss.held),
-        test_coverage: evaluation.coverage.value,
-        rungs: outcomes,
-        bundle: id,
-        path: bench.store.root().join(&task.name).join(id.to_string()),
-        rows: splits.counts(),
-        leak: splits.leak.clone(),
-        evaluation,
-        class_mix,
-        learning_curve: None,
-        training,
-        failures,
-        findings: Vec::new(),
-        notes,
-    };
-    outcome.notes.extend(finding::groups_note(&outcome));
-    outcome.findings = finding::findings(&outcome);
-    let run = serde_json::to_string_pretty(&outcome).expect("an outcome is JSON");
-    let beside = [run, html::render(&specialist, &outcome), card::render(&specialist, &outcome, None)];
-    for (file, text) in bundle::BESIDE.into_iter().zip(beside) {
-        bundle::write_durably(&staged.dir().join(file), text.as_bytes()).map_err(bundle_error)?;
-    }
-    bench.store.add(staged, &task.name).map_err(store_error)?;
+    let rungs = rungs.iter().map(|rung| shop.outcome(rung, part)).collect();
+    let product =
+        Product { specialist, evidence, rungs, failures, learning_curve: None, training, notes, embed_seconds };
+    let outcome = ship(task, &splits, bench, product, &elapsed)?;
     checkpoint::remove(bench.store.root(), &task.name, CHECKPOINT);
     checkpoint::remove_all(bench.store.root(), &task.name, &format!("{CHECKPOINT}-"));
     Ok(outcome)
@@ -306,16 +290,9 @@ pub fn plan_generator(
     clock: &dyn Fn() -> Duration,
 ) -> Result<Plan, BuildError> {
     let generate = task.generate.as_ref().expect("a generation");
-    let splits = split::load_texts(task, bench.seed)?;
+    let lesson = Lesson::read(task, generate, bench, Arc::clone(&decoder))?;
+    let Lesson { splits, mut writer, train, validation, .. } = lesson;
     let failed = |source| BuildError::Generate { name: task.name.clone(), source };
-    let schema = schema(generate).map_err(failed)?;
-    let mut writer =
-        Writer::new(Arc::clone(&decoder), &task.instruction, schema.as_ref()).map_err(|error| failed(error.into()))?;
-    let expected = expected(task, &splits, schema.as_ref(), &writer)?;
-    let [train, validation] =
-        [Part::Train, Part::Validation].map(|part| rows(&splits, part, &expected[part as usize], &writer));
-    let (train, validation) = (train?, validation?);
-    writer.allow_for(train.iter().map(|row| row.answer.len()).max().unwrap_or(1));
     let texts = texts(&splits, Part::Validation);
     let tried = &texts[..texts.len().min(PLANNED_ROWS)];
     let start = clock();

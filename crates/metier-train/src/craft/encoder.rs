@@ -15,17 +15,15 @@ use std::time::Duration;
 
 use metier_kernels::{Pool, Target};
 use metier_model::{
-    Encoder, EncoderError, Progress, TokenId, Unit,
-    arch::{
-        WeightsError,
-        bert::{PlainTensor, halves},
-    },
+    Encoder, Progress, TokenId,
+    arch::bert::{PlainTensor, halves},
     specialist::mix,
 };
-use serde::{Deserialize, Serialize};
 
+pub use super::epochs::{EpochLog, Run, StepLog, TuneError};
 use super::{
-    checkpoint::{CheckpointError, Keeper},
+    checkpoint::Keeper,
+    epochs::{self, Learnt, Pace, Trainee, Watch},
     linear::shuffle,
 };
 use crate::{
@@ -37,13 +35,9 @@ use crate::{
         linear::{self, Linear},
     },
     objective::{cross_entropy, supervised_contrast, symmetric_divergence},
-    optim::{AdamW, Group, Schedule, Settings},
+    optim::{AdamW, Settings},
 };
 
-/// Time that a prediction takes, about.
-const PROBE: Duration = Duration::from_secs(1);
-/// Steps of a prediction, at most: clocks may stand still.
-const MAX_PROBE_STEPS: usize = 20;
 /// Tokens of validation rows that go through the network together.
 const EVALUATION_TOKENS: usize = 4096;
 
@@ -107,6 +101,22 @@ impl Default for Recipe {
     }
 }
 
+impl Recipe {
+    fn pace(&self) -> Pace {
+        Pace {
+            epochs: self.epochs,
+            batch_rows: self.batch_rows,
+            learning_rate: self.learning_rate,
+            head_learning_rate: self.head_learning_rate,
+            weight_decay: self.weight_decay,
+            warm_up: self.warm_up,
+            dropout: self.dropout,
+            average_steps: self.average_steps,
+            patience: self.patience,
+        }
+    }
+}
+
 /// Texts and their classes.
 #[derive(Clone, Copy, Debug)]
 pub struct Rows<'a> {
@@ -114,34 +124,6 @@ pub struct Rows<'a> {
     pub texts: &'a [&'a str],
     /// Class of each.
     pub classes: &'a [usize],
-}
-
-/// One step, for logs.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
-pub struct StepLog {
-    /// From 0.
-    pub step: u64,
-    /// Mean over the step's rows.
-    pub loss: f64,
-    /// Length of the derivative before clipping.
-    pub gradient_norm: f64,
-    /// Step length of the encoder's layers.
-    pub learning_rate: f32,
-    /// Tokens that went through the network.
-    pub tokens: usize,
-}
-
-/// One epoch.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
-pub struct EpochLog {
-    /// From 1.
-    pub epoch: usize,
-    /// Mean loss of its steps.
-    pub loss: f64,
-    /// The metric of what the steering head calls validation rows.
-    pub validation: f64,
-    /// Its mean cross entropy on them.
-    pub validation_loss: f64,
 }
 
 /// What came out.
@@ -156,80 +138,13 @@ pub struct TunedLayers {
     pub tokens: u64,
 }
 
-/// An encoder cannot be tuned.
-#[derive(Debug, thiserror::Error)]
-pub enum TuneError {
-    /// The encoder.
-    #[error(transparent)]
-    Encoder(#[from] EncoderError),
-    /// A text cannot be read.
-    #[error("cannot tokenise training text {idx}")]
-    Text {
-        /// Its index.
-        idx: usize,
-        /// Why.
-        #[source]
-        source: metier_model::tokenizer::TokenizerError,
-    },
-    /// The loss is no number any more.
-    #[error("training diverged at step {step}: the loss is no finite number; lower the learning rate")]
-    Diverged {
-        /// The step.
-        step: u64,
-    },
-    /// The tuned numbers cannot be written.
-    #[error("the tuned encoder cannot be kept in 16 bits")]
-    Weights(#[from] WeightsError),
-    /// What was learnt cannot be kept.
-    #[error(transparent)]
-    Checkpoint(#[from] CheckpointError),
-    /// There is nothing to learn from.
-    #[error("{0} training rows and {1} validation rows are too few to tune an encoder")]
-    TooFew(usize, usize),
-}
-
-/// What training runs on.
-pub struct Run<'a> {
-    /// Threads.
-    pub pool: &'a Pool,
-    /// Of order, dropped elements and the head's first numbers.
-    pub seed: u64,
-    /// Time since the build began.
-    pub clock: &'a dyn Fn() -> Duration,
-    /// No epoch is begun that would end after this, judged by the one before.
-    pub deadline: Duration,
-}
-
-/// Where training is: what a checkpoint holds beside numbers.
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
-struct State {
-    /// Steps that were made, and of them those of the epoch that is under way.
-    step: u64,
-    batch: usize,
-    optimiser_steps: i32,
-    tokens: u64,
-    /// Bits of sums and figures: a text of them could be another number.
-    loss_sum: u64,
-    epochs: Vec<EpochLog>,
-    /// Accuracy and loss on validation rows of the best epoch, and which it was.
-    best: Option<(u64, u64, usize)>,
-    /// Training ended early.
-    is_done: bool,
-}
-
-/// The trained network with its head.
-struct Trainee {
-    net: BertNet,
-    head: (std::ops::Range<usize>, std::ops::Range<usize>),
-    classes: usize,
-    scale: f32,
-    pass: Pass,
-}
-
 /// An encoder that is about to be tuned: rows are tokenised, numbers lie ready.
 pub struct Tuner<'a> {
-    trainee: Trainee,
+    net: BertNet,
     tensors: Vec<PlainTensor>,
+    head: (std::ops::Range<usize>, std::ops::Range<usize>),
+    n_classes: usize,
+    pass: Pass,
     train: (Vec<Vec<TokenId>>, &'a [usize]),
     validation: (Vec<Vec<TokenId>>, &'a [usize]),
     recipe: &'a Recipe,
@@ -254,14 +169,13 @@ impl<'a> Tuner<'a> {
             return Err(TuneError::TooFew(train.texts.len(), validation.texts.len()));
         }
         let plain = encoder.plain()?;
-        Ok(Self {
-            tensors: plain.tensors.clone(),
-            train: (tokens(encoder, train.texts, recipe.max_tokens)?, train.classes),
-            validation: (tokens(encoder, validation.texts, encoder.window_tokens())?, validation.classes),
-            trainee: Trainee::new(BertNet::new(plain, encoder.pooling()), n_classes, recipe, seed),
-            recipe,
-            keeper: None,
-        })
+        let tensors = plain.tensors.clone();
+        let mut net = BertNet::new(plain, encoder.pooling());
+        let width = net.width();
+        let head = epochs::push_head(&mut net, n_classes, width, seed ^ 0x4ead);
+        let train = (tokens(encoder, train.texts, recipe.max_tokens)?, train.classes);
+        let validation = (tokens(encoder, validation.texts, encoder.window_tokens())?, validation.classes);
+        Ok(Self { net, tensors, head, n_classes, pass: Pass::default(), train, validation, recipe, keeper: None })
     }
 
     /// Keeps checkpoints, and goes on from the last one where there is one.
@@ -271,48 +185,33 @@ impl<'a> Tuner<'a> {
 
     /// Whether an earlier run of the same plan was killed in the midst of it.
     pub fn has_begun(&self) -> bool {
-        self.keeper.as_ref().is_some_and(|keeper| keeper.load::<State>().is_some())
+        self.keeper.as_ref().is_some_and(|keeper| epochs::begun(keeper).is_some())
     }
 
     /// How long [`learn`](Self::learn) would take for all epochs, by about a second of steps that are thrown away.
     pub fn probe(&mut self, run: &Run<'_>) -> Duration {
-        let values = std::mem::take(&mut self.trainee.net.params.values);
-        let mut grads = vec![0.0; values.len()];
-        let start = (run.clock)();
-        let (mut tokens, mut spent) = (0usize, Duration::ZERO);
-        for batch in order(self.train.1, run.seed, false).chunks(self.recipe.batch_rows.max(1)).take(MAX_PROBE_STEPS) {
-            let rows: Vec<_> = batch.iter().map(|&i| (self.train.0[i].as_slice(), self.train.1[i])).collect();
-            run.pool.enter(|| self.trainee.step(run.pool, &values, &rows, self.recipe, None, &mut grads));
-            tokens += rows.iter().map(|(ids, _)| ids.len()).sum::<usize>();
-            spent = (run.clock)().saturating_sub(start);
-            if spent >= PROBE {
-                break;
-            }
-        }
-        self.trainee.net.params.values = values;
-        let count = |rows: &[Vec<TokenId>]| rows.iter().map(Vec::len).sum::<usize>() as f64;
-        // The way forth is a third of a step.
-        let epoch = count(&self.train.0) + count(&self.validation.0) / 3.0;
-        spent.mul_f64(self.recipe.epochs as f64 * epoch / tokens.max(1) as f64)
+        let values = std::mem::take(&mut self.net.params.values);
+        let epoch = epochs::probe(self, &values, &self.recipe.pace(), run);
+        self.net.params.values = values;
+        epoch.mul_f64(self.recipe.epochs as f64)
     }
 
     /// Whole steps over the first rows, each with its time and loss: what a bench measures. The numbers move.
     pub fn timed_steps(&mut self, run: &Run<'_>, steps: usize) -> Vec<(Duration, f64)> {
-        let Self { trainee, train, recipe, .. } = self;
-        let mut values = std::mem::take(&mut trainee.net.params.values);
-        let mut optimiser = AdamW::new(Settings::default(), trainee.groups(recipe), values.len());
+        let pace = self.recipe.pace();
+        let mut values = std::mem::take(&mut self.net.params.values);
+        let mut optimiser = AdamW::new(Settings::default(), epochs::groups(&self.net, &pace), values.len());
         let mut grads = vec![0.0; values.len()];
-        let n = train.0.len().min(recipe.batch_rows);
-        let rows: Vec<(&[TokenId], usize)> = (0..n).map(|i| (train.0[i].as_slice(), train.1[i])).collect();
+        let rows: Vec<usize> = (0..self.train.0.len().min(pace.batch_rows)).collect();
         let timed = (0..steps as u64).map(|step| {
             let start = (run.clock)();
-            let dropout = Dropout { rate: recipe.dropout, seed: mix(run.seed ^ mix(step)) };
-            let loss = run.pool.enter(|| trainee.step(run.pool, &values, &rows, recipe, Some(dropout), &mut grads));
+            let dropout = Dropout { rate: pace.dropout, seed: mix(run.seed ^ mix(step)) };
+            let loss = run.pool.enter(|| self.step(run.pool, &values, &rows, Some(dropout), &mut grads));
             run.pool.enter(|| optimiser.step(run.pool, 1.0, &mut values, &mut grads));
             ((run.clock)().saturating_sub(start), loss)
         });
         let timed = timed.collect();
-        trainee.net.params.values = values;
+        self.net.params.values = values;
         timed
     }
 
@@ -322,13 +221,21 @@ impl<'a> Tuner<'a> {
     ///
     /// Where training diverges.
     pub fn learn(
-        self,
+        mut self,
         run: &Run<'_>,
         progress: &mut dyn FnMut(Progress<'_>),
         log: &mut dyn FnMut(&StepLog),
     ) -> Result<TunedLayers, TuneError> {
-        let Self { trainee, tensors, train, validation, recipe, keeper } = self;
-        trainee.learn(&tensors, (&train.0, train.1), (&validation.0, validation.1), recipe, run, keeper, progress, log)
+        let values = std::mem::take(&mut self.net.params.values);
+        let (pace, keeper) = (self.recipe.pace(), self.keeper.take());
+        let watch = Watch { progress, step: log, epoch: &mut |_| () };
+        let Learnt { values, epochs, best, tokens } = epochs::learn(&mut self, values, &pace, run, keeper, watch)?;
+        Ok(TunedLayers { file: halves(&self.tensors, &values[..self.head.0.start])?, epochs, best, tokens })
+    }
+
+    fn head<'b>(&self, values: &'b [f32]) -> Linear<'b> {
+        let (weight, bias) = (&values[self.head.0.clone()], &values[self.head.1.clone()]);
+        Linear { weight, bias: Some(bias), n: self.n_classes, k: self.net.width() }
     }
 }
 
@@ -351,166 +258,62 @@ pub fn tune(
     Tuner::new(encoder, train, validation, n_classes, recipe, run.seed)?.learn(run, progress, log)
 }
 
-impl Trainee {
-    fn new(mut net: BertNet, classes: usize, recipe: &Recipe, seed: u64) -> Self {
-        let d = net.width();
-        let mut state = mix(seed ^ 0x4ead);
-        let weights: Vec<f32> = (0..classes * d)
-            .map(|_| {
-                state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
-                ((mix(state) >> 40) as f32 / (1u64 << 23) as f32 - 1.0) * 0.02
-            })
-            .collect();
-        let weight = net.params.push("head.weight", &[classes, d], &weights);
-        let bias = net.params.push("head.bias", &[classes], &vec![0.0; classes]);
-        Self { net, head: (weight, bias), classes, scale: recipe.logit_scale, pass: Pass::default() }
+impl Trainee for Tuner<'_> {
+    fn n_examples(&self) -> usize {
+        self.train.0.len()
     }
 
-    fn groups(&self, recipe: &Recipe) -> Vec<Group> {
-        let groups = self.net.params.tensors().iter().map(|tensor| Group {
-            range: tensor.range.clone(),
-            learning_rate: if tensor.name.starts_with("head.") {
-                recipe.head_learning_rate
-            } else {
-                recipe.learning_rate
-            },
-            decay: if tensor.decays() { recipe.weight_decay } else { 0.0 },
-        });
-        groups.collect()
+    fn order(&self, seed: u64, epoch: usize) -> Vec<usize> {
+        order(self.train.1, seed ^ mix(epoch as u64), self.recipe.contrast > 0.0)
     }
 
-    fn optimiser(&self, recipe: &Recipe) -> AdamW {
-        AdamW::new(Settings::default(), self.groups(recipe), self.net.params.values.len())
+    fn n_tokens(&self, example: usize) -> usize {
+        self.train.0[example].len()
     }
 
-    #[allow(clippy::too_many_arguments, reason = "the whole of a training run")]
-    fn learn(
-        mut self,
-        tensors: &[PlainTensor],
-        train: (&[Vec<TokenId>], &[usize]),
-        validation: (&[Vec<TokenId>], &[usize]),
-        recipe: &Recipe,
-        run: &Run<'_>,
-        mut keeper: Option<Keeper>,
-        progress: &mut dyn FnMut(Progress<'_>),
-        log: &mut dyn FnMut(&StepLog),
-    ) -> Result<TunedLayers, TuneError> {
-        let pool = run.pool;
-        let mut values = std::mem::take(&mut self.net.params.values);
-        self.net.params.values = values.clone();
-        let mut optimiser = self.optimiser(recipe);
-        let mut grads = vec![0.0; values.len()];
-        let mut average = (recipe.average_steps > 0).then(|| values.clone());
-        let batches = train.0.len().div_ceil(recipe.batch_rows.max(1));
-        let total = (batches * recipe.epochs) as u64;
-        let schedule = Schedule { steps: total, warm_up: ((total as f32 * recipe.warm_up) as u64).max(1), floor: 0.0 };
-        let mut best = Vec::new();
-        let mut state = State::default();
-        if let Some((kept, arrays)) = keeper.as_ref().and_then(|keeper| keeper.load::<State>())
-            && let Some([numbers, m, v, mean, kept_best]) = fitting(&kept, arrays, values.len(), average.is_some())
-        {
-            optimiser.restore(&m, &v, kept.optimiser_steps);
-            (values, average) = (numbers, average.map(|_| mean));
-            (best, state) = (kept_best, kept);
-        }
-        let save = |keeper: &mut Option<Keeper>, state: &State, optimiser: &AdamW, arrays: [&[f32]; 3]| {
-            let Some(keeper) = keeper else { return Ok(()) };
-            let (m, v, optimiser_steps) = optimiser.state();
-            let [values, average, best] = arrays;
-            keeper.save(run.clock, &State { optimiser_steps, ..state.clone() }, &[values, m, v, average, best])
-        };
-        while !state.is_done && state.epochs.len() < recipe.epochs {
-            let (epoch, start) = (state.epochs.len() + 1, (run.clock)());
-            let order = order(train.1, run.seed ^ mix(epoch as u64), recipe.contrast > 0.0);
-            for batch in order.chunks(recipe.batch_rows.max(1)).skip(state.batch) {
-                let step = state.step;
-                progress(Progress { stage: "tuning the encoder", done: step, total: Some(total), unit: Unit::Steps });
-                let rows: Vec<(&[TokenId], usize)> =
-                    batch.iter().map(|&i| (train.0[i].as_slice(), train.1[i])).collect();
-                let dropout = Dropout { rate: recipe.dropout, seed: mix(run.seed ^ mix(step ^ 0xd20f)) };
-                let loss = pool.enter(|| self.step(pool, &values, &rows, recipe, Some(dropout), &mut grads));
-                if !loss.is_finite() {
-                    return Err(TuneError::Diverged { step });
-                }
-                let share = schedule.at(step);
-                let norm = pool.enter(|| optimiser.step(pool, share, &mut values, &mut grads));
-                if let Some(average) = &mut average {
-                    // Early on the mean is of fewer steps.
-                    let weight = 1.0 / (recipe.average_steps.min(step as usize / 2 + 1)) as f32;
-                    average.iter_mut().zip(&values).for_each(|(mean, value)| *mean += weight * (value - *mean));
-                }
-                let step_tokens: usize = rows.iter().map(|(ids, _)| ids.len()).sum();
-                state.tokens += step_tokens as u64;
-                state.loss_sum = (f64::from_bits(state.loss_sum) + loss).to_bits();
-                log(&StepLog {
-                    step,
-                    loss,
-                    gradient_norm: norm,
-                    learning_rate: recipe.learning_rate * share,
-                    tokens: step_tokens,
-                });
-                state.step += 1;
-                state.batch += 1;
-                if keeper.as_ref().is_some_and(|keeper| keeper.is_due((run.clock)())) {
-                    save(&mut keeper, &state, &optimiser, [&values, average.as_deref().unwrap_or_default(), &best])?;
-                }
-            }
-            let kept = average.as_ref().unwrap_or(&values);
-            let (accuracy, validation_loss) = pool.enter(|| self.evaluate(pool, kept, validation, recipe.metric));
-            let loss = f64::from_bits(state.loss_sum) / batches as f64;
-            state.epochs.push(EpochLog { epoch, loss, validation: accuracy, validation_loss });
-            (state.loss_sum, state.batch) = (0, 0);
-            let is_better = state.best.is_none_or(|(best, loss, _)| {
-                let (best, loss) = (f64::from_bits(best), f64::from_bits(loss));
-                accuracy > best || (accuracy == best && validation_loss < loss)
-            });
-            if is_better {
-                state.best = Some((accuracy.to_bits(), validation_loss.to_bits(), epoch));
-                best.clone_from(kept);
-            }
-            let best_epoch = state.best.map_or(epoch, |best| best.2);
-            let now = (run.clock)();
-            state.is_done = epoch - best_epoch >= recipe.patience || now + now.saturating_sub(start) > run.deadline;
-            save(&mut keeper, &state, &optimiser, [&values, average.as_deref().unwrap_or_default(), &best])?;
-        }
-        let best_epoch = state.best.expect("at least one epoch").2;
-        let end = self.head.0.start;
-        let State { epochs, tokens, .. } = state;
-        Ok(TunedLayers { file: halves(tensors, &best[..end])?, epochs, best: best_epoch, tokens })
+    fn n_validation_tokens(&self) -> usize {
+        self.validation.0.iter().map(Vec::len).sum()
     }
 
-    /// Loss of one step; derivatives are added to `grads`.
+    fn is_better(later: (f64, f64), best: (f64, f64)) -> bool {
+        later.0 > best.0 || (later.0 == best.0 && later.1 < best.1)
+    }
+
+    fn net(&self) -> &BertNet {
+        &self.net
+    }
+
     fn step(
         &mut self,
         pool: &Pool,
         values: &[f32],
-        rows: &[(&[TokenId], usize)],
-        recipe: &Recipe,
+        batch: &[usize],
         dropout: Option<Dropout>,
         grads: &mut [f32],
     ) -> f64 {
-        let isa = pool.isa();
+        let (isa, recipe) = (pool.isa(), self.recipe);
         let passes = if recipe.r_drop > 0.0 { 2 } else { 1 };
-        let all = || (0..passes).flat_map(|_| rows.iter());
-        let ids: Vec<TokenId> = all().flat_map(|(ids, _)| ids.iter().copied()).collect();
-        let segments = Segments::of(all().map(|(ids, _)| ids.len()));
-        let classes: Vec<usize> = all().map(|(_, class)| *class).collect();
+        let (texts, of_text) = (&self.train.0, self.train.1);
+        let all = || (0..passes).flat_map(|_| batch.iter().copied());
+        let ids: Vec<TokenId> = all().flat_map(|row| texts[row].iter().copied()).collect();
+        let segments = Segments::of(all().map(|row| texts[row].len()));
+        let classes: Vec<usize> = all().map(|row| of_text[row]).collect();
         self.net.forward(pool, values, &ids, &segments, dropout, &mut self.pass);
-        let scaled: Vec<f32> = self.pass.units.iter().map(|x| x * self.scale).collect();
-        let mut logits = vec![0.0; classes.len() * self.classes];
+        let scaled: Vec<f32> = self.pass.units.iter().map(|x| x * recipe.logit_scale).collect();
+        let mut logits = vec![0.0; classes.len() * self.n_classes];
         self.head(values).forward(pool, &scaled, &mut logits);
         let mut dlogits = vec![0.0; logits.len()];
         let targets: Vec<Option<usize>> = classes.iter().map(|class| Some(*class)).collect();
         let mut loss = cross_entropy(isa, &logits, &targets, recipe.smoothing, 1.0, &mut dlogits);
         if recipe.r_drop > 0.0 {
-            loss += symmetric_divergence(isa, &logits, self.classes, recipe.r_drop, &mut dlogits);
+            loss += symmetric_divergence(isa, &logits, self.n_classes, recipe.r_drop, &mut dlogits);
         }
         let [dweight, dbias] =
             grads.get_disjoint_mut([self.head.0.clone(), self.head.1.clone()]).expect("weight and bias lie apart");
         linear::backward_weight(pool, &dlogits, &scaled, self.net.width(), dweight, Some(dbias));
         let mut dunits = vec![0.0; scaled.len()];
         self.head(values).backward_input(pool, &dlogits, &mut dunits, Target::Overwrite);
-        dunits.iter_mut().for_each(|d| *d *= self.scale);
+        dunits.iter_mut().for_each(|d| *d *= recipe.logit_scale);
         if recipe.contrast > 0.0 {
             loss +=
                 supervised_contrast(pool, &self.pass.units, &classes, recipe.temperature, recipe.contrast, &mut dunits);
@@ -519,23 +322,9 @@ impl Trainee {
         loss
     }
 
-    fn head<'a>(&self, values: &'a [f32]) -> Linear<'a> {
-        Linear {
-            weight: &values[self.head.0.clone()],
-            bias: Some(&values[self.head.1.clone()]),
-            n: self.classes,
-            k: self.net.width(),
-        }
-    }
-
     /// The metric, and mean cross entropy.
-    fn evaluate(
-        &mut self,
-        pool: &Pool,
-        values: &[f32],
-        rows: (&[Vec<TokenId>], &[usize]),
-        metric: Metric,
-    ) -> (f64, f64) {
+    fn evaluate(&mut self, pool: &Pool, values: &[f32]) -> (f64, f64) {
+        let (rows, recipe) = ((&self.validation.0, self.validation.1), self.recipe);
         let mut order: Vec<usize> = (0..rows.0.len()).collect();
         order.sort_by_key(|&i| rows.0[i].len());
         let (mut calls, mut loss, mut done) = (vec![0; order.len()], 0.0, 0);
@@ -549,26 +338,19 @@ impl Trainee {
             let ids: Vec<TokenId> = batch.iter().flat_map(|&i| rows.0[i].iter().copied()).collect();
             let segments = Segments::of(batch.iter().map(|&i| rows.0[i].len()));
             self.net.forward(pool, values, &ids, &segments, None, &mut self.pass);
-            let scaled: Vec<f32> = self.pass.units.iter().map(|x| x * self.scale).collect();
-            let mut logits = vec![0.0; batch.len() * self.classes];
+            let scaled: Vec<f32> = self.pass.units.iter().map(|x| x * recipe.logit_scale).collect();
+            let mut logits = vec![0.0; batch.len() * self.n_classes];
             self.head(values).forward(pool, &scaled, &mut logits);
             let targets: Vec<Option<usize>> = batch.iter().map(|&i| Some(rows.1[i])).collect();
             let mut nowhere = vec![0.0; logits.len()];
             loss += cross_entropy(pool.isa(), &logits, &targets, 0.0, 1.0, &mut nowhere) * batch.len() as f64;
-            let called = logits.chunks_exact(self.classes).map(crate::eval::calibrate::predicted);
+            let called = logits.chunks_exact(self.n_classes).map(crate::eval::calibrate::predicted);
             called.zip(batch).for_each(|(call, i)| calls[*i] = call);
             done += batch.len();
         }
         order.sort_unstable();
-        (metrics::value(metric, &calls, rows.1, &order, self.classes), loss / rows.0.len() as f64)
+        (metrics::value(recipe.metric, &calls, rows.1, &order, self.n_classes), loss / rows.0.len() as f64)
     }
-}
-
-/// A checkpoint's numbers, where they are of this network and recipe.
-fn fitting(state: &State, arrays: Vec<Vec<f32>>, n: usize, has_average: bool) -> Option<[Vec<f32>; 5]> {
-    let arrays = <[Vec<f32>; 5]>::try_from(arrays).ok()?;
-    let expected = [n, n, n, if has_average { n } else { 0 }, if state.best.is_some() { n } else { 0 }];
-    (arrays.each_ref().map(Vec::len) == expected).then_some(arrays)
 }
 
 /// The first window of each text, cut to `limit` tokens; the last token stays what closes a window.

@@ -5,7 +5,7 @@
 //! - [`lora`]: prompts with answers → an adapter.
 //! - [`span`]: texts with tagged words → an encoder's layers and a head over its rows; [`lookup`]: what that must beat.
 //! - [`decoder`]: texts and classes → an adapter, and which layers it needs; [`reading`]: what the engine makes of texts under it.
-//! - [`checkpoint`]: where training was when it was killed.
+//! - `epochs`: the loop by which encoders are tuned; [`checkpoint`]: where training was when it was killed.
 //! - [`writing`]: texts → answers, written by the engine.
 //! - [`trees`]: numbers and classes → boosted trees.
 //! - [`pair`]: several inputs → how they agree → margins; and how margins of several makers become one.
@@ -14,6 +14,7 @@
 pub mod checkpoint;
 pub mod decoder;
 pub mod encoder;
+mod epochs;
 pub mod ladder;
 pub mod linear;
 pub mod lookup;

@@ -15,7 +15,7 @@ use std::{ops::Range, time::Duration};
 
 use metier_kernels::{Pool, Target};
 use metier_model::{
-    Encoder, Progress, TokenId, Unit,
+    Encoder, Progress, TokenId,
     arch::bert::{PlainTensor, halves},
     extract::{
         Lattice, Span, Tokenised, tags,
@@ -26,7 +26,8 @@ use metier_model::{
 };
 
 use super::{
-    encoder::{EpochLog, Run, StepLog, TuneError},
+    checkpoint::Keeper,
+    epochs::{self, EpochLog, Learnt, Pace, Run, StepLog, Trainee, TuneError, Watch},
     linear::shuffle,
 };
 use crate::{
@@ -36,16 +37,12 @@ use crate::{
         linear::{self, Linear},
     },
     objective::cross_entropy,
-    optim::{AdamW, Group, Schedule, Settings},
 };
 
 /// Tokens of validation texts that go through the network together.
 const EVALUATION_TOKENS: usize = 4096;
 /// The place of the head's dropout, behind those of any network's layers.
 const HEAD_SITE: usize = 1 << 10;
-/// Steps of a prediction, at most, and how long it takes, about.
-const PROBE: (usize, Duration) = (20, Duration::from_secs(1));
-
 /// How a span head is trained.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Recipe {
@@ -92,6 +89,25 @@ impl Recipe {
             patience: epochs,
         }
     }
+
+    fn pace(&self) -> Pace {
+        Pace {
+            epochs: self.epochs,
+            batch_rows: self.batch_rows,
+            learning_rate: self.learning_rate,
+            head_learning_rate: self.head_learning_rate,
+            weight_decay: self.weight_decay,
+            warm_up: self.warm_up,
+            dropout: self.dropout,
+            average_steps: self.average_steps,
+            patience: self.patience,
+        }
+    }
+}
+
+/// How many epochs an earlier run of the same plan was to have, if it was killed in the midst of it.
+pub fn begun(keeper: &Keeper) -> Option<usize> {
+    epochs::begun(keeper)
 }
 
 /// A text with the spans that stand in it.
@@ -168,6 +184,7 @@ pub struct Tagger<'a> {
     train: &'a [TaggedText],
     validation: &'a [TaggedText],
     recipe: &'a Recipe,
+    keeper: Option<Keeper>,
 }
 
 /// Spans right, found and there.
@@ -216,42 +233,22 @@ impl<'a> Tagger<'a> {
         let tensors = plain.tensors.clone();
         let mut net = BertNet::new(plain, encoder.pooling());
         let (d, n_tags) = (net.width() + SHAPE_ROW, tags::n_tags(n_fields));
-        let mut state = mix(seed ^ 0x7a65);
-        let weights: Vec<f32> = (0..n_tags * d)
-            .map(|_| {
-                state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
-                ((mix(state) >> 40) as f32 / (1u64 << 23) as f32 - 1.0) * 0.02
-            })
-            .collect();
-        let weight = net.params.push("head.weight", &[n_tags, d], &weights);
-        let bias = net.params.push("head.bias", &[n_tags], &vec![0.0; n_tags]);
-        Ok(Self { net, tensors, head: (weight, bias), n_tags, pass: Pass::default(), train, validation, recipe })
+        let head = epochs::push_head(&mut net, n_tags, d, seed ^ 0x7a65);
+        let pass = Pass::default();
+        Ok(Self { net, tensors, head, n_tags, pass, train, validation, recipe, keeper: None })
+    }
+
+    /// Keeps checkpoints, and goes on from the last one where there is one.
+    pub fn keep(&mut self, keeper: Keeper) {
+        self.keeper = Some(keeper);
     }
 
     /// How long an epoch would take, by about a second of steps that are thrown away.
     pub fn probe(&mut self, run: &Run<'_>) -> Duration {
         let values = std::mem::take(&mut self.net.params.values);
-        let mut grads = vec![0.0; values.len()];
-        let start = (run.clock)();
-        let (mut tokens, mut spent) = (0usize, Duration::ZERO);
-        for batch in self.order(run.seed, 0).chunks(self.recipe.batch_rows.max(1)).take(PROBE.0) {
-            run.pool.enter(|| self.step(run.pool, &values, batch, None, &mut grads));
-            tokens += batch.iter().map(|text| self.train[*text].tokens()).sum::<usize>();
-            spent = (run.clock)().saturating_sub(start);
-            if spent >= PROBE.1 {
-                break;
-            }
-        }
+        let epoch = epochs::probe(self, &values, &self.recipe.pace(), run);
         self.net.params.values = values;
-        let count = |texts: &[TaggedText]| texts.iter().map(TaggedText::tokens).sum::<usize>() as f64;
-        // The way forth is a third of a step.
-        spent.mul_f64((count(self.train) + count(self.validation) / 3.0) / tokens.max(1) as f64)
-    }
-
-    fn order(&self, seed: u64, epoch: usize) -> Vec<usize> {
-        let mut order: Vec<usize> = (0..self.train.len()).filter(|text| self.train[*text].n_words > 0).collect();
-        shuffle(&mut order, mix(seed ^ mix(epoch as u64 + 0x5ba5)));
-        order
+        epoch
     }
 
     /// Trains.
@@ -266,78 +263,12 @@ impl<'a> Tagger<'a> {
         log: &mut dyn FnMut(&StepLog),
         told: &mut dyn FnMut(&EpochLog),
     ) -> Result<TunedSpans, TuneError> {
-        let (pool, recipe) = (run.pool, self.recipe);
-        let mut values = self.net.params.values.clone();
-        let mut optimiser = self.optimiser();
-        let mut grads = vec![0.0; values.len()];
-        let mut average = (recipe.average_steps > 0).then(|| values.clone());
-        let batches = self.train.len().div_ceil(recipe.batch_rows.max(1));
-        let total = (batches * recipe.epochs) as u64;
-        let schedule = Schedule { steps: total, warm_up: ((total as f32 * recipe.warm_up) as u64).max(1), floor: 0.0 };
-        let mut best: Option<(f64, usize, Vec<f32>)> = None;
-        let (mut epochs, mut tokens, mut step) = (Vec::new(), 0u64, 0u64);
-        for epoch in 1..=recipe.epochs {
-            let start = (run.clock)();
-            let mut sum = 0.0;
-            for batch in self.order(run.seed, epoch).chunks(recipe.batch_rows.max(1)) {
-                progress(Progress { stage: "tuning the encoder", done: step, total: Some(total), unit: Unit::Steps });
-                let dropout = Dropout { rate: recipe.dropout, seed: mix(run.seed ^ mix(step ^ 0xd20f)) };
-                let loss = pool.enter(|| self.step(pool, &values, batch, Some(dropout), &mut grads));
-                if !loss.is_finite() {
-                    return Err(TuneError::Diverged { step });
-                }
-                let share = schedule.at(step);
-                let norm = pool.enter(|| optimiser.step(pool, share, &mut values, &mut grads));
-                if let Some(average) = &mut average {
-                    // Early on the mean is of fewer steps.
-                    let weight = 1.0 / (recipe.average_steps.min(step as usize / 2 + 1)) as f32;
-                    average.iter_mut().zip(&values).for_each(|(mean, value)| *mean += weight * (value - *mean));
-                }
-                let step_tokens: usize = batch.iter().map(|text| self.train[*text].tokens()).sum();
-                tokens += step_tokens as u64;
-                sum += loss;
-                let learning_rate = recipe.learning_rate * share;
-                log(&StepLog { step, loss, gradient_norm: norm, learning_rate, tokens: step_tokens });
-                step += 1;
-            }
-            let kept = average.as_ref().unwrap_or(&values);
-            let counts = pool.enter(|| self.evaluate(pool, kept));
-            let missed = (counts.found + counts.gold - 2 * counts.right) as f64;
-            epochs.push(EpochLog {
-                epoch,
-                loss: sum / batches as f64,
-                validation: counts.f1(),
-                validation_loss: missed,
-            });
-            told(&epochs[epochs.len() - 1]);
-            // Of equals the later: it was trained longer.
-            if best.as_ref().is_none_or(|best| counts.f1() >= best.0) {
-                best = Some((counts.f1(), epoch, kept.clone()));
-            }
-            let best_epoch = best.as_ref().map_or(epoch, |best| best.1);
-            let now = (run.clock)();
-            if epoch - best_epoch >= recipe.patience || now + now.saturating_sub(start) > run.deadline {
-                break;
-            }
-        }
-        let (_, best, values) = best.expect("at least one epoch");
-        let end = self.head.0.start;
-        let file = halves(&self.tensors, &values[..end])?;
+        let values = std::mem::take(&mut self.net.params.values);
+        let (pace, keeper) = (self.recipe.pace(), self.keeper.take());
+        let watch = Watch { progress, step: log, epoch: told };
+        let Learnt { values, epochs, best, tokens } = epochs::learn(&mut self, values, &pace, run, keeper, watch)?;
+        let file = halves(&self.tensors, &values[..self.head.0.start])?;
         Ok(TunedSpans { file, head: self.linear_head(&values), epochs, best, tokens })
-    }
-
-    fn optimiser(&self) -> AdamW {
-        let recipe = self.recipe;
-        let groups = self.net.params.tensors().iter().map(|tensor| Group {
-            range: tensor.range.clone(),
-            learning_rate: if tensor.name.starts_with("head.") {
-                recipe.head_learning_rate
-            } else {
-                recipe.learning_rate
-            },
-            decay: if tensor.decays() { recipe.weight_decay } else { 0.0 },
-        });
-        AdamW::new(Settings::default(), groups.collect(), self.net.params.values.len())
     }
 
     fn head<'b>(&self, values: &'b [f32]) -> Linear<'b> {
@@ -356,42 +287,6 @@ impl<'a> Tagger<'a> {
         let weight = &values[self.head.0.clone()];
         let dense = (0..d * n).map(|at| weight[(at % n) * d + at / n]).collect();
         LinearHead::quantise(values[self.head.1.clone()].to_vec(), &[], dense)
-    }
-
-    /// Loss of one step, a text; derivatives are added to `grads`.
-    fn step(
-        &mut self,
-        pool: &Pool,
-        values: &[f32],
-        batch: &[usize],
-        dropout: Option<Dropout>,
-        grads: &mut [f32],
-    ) -> f64 {
-        let (train, d, n_tags) = (self.train, self.net.width(), self.n_tags);
-        let width = self.head_width();
-        let windows: Vec<&TaggedWindow> = batch.iter().flat_map(|text| &train[*text].windows).collect();
-        if windows.is_empty() {
-            return 0.0;
-        }
-        let rows = self.forward(pool, values, &windows, dropout);
-        let mut words = self.gather(&rows, &windows);
-        drop_out(pool, dropout, HEAD_SITE, width, &mut words);
-        let mut logits = vec![0.0; rows.len() * n_tags];
-        self.head(values).forward(pool, &words, &mut logits);
-        let mut dlogits = vec![0.0; logits.len()];
-        let loss = self.loss(pool, &windows, &logits, 1.0 / batch.len() as f32, &mut dlogits);
-        let [dweight, dbias] =
-            grads.get_disjoint_mut([self.head.0.clone(), self.head.1.clone()]).expect("weight and bias lie apart");
-        linear::backward_weight(pool, &dlogits, &words, width, dweight, Some(dbias));
-        let dwords = &mut words; // what it held is used up
-        self.head(values).backward_input(pool, &dlogits, dwords, Target::Overwrite);
-        drop_out(pool, dropout, HEAD_SITE, width, dwords);
-        let mut dx = vec![0.0; self.pass.hidden.len()];
-        for (row, dword) in rows.iter().zip(dwords.chunks_exact(width)) {
-            dx[row * d..(row + 1) * d].copy_from_slice(&dword[..d]);
-        }
-        self.net.backward_rows(pool, values, &mut self.pass, dx, grads);
-        loss
     }
 
     /// Sum over words, times `weight`; its derivative is written over `dlogits`.
@@ -450,7 +345,7 @@ impl<'a> Tagger<'a> {
     }
 
     /// Spans of the validation texts.
-    fn evaluate(&mut self, pool: &Pool, values: &[f32]) -> SpanCounts {
+    fn spans(&mut self, pool: &Pool, values: &[f32]) -> SpanCounts {
         let (validation, n_tags) = (self.validation, self.n_tags);
         let mut order: Vec<usize> = (0..validation.len()).collect();
         order.sort_by_key(|text| validation[*text].tokens());
@@ -483,6 +378,77 @@ impl<'a> Tagger<'a> {
             }
         }
         counts
+    }
+}
+
+impl Trainee for Tagger<'_> {
+    fn n_examples(&self) -> usize {
+        self.train.len()
+    }
+
+    fn order(&self, seed: u64, epoch: usize) -> Vec<usize> {
+        let mut order: Vec<usize> = (0..self.train.len()).filter(|text| self.train[*text].n_words > 0).collect();
+        shuffle(&mut order, mix(seed ^ mix(epoch as u64 + 0x5ba5)));
+        order
+    }
+
+    fn n_tokens(&self, example: usize) -> usize {
+        self.train[example].tokens()
+    }
+
+    fn n_validation_tokens(&self) -> usize {
+        self.validation.iter().map(TaggedText::tokens).sum()
+    }
+
+    /// Of equals the later: it was trained longer.
+    fn is_better(later: (f64, f64), best: (f64, f64)) -> bool {
+        later.0 >= best.0
+    }
+
+    fn net(&self) -> &BertNet {
+        &self.net
+    }
+
+    /// F1 of spans, and how many of them are missed or false.
+    fn evaluate(&mut self, pool: &Pool, values: &[f32]) -> (f64, f64) {
+        let counts = self.spans(pool, values);
+        (counts.f1(), (counts.found + counts.gold - 2 * counts.right) as f64)
+    }
+
+    /// Loss of one step, a text; derivatives are added to `grads`.
+    fn step(
+        &mut self,
+        pool: &Pool,
+        values: &[f32],
+        batch: &[usize],
+        dropout: Option<Dropout>,
+        grads: &mut [f32],
+    ) -> f64 {
+        let (train, d, n_tags) = (self.train, self.net.width(), self.n_tags);
+        let width = self.head_width();
+        let windows: Vec<&TaggedWindow> = batch.iter().flat_map(|text| &train[*text].windows).collect();
+        if windows.is_empty() {
+            return 0.0;
+        }
+        let rows = self.forward(pool, values, &windows, dropout);
+        let mut words = self.gather(&rows, &windows);
+        drop_out(pool, dropout, HEAD_SITE, width, &mut words);
+        let mut logits = vec![0.0; rows.len() * n_tags];
+        self.head(values).forward(pool, &words, &mut logits);
+        let mut dlogits = vec![0.0; logits.len()];
+        let loss = self.loss(pool, &windows, &logits, 1.0 / batch.len() as f32, &mut dlogits);
+        let [dweight, dbias] =
+            grads.get_disjoint_mut([self.head.0.clone(), self.head.1.clone()]).expect("weight and bias lie apart");
+        linear::backward_weight(pool, &dlogits, &words, width, dweight, Some(dbias));
+        let dwords = &mut words; // what it held is used up
+        self.head(values).backward_input(pool, &dlogits, dwords, Target::Overwrite);
+        drop_out(pool, dropout, HEAD_SITE, width, dwords);
+        let mut dx = vec![0.0; self.pass.hidden.len()];
+        for (row, dword) in rows.iter().zip(dwords.chunks_exact(width)) {
+            dx[row * d..(row + 1) * d].copy_from_slice(&dword[..d]);
+        }
+        self.net.backward_rows(pool, values, &mut self.pass, dx, grads);
+        loss
     }
 }
 
@@ -577,6 +543,37 @@ mod tests {
         let recipe = Recipe { epochs: 2, average_steps: 3, ..recipe(true) };
         let (a, b) = (learn(&encoder, &all, &recipe), learn(&encoder, &all, &recipe));
         assert!(a.file == b.file && a.head == b.head);
+    }
+
+    /// Killed at a step, whichever, it goes on from its last checkpoint and comes to the same bytes.
+    #[test]
+    fn killed_and_taken_up_it_is_the_same() {
+        let (_dir, encoder) = encoder();
+        let all = tagged(&encoder);
+        let recipe = Recipe { epochs: 3, average_steps: 3, ..recipe(true) };
+        let whole = learn(&encoder, &all, &recipe);
+        let dir = tempfile::tempdir().unwrap();
+        let pool = Pool::new(2, Tier::detect());
+        let ticks = std::cell::Cell::new(0);
+        let clock = || {
+            ticks.set(ticks.get() + 1);
+            Duration::from_secs(ticks.get())
+        };
+        let run = Run { pool: &pool, seed: 3, clock: &clock, deadline: Duration::MAX };
+        let keeper = || Keeper::new(dir.path(), "t", "encoder", metier_model::Digest::of(b"plan"));
+        let taken_up = |kill_at: u64| {
+            let learn = std::panic::AssertUnwindSafe(|| {
+                let mut tagger = Tagger::new(&encoder, &all, &all, 2, &recipe, 3).unwrap();
+                tagger.keep(keeper());
+                let mut progress = |progress: Progress<'_>| assert!(progress.done < kill_at, "killed");
+                tagger.learn(&run, &mut progress, &mut |_| (), &mut |_| ()).unwrap()
+            });
+            std::panic::catch_unwind(learn)
+        };
+        assert_eq!(begun(&keeper()), None);
+        assert!(taken_up(5).is_err() && begun(&keeper()) == Some(3) && taken_up(9).is_err());
+        let last = taken_up(u64::MAX).unwrap();
+        assert!(last.file == whole.file && last.head == whole.head && last.best == whole.best);
     }
 
     /// The derivative of the loss by every kind of number, against finite differences, without dropout.

@@ -56,6 +56,11 @@ impl Groups {
         &self.rows
     }
 
+    /// The group of every row.
+    pub fn of_row(&self) -> &[usize] {
+        &self.of_row
+    }
+
     /// What a report says about them.
     pub fn report(&self, right: &[bool]) -> GroupReport {
         let all = Totals::of(self, |_| true, |row| right[row]);

@@ -462,7 +462,8 @@ mod tests {
     #[test]
     fn counts_what_a_certificate_bounds() {
         let labels = ["a", "b", "none"].map(str::to_owned);
-        let certificate = Certificate { epsilon: 0.1, delta: 0.05, threshold: 0.5, coverage: 0.5, n: 100, losses: 1 };
+        let certificate =
+            Certificate { epsilon: 0.1, delta: 0.05, threshold: 0.5, coverage: 0.5, n: 100, losses: 1, groups: None };
         let yardstick = Yardstick {
             labels: &labels,
             metric: Metric::Accuracy,

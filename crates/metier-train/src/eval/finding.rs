@@ -169,10 +169,13 @@ fn rows(outcome: &BuildOutcome) -> Option<Finding> {
 /// A remark on groups, where there are some.
 pub fn groups_note(outcome: &BuildOutcome) -> Option<String> {
     let groups = outcome.evaluation.groups?;
+    let certificate = outcome.certificate.and_then(|certificate| certificate.groups);
+    let certificate = certificate.map_or_else(String::new, |n| {
+        format!(". The certificate counts each of the {n} groups of its calibration rows once: it speaks of rows of new groups")
+    });
     let few = if groups.n < FEW_GROUPS { "; so few groups say little" } else { "" };
     Some(format!(
-        "the {} {} rows come in {} groups (largest {}); intervals take that into account (design effect {:.1}){few}. The certificate \
-         takes its calibration rows for independent: with groups its δ is larger than it says",
+        "the {} {} rows come in {} groups (largest {}); intervals take that into account (design effect {:.1}){few}{certificate}",
         outcome.evaluation.n, outcome.measured_on, groups.n, groups.largest, groups.design_effect
     ))
 }

@@ -3,6 +3,7 @@
 //! - [`metrics`]: accuracy, F1, calibration error, each with a 95 % interval.
 //! - [`calibrate`]: fits the calibrator on validation rows.
 //! - [`text`]: how like the expected text is an answer?
+//! - [`certify`]: which test the calibration rows are for, and the certificate that they carry.
 //! - [`cluster`]: the same intervals where rows come in groups.
 //! - [`evaluation`]: everything that is said about one set of rows.
 //! - [`rejection`]: what a score turns away as none of these.
@@ -12,6 +13,7 @@
 
 pub mod calibrate;
 pub mod card;
+pub mod certify;
 pub mod cluster;
 pub mod evaluation;
 pub mod finding;

@@ -37,7 +37,7 @@ fn store(dir: &Path) {
     let mut contents = Specialist::open(&live).unwrap().into_contents();
     contents.manifest.refusal = None;
     contents.manifest.certificate =
-        Some(Certificate { epsilon: 0.1, delta: 0.1, threshold: 0.0, coverage: 1.0, n: 87, losses: 0 });
+        Some(Certificate { epsilon: 0.1, delta: 0.1, threshold: 0.0, coverage: 1.0, n: 87, losses: 0, groups: None });
     let store = SpecialistStore::open(&dir.join("store")).unwrap();
     let id = store.add_contents(&contents).unwrap();
     store.make_current("purchase-orders", id).unwrap();

@@ -8,9 +8,7 @@ use metier_model::{
     cache::PAGE_POSITIONS,
     engine::{AdapterId, KeptLayers},
     features::{Features, SparseRow},
-    proof::{
-        Certificate, NonInferiority, Refusal, Verdict, graded, learn_then_test, learn_then_test_graded, thresholds,
-    },
+    proof::{Certificate, NonInferiority, Refusal, Verdict, graded, thresholds},
     specialist::{
         AdapterFiles, Contents, ProbeRow, bundle,
         manifest::{self, AdapterRecord, FORMAT, Kind, Manifest, Recipe as MadeFrom, RungRecord, Stage},
@@ -33,6 +31,7 @@ use crate::{
     embed::Embed,
     eval::{
         EvalReport, ScoredRow, calibrate,
+        certify::certify,
         cluster::Groups,
         evaluation::{self, RiskCoverage, TestLoss, Yardstick},
         metrics::CONFIDENCE,
@@ -480,15 +479,12 @@ impl Shop<'_> {
         let scores =
             answers.iter().map(|answer| if answer.is_whole { specialist.judge(answer.written()).score } else { -1.0 });
         let losses = self.losses(Part::Calibration, answers);
-        match self.generate.metric {
-            TextMetric::ExactMatch => {
-                let rows: Vec<(f32, bool)> = scores.zip(losses).map(|(score, loss)| (score, loss > 0.0)).collect();
-                learn_then_test(&rows, epsilon, delta)
-            }
-            TextMetric::TokenF1 | TextMetric::RougeL => {
-                learn_then_test_graded(&scores.zip(losses).collect::<Vec<_>>(), epsilon, delta)
-            }
-        }
+        let rows: Vec<(f32, f64)> = scores.zip(losses).collect();
+        let has_degrees = match self.generate.metric {
+            TextMetric::ExactMatch => false,
+            TextMetric::TokenF1 | TextMetric::RougeL => true,
+        };
+        certify(&rows, has_degrees, self.groups(Part::Calibration).as_ref(), (epsilon, delta))
     }
 
     /// Loss of each row if it is accepted: 1 − metric; 0 where the reference is wrong itself.

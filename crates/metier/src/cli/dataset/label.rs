@@ -20,6 +20,7 @@ use metier_gateway::{Caller, Fault, Gateway, GatewayError, Reply, RequestContext
 use metier_model::{Progress, Unit, extract::Schema, proof::interval::wilson};
 use metier_traffic::{
     price::usd,
+    said::object_in,
     wire::{ChatRequest, Message, ResponseFormat, Role},
 };
 use metier_train::{
@@ -249,22 +250,16 @@ impl Wanted {
         match self {
             Self::Label(labels) => label_in(said, labels).map(str::to_owned),
             Self::Values(schema) => {
-                let value = object_in(said)?;
+                let value = object_in(said).ok()?;
                 schema.values(&value).is_ok().then(|| value.to_string())
             }
             Self::Text(Some(_)) => {
                 let whole = serde_json::from_str::<Value>(said.trim()).ok();
-                whole.or_else(|| object_in(said)).map(|value| value.to_string())
+                whole.or_else(|| object_in(said).ok()).map(|value| value.to_string())
             }
             Self::Text(None) => Some(said.trim()).filter(|said| !said.is_empty()).map(str::to_owned),
         }
     }
-}
-
-/// The JSON object in what was said, whatever fence or sentence stands around it.
-fn object_in(said: &str) -> Option<Value> {
-    let (from, to) = (said.find('{')?, said.rfind('}')?);
-    serde_json::from_str(said.get(from..=to)?).ok()
 }
 
 /// Rows without an answer, then those that are to be asked for again. Their order is that of their names, so that a part of them is a
