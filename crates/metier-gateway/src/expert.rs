@@ -182,7 +182,7 @@ pub(crate) struct Equipped {
 
 /// What that is.
 pub(crate) enum Equipment {
-    /// An encoder that was tuned for it, on a thread of its own.
+    /// An encoder that was tuned for it, on a thread of its own; or the base under an adapter of its own, on the base's thread.
     Encoder(Embedder),
     /// The same for an extraction, which reads on whatever thread asks; calls take turns on the pool.
     Reader(Box<Encoder>, Arc<Pool>),

@@ -159,7 +159,12 @@ fn main() -> Result<(), Box<dyn Error>> {
     }
     let share = |k: u64| {
         let [low, high] = clopper_pearson(k, proven, 0.95);
-        format!("{k} of {proven}, {:.1} % [{:.1}, {:.1}]", 100.0 * k as f64 / proven.max(1) as f64, 100.0 * low, 100.0 * high)
+        format!(
+            "{k} of {proven}, {:.1} % [{:.1}, {:.1}]",
+            100.0 * k as f64 / proven.max(1) as f64,
+            100.0 * low,
+            100.0 * high
+        )
     };
     println!("proven: {proven} of {n_tasks} tasks");
     println!("  a full build has a certificate that the test rows do not contradict: {}", share(certified));

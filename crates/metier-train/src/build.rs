@@ -343,16 +343,8 @@ pub fn build(
     let manifest = specialist.manifest();
     let mut notes = notes(task, &splits, &ladder, manifest, &evidence.rows, evidence.class_mix.as_ref());
     notes.extend(no_curve);
-    let product = Product {
-        specialist,
-        evidence,
-        rungs,
-        failures,
-        learning_curve,
-        training: ladder.decoder.as_ref().map(TrainingLog::of_decoder),
-        notes,
-        embed_seconds,
-    };
+    let training = ladder.decoder.as_ref().map(TrainingLog::of_decoder);
+    let product = Product { specialist, evidence, rungs, failures, learning_curve, training, notes, embed_seconds };
     let outcome = ship(task, &splits, bench, product, &elapsed)?;
     checkpoint::remove(bench.store.root(), &task.name, ladder::ENCODER_CHECKPOINT);
     ladder::remove_decoder_checkpoints(bench.store.root(), &task.name);
