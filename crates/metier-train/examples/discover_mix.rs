@@ -62,7 +62,7 @@ fn sources(data: &Path) -> Result<Vec<Source>, Box<dyn Error>> {
     let hypotheses: Value = serde_json::from_reader(open(&data.join("contract_nli/hypotheses.json"))?)?;
     let mut nli = Vec::new();
     for document in json_lines(&data.join("contract_nli/train50.jsonl.zst"))? {
-        for (name, said) in document["annotation_sets"][0]["annotations"].as_object().into_iter().flatten() {
+        for (name, said) in document["annotations"].as_object().into_iter().flatten() {
             let hypothesis = text(&hypotheses[name]["hypothesis"]);
             nli.push((
                 format!("Contract:\n{}\n\nStatement: {hypothesis}", text(&document["text"])),
