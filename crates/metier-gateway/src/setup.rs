@@ -163,7 +163,10 @@ impl Gateway {
     fn with_decoder(&self, specialist: Arc<Specialist>) -> Arc<dyn Expert> {
         let reader = self.base_of(&specialist).and_then(|base| self.adapted(&specialist, base));
         match reader.and_then(|reader| reader.ok_or_else(|| "it has no adapter".to_owned())) {
-            Ok(reader) => Arc::new(Equipped { specialist, with: Equipment::Encoder(Embedder::over(Arc::new(reader))) }),
+            Ok(reader) => {
+                let with = Equipment::Encoder(Embedder::over(Arc::new(reader)));
+                Arc::new(Equipped { specialist, with })
+            }
             Err(why) => {
                 tracing::warn!("specialist `{}` cannot answer: {why}", specialist.manifest().name);
                 specialist

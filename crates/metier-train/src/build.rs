@@ -10,6 +10,7 @@
 mod decoded;
 mod extract;
 pub mod generate;
+mod sets;
 mod ship;
 
 pub use decoded::evaluate_decoder;
@@ -47,6 +48,7 @@ use crate::{
     },
     data::{
         DataError, LeakReport, Part, Splits, TaskError, TaskFile, positive,
+        sets::Loaded,
         split::{self, Example},
         table::{self, Columns},
         task::Metric,
@@ -301,7 +303,10 @@ pub fn build(
     let start = clock();
     let elapsed = || clock().saturating_sub(start);
     progress(Progress { stage: "reading rows", done: 0, total: None, unit: Unit::Rows });
-    let splits = split::load(task, bench.seed)?;
+    let splits = match split::load_any(task, bench.seed)? {
+        Loaded::Classes(splits) => *splits,
+        Loaded::Sets(loaded) => return sets::build(task, &loaded, bench, progress, &elapsed),
+    };
     let task = &TaskFile { target: positive::resolve(task, &splits)?, ..task.clone() };
     let embeddings = bench.encoder.map(|encoder| embed(task, &splits, encoder, bench.pool, progress)).transpose()?;
     let embed_seconds = elapsed().as_secs_f64();
@@ -338,16 +343,8 @@ pub fn build(
     let manifest = specialist.manifest();
     let mut notes = notes(task, &splits, &ladder, manifest, &evidence.rows, evidence.class_mix.as_ref());
     notes.extend(no_curve);
-    let product = Product {
-        specialist,
-        evidence,
-        rungs,
-        failures,
-        learning_curve,
-        training: ladder.decoder.as_ref().map(TrainingLog::of_decoder),
-        notes,
-        embed_seconds,
-    };
+    let training = ladder.decoder.as_ref().map(TrainingLog::of_decoder);
+    let product = Product { specialist, evidence, rungs, failures, learning_curve, training, notes, embed_seconds };
     let outcome = ship(task, &splits, bench, product, &elapsed)?;
     checkpoint::remove(bench.store.root(), &task.name, ladder::ENCODER_CHECKPOINT);
     ladder::remove_decoder_checkpoints(bench.store.root(), &task.name);
@@ -381,34 +378,16 @@ pub fn evaluate(
     if manifest.kind == Kind::Extract {
         return extract::evaluate(specialist, encoder, pool, file, columns, seed, progress);
     }
+    if manifest.several.is_some() {
+        return sets::evaluate(specialist, encoder, pool, file, columns, seed, progress);
+    }
     if manifest.decoder().is_some() {
         let why = "it runs on a decoder, and there is none".to_owned();
         return Err(BuildError::Encoder { name: manifest.name.clone(), why });
     }
     let rows = table::read(file, columns)?;
     let examples = split::examples(rows, &manifest.labels)?;
-    let texts: Vec<_> = examples.iter().map(|example| specialist.encoder_text(&example.row.text)).collect();
-    let texts: Vec<&str> = texts.iter().map(AsRef::as_ref).collect();
-    let embeddings = match (specialist.needs_embedding(), encoder) {
-        (false, _) => None,
-        (true, Some(encoder)) => {
-            if let Some(why) = manifest.base.as_ref().and_then(|base| base.mismatch(&encoder.base())) {
-                return Err(BuildError::Encoder { name: manifest.name.clone(), why });
-            }
-            let error = |source| BuildError::Embed { name: manifest.name.clone(), source };
-            let own = match specialist.encoder_file() {
-                None => None,
-                Some(file) => Some(own_encoder(&manifest.name, encoder, &file.0)?),
-            };
-            let encoder = own.as_ref().map_or(encoder, |own| own as &dyn Embed);
-            Some(encoder.embed_all(pool, &texts, progress).map_err(error)?)
-        }
-        (true, None) => {
-            let base = manifest.base.as_ref().map_or("", |base| &base.name);
-            let why = format!("it reads embeddings of `{base}`, and there is no encoder");
-            return Err(BuildError::Encoder { name: manifest.name.clone(), why });
-        }
-    };
+    let embeddings = embedded(specialist, encoder, pool, &examples, progress)?;
     let scored = examples
         .iter()
         .enumerate()
@@ -420,6 +399,39 @@ pub fn evaluate(
     let metric = positive::recorded(&manifest.recipe, &manifest.labels);
     let yardstick = yardstick(manifest, metric, columns.reference.is_some(), &[], seed);
     Ok(evaluation::evaluate(&scored, &yardstick))
+}
+
+/// The vectors that a specialist reads of these rows, where it reads some.
+fn embedded(
+    specialist: &Specialist,
+    encoder: Option<&dyn Embed>,
+    pool: &Pool,
+    examples: &[Example],
+    progress: &mut dyn FnMut(Progress<'_>),
+) -> Result<Option<Vec<Vec<f32>>>, BuildError> {
+    let manifest = specialist.manifest();
+    let texts: Vec<_> = examples.iter().map(|example| specialist.encoder_text(&example.row.text)).collect();
+    let texts: Vec<&str> = texts.iter().map(AsRef::as_ref).collect();
+    match (specialist.needs_embedding(), encoder) {
+        (false, _) => Ok(None),
+        (true, Some(encoder)) => {
+            if let Some(why) = manifest.base.as_ref().and_then(|base| base.mismatch(&encoder.base())) {
+                return Err(BuildError::Encoder { name: manifest.name.clone(), why });
+            }
+            let error = |source| BuildError::Embed { name: manifest.name.clone(), source };
+            let own = match specialist.encoder_file() {
+                None => None,
+                Some(file) => Some(own_encoder(&manifest.name, encoder, &file.0)?),
+            };
+            let encoder = own.as_ref().map_or(encoder, |own| own as &dyn Embed);
+            encoder.embed_all(pool, &texts, progress).map(Some).map_err(error)
+        }
+        (true, None) => {
+            let base = manifest.base.as_ref().map_or("", |base| &base.name);
+            let why = format!("it reads embeddings of `{base}`, and there is no encoder");
+            Err(BuildError::Encoder { name: manifest.name.clone(), why })
+        }
+    }
 }
 
 /// The encoder of a specialist that has its own.
@@ -482,6 +494,7 @@ fn prove(
             .map(|pairs| PairsRecord { format: PAIR_FORMAT.to_owned(), fields: pairs.features.fields().to_vec() }),
         calibrator,
         scores: None,
+        several: None,
         certificate: None,
         refusal: None,
         recipe: Recipe {

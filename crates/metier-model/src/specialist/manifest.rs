@@ -4,7 +4,7 @@ use std::{borrow::Cow, collections::BTreeMap};
 
 use serde::{Deserialize, Serialize};
 
-use super::inputs::Inputs;
+use super::{inputs::Inputs, sets::SetScores};
 use crate::{
     BaseId, Digest,
     cache::KeptLayers,
@@ -58,6 +58,9 @@ pub struct Manifest {
     /// How an extraction's scores are made.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub scores: Option<Scores>,
+    /// Where a text may have several of the labels, or none: how the score of a set is made.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub several: Option<SetScores>,
     /// The bound under which it answers alone, with its threshold.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub certificate: Option<Certificate>,
@@ -120,7 +123,7 @@ pub struct PairsRecord {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Kind {
-    /// One label out of a fixed list.
+    /// One label out of a fixed list, or several.
     Classify,
     /// Values that stand in the text, for the fields of a schema: the manifest's labels are their names.
     Extract,

@@ -119,6 +119,26 @@ pub struct TrainingLog {
     pub tokens_a_second: Option<f64>,
 }
 
+impl TrainingLog {
+    /// Of a decoder that a head reads.
+    pub(super) fn of_decoder(log: &DecoderLog) -> Self {
+        let DecoderLog { plan, trained, seconds } = log;
+        let tokens: usize = trained.steps.iter().map(|step| step.tokens).sum();
+        let epochs = trained.epochs.iter();
+        Self {
+            planned_epochs: plan.epochs as u64,
+            best_epoch: trained.best as u64,
+            epochs: epochs
+                .map(|e| EpochLog { epoch: e.epoch, loss: e.loss, validation_loss: e.validation_loss })
+                .collect(),
+            steps: trained.steps.clone(),
+            resumed_at: trained.resumed_at,
+            predicted_seconds: plan.predicted_seconds,
+            tokens_a_second: trained.resumed_at.is_none().then(|| tokens as f64 / seconds.max(1e-6)),
+        }
+    }
+}
+
 /// What there is to learn, read and checked.
 struct Lesson {
     splits: Splits,
@@ -148,26 +168,6 @@ impl Lesson {
         let (train, validation) = (train?, validation?);
         writer.allow_for(train.iter().map(|row| row.answer.len()).max().unwrap_or(1));
         Ok(Self { splits, schema, writer, expected, train, validation })
-    }
-}
-
-impl TrainingLog {
-    /// Of a decoder that a head reads.
-    pub(super) fn of_decoder(log: &DecoderLog) -> Self {
-        let DecoderLog { plan, trained, seconds } = log;
-        let tokens: usize = trained.steps.iter().map(|step| step.tokens).sum();
-        let epochs = trained.epochs.iter();
-        Self {
-            planned_epochs: plan.epochs as u64,
-            best_epoch: trained.best as u64,
-            epochs: epochs
-                .map(|e| EpochLog { epoch: e.epoch, loss: e.loss, validation_loss: e.validation_loss })
-                .collect(),
-            steps: trained.steps.clone(),
-            resumed_at: trained.resumed_at,
-            predicted_seconds: plan.predicted_seconds,
-            tokens_a_second: trained.resumed_at.is_none().then(|| tokens as f64 / seconds.max(1e-6)),
-        }
     }
 }
 

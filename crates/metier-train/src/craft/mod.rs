@@ -4,12 +4,12 @@
 //! - [`encoder`]: texts and classes → an encoder's layers.
 //! - [`lora`]: prompts with answers → an adapter.
 //! - [`span`]: texts with tagged words → an encoder's layers and a head over its rows; [`lookup`]: what that must beat.
-//! - `epochs`: the loop by which encoders are tuned.
 //! - [`decoder`]: texts and classes → an adapter, and which layers it needs; [`reading`]: what the engine makes of texts under it.
-//! - [`checkpoint`]: where training was when it was killed.
+//! - `epochs`: the loop by which encoders are tuned; [`checkpoint`]: where training was when it was killed.
 //! - [`writing`]: texts → answers, written by the engine.
 //! - [`trees`]: numbers and classes → boosted trees.
 //! - [`pair`]: several inputs → how they agree → margins; and how margins of several makers become one.
+//! - [`sets`]: the rungs of rows with several labels.
 //! - [`ladder`]: which rungs run, with which settings, and which of them is the smallest that is good enough.
 
 pub mod checkpoint;
@@ -22,6 +22,7 @@ pub mod lookup;
 pub mod lora;
 pub mod pair;
 pub mod reading;
+pub mod sets;
 pub mod span;
 pub mod trees;
 pub mod writing;

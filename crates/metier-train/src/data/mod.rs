@@ -5,6 +5,7 @@
 //! - [`table`]: CSV, TSV and JSONL files → rows; every complaint names file and line.
 //! - [`answers`]: what a teacher answered to rows, in a file beside them.
 //! - [`split`]: training, validation, calibration and test rows, by hash of group or text.
+//! - [`sets`]: the same where rows have several labels.
 //! - [`extract`]: values or offsets of an extraction → words of the text.
 //! - [`positive`]: whose F1, where the metric is the F1 of one label.
 //! - [`prune`]: which shares of a decoder's layers are tried.
@@ -19,6 +20,7 @@ pub mod generate;
 pub mod leak;
 pub mod positive;
 pub mod prune;
+pub mod sets;
 pub mod split;
 pub mod table;
 pub mod task;

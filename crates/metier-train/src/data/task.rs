@@ -131,11 +131,11 @@ pub struct Target {
 /// Metrics of a classification.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Metric {
-    /// Share of rows that are right.
+    /// Share of rows that are right; of several labels a row, those whose set is exactly right.
     Accuracy,
     /// Mean of the classes' F1.
     MacroF1,
-    /// F1 over all rows; with one label a row it equals accuracy.
+    /// F1 over all rows and labels; with one label a row it equals accuracy.
     MicroF1,
     /// F1 of one label.
     F1 {
@@ -395,15 +395,16 @@ impl TaskFile {
             return Err(wrong("`data.train` and `data.text` must not be empty".to_owned()));
         }
         let metric = match target.metric.as_deref() {
-            None | Some("accuracy") => Metric::Accuracy,
+            // Of a set of labels to be right is to be exactly the one.
+            None | Some("accuracy" | "exact_match") => Metric::Accuracy,
             Some("macro_f1") => Metric::MacroF1,
             Some("micro_f1") => Metric::MicroF1,
             Some("f1") => Metric::F1 { positive: 0 },
-            Some(known @ ("exact_match" | "field_f1" | "token_f1" | "rouge_l")) => {
+            Some(known @ ("field_f1" | "token_f1" | "rouge_l")) => {
                 return Err(wrong(format!("metric `{known}` is not supported by this version for `classify`")));
             }
             Some(other) => {
-                let near = nearest(other, ["accuracy", "macro_f1", "micro_f1", "f1"]).map(str::to_owned);
+                let near = nearest(other, ["accuracy", "exact_match", "macro_f1", "micro_f1", "f1"]).map(str::to_owned);
                 return Err(wrong(format!("there is no metric `{other}`{}", hint(&near))));
             }
         };

@@ -174,7 +174,7 @@ impl Finder<'_> {
                 n_features: features.len(),
                 dense: None,
                 dense_scale: 0.0,
-                classes: &classes,
+                targets: linear::Targets::One(&classes),
                 n_classes,
             };
             let weights = linear::Solver::new(trained, 0).solve(1.0, self.pool);

@@ -308,15 +308,9 @@ fn shown(text: &str) -> String {
     cut
 }
 
-/// The result line of `metier roadmap --json`.
+/// What the result line of `metier roadmap --json` says of it.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Summary {
-    /// Rows of all files.
-    pub rows: u64,
-    /// Rows that became nothing.
-    pub skipped: u64,
-    /// Tasks.
-    pub tasks: u64,
     /// Tasks by verdict.
     pub verdicts: BTreeMap<String, u64>,
     /// Saving over the horizon in dollars: one draw of ten lies below.
@@ -336,9 +330,6 @@ impl Roadmap {
     pub fn summary(&self) -> Summary {
         let Quantiles { p10, p50, p90, p_loss, .. } = self.portfolio.saving;
         Summary {
-            rows: self.reading.rows,
-            skipped: self.reading.n_skipped(),
-            tasks: self.tasks.len() as u64,
             verdicts: self.verdicts.clone(),
             saving_p10: p10,
             saving_p50: p50,

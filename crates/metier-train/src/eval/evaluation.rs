@@ -10,6 +10,7 @@ use super::{
     cluster::{self, GroupReport, Groups},
     metrics::{self, ClassMetrics, Measured, ReliabilityBin},
     rejection::Rejection,
+    sets::SetFigures,
 };
 use crate::data::{extract::Alignment, split::Example, task::Metric};
 
@@ -111,6 +112,9 @@ pub struct EvalReport {
     /// What is said of an extraction alone. Of one, accuracy is the share of rows whose answer is right as a whole, and classes are fields.
     #[serde(default)]
     pub extract: Option<ExtractFigures>,
+    /// What is said of rows with several labels alone. Of them, accuracy is the share of rows whose set is exactly right.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sets: Option<SetFigures>,
 }
 
 /// What is said of an extraction.
@@ -296,6 +300,7 @@ pub fn evaluate(rows: &[ScoredRow], yardstick: &Yardstick<'_>) -> EvalReport {
         risk_coverage: risk_coverage(rows),
         slices: self::slices(rows, groups, slices, certificate),
         extract: None,
+        sets: None,
     }
 }
 

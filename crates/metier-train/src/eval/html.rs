@@ -110,11 +110,19 @@ fn verdict(outcome: &BuildOutcome) -> String {
             let class = if loss.is_none_or(|loss| loss.held) { "verdict" } else { "verdict no" };
             format!(
                 "<p class=\"{class}\">From a score of {:.3} on it answers alone: with probability ≥ {} over the {} calibration \
-                 rows, at most {:.1} % of requests are answered wrong without deferring.{tried}</p>",
+                 rows, {}.{tried}</p>",
                 c.threshold,
                 1.0 - c.delta,
                 c.n,
-                100.0 * c.epsilon
+                match outcome.evaluation.sets {
+                    None =>
+                        format!("at most {:.1} % of requests are answered wrong without deferring", 100.0 * c.epsilon),
+                    Some(_) => format!(
+                        "the mean loss of a request is at most {:.1} % (1 − Jaccard: of the labels that the answer or the truth names, the share that \
+                         only one of them names; 0 where it defers)",
+                        100.0 * c.epsilon
+                    ),
+                }
             )
         }
         (None, _) => {
@@ -138,6 +146,15 @@ fn tiles(outcome: &BuildOutcome) -> String {
     // Where there are classes.
     if e.metric != "macro_f1" && !e.per_class.is_empty() {
         tiles.insert(1, ("macro F1".to_owned(), e.macro_f1));
+    }
+    if let Some(sets) = &e.sets {
+        for (name, of) in
+            [("micro_f1", sets.micro_f1), ("exact_match", sets.exact_match), ("mean Jaccard of a row", sets.jaccard)]
+        {
+            if e.metric != name {
+                tiles.insert(1, (name.to_owned(), of));
+            }
+        }
     }
     if let Some(none) = &e.out_of_scope {
         tiles.push(("of out-of-scope rows labelled so".to_owned(), none.recall_as_label));

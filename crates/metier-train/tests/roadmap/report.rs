@@ -86,7 +86,7 @@ fn json_and_csv_say_the_same_as_the_page() {
     assert_eq!(cell(0, "saving_p50_usd"), saving.p50.to_string());
     assert!(html::render(&roadmap).contains(&html::usd(saving.p50)));
     let summary = roadmap.summary();
-    assert_eq!((summary.tasks, summary.saving_p50), (2, roadmap.portfolio.saving.p50));
+    assert_eq!(summary.saving_p50, roadmap.portfolio.saving.p50);
     assert_eq!(summary.verdicts.values().sum::<u64>(), 2);
 }
 

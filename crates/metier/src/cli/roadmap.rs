@@ -1,4 +1,6 @@
-//! `metier roadmap`: which tasks hide in the traffic, and what each of them takes.
+//! `metier roadmap`: which tasks hide in the traffic, what each of them takes, and which of them a small model should take over.
+
+mod plan;
 
 use std::{path::PathBuf, time::Instant};
 
@@ -11,6 +13,7 @@ use metier_train::{
     discover::{
         DiscoverError, Discovery, Finder, Logs, Task,
         find::MAX_EMBEDDED,
+        report::{Entry, Summary},
         task::{IdentityBy, Reading, Skipped, Volume},
     },
 };
@@ -22,11 +25,13 @@ use crate::server::now_ms;
 /// Tasks of the table; `--tasks` has all.
 const LISTED: usize = 25;
 
-/// Audits the LLM traffic in log files: which tasks are in it, with their volume, length and cost.
+/// Audits the LLM traffic in log files: which tasks are in it, which can a small model take over, what would that save, in which order?
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   metier roadmap exports/                              every log under a folder, whatever its format
   metier roadmap spend.csv.gz --prices our-prices.toml
+  metier roadmap exports/ --loss-per-error 0.5 --write-tasks tasks && metier build tasks/NAME/task.toml
+  metier roadmap since/ --actuals tasks                what was promised, and what came
   metier roadmap exports/ --json | tail -1
   metier demo traffic traffic.jsonl && metier roadmap traffic.jsonl
 
@@ -34,7 +39,7 @@ Read are OpenAI bodies and pairs, LiteLLM spend logs, Langfuse and Helicone expo
 (TensorZero, OpenPipe), metier's own exchanges and bare token counts; as JSONL, JSON, CSV or TSV, plain, .gz or .zst. Nothing leaves this machine.")]
 pub struct RoadmapArgs {
     /// Log files, and folders of them
-    #[arg(value_name = "LOGS", required = true)]
+    #[arg(value_name = "LOGS", required_unless_present = "print_assumptions")]
     logs: Vec<PathBuf>,
     /// A price book of your own; its prices go before the list prices that ship with metier
     #[arg(long, value_name = "FILE")]
@@ -49,15 +54,24 @@ pub struct RoadmapArgs {
     #[arg(long)]
     no_encoder: bool,
     #[command(flatten)]
+    plan: plan::PlanArgs,
+    #[command(flatten)]
     common: CommonArgs,
 }
 
 /// Runs the verb.
 pub fn run(args: &RoadmapArgs) -> Outcome {
     let begun = Instant::now();
+    if args.plan.without_logs() {
+        return Ok(());
+    }
     // Before anything is fetched: what the user wrote is told first.
     let now_ms = now_ms();
     let logs = Logs::find(&args.logs, now_ms).map_err(Failure::usage)?;
+    let plan = args.plan.check(&args.common)?;
+    if let Some(dir) = args.plan.actuals() {
+        return plan::compare(dir, &logs, &args.common);
+    }
     let prices = prices(args)?;
     if let Some(path) = &args.tasks {
         super::build::must_be_new(path)?;
@@ -79,7 +93,8 @@ pub fn run(args: &RoadmapArgs) -> Outcome {
         error @ DiscoverError::Embed(_) => Failure::environment(error),
     })?;
     bars.finish();
-    // The other half of the roadmap begins here: `discovery.tasks` are judged, priced, ordered and reported.
+    let drawn =
+        plan.draw_up(&discovery, encoder.as_ref().map(|encoder| encoder as &dyn Embed), &pool, begun, &mut bars)?;
     if let Some(path) = &args.tasks {
         let staged = super::staged_beside(path).map_err(Failure::environment)?;
         serde_json::to_writer(std::io::BufWriter::new(staged.as_file()), &discovery)
@@ -87,13 +102,17 @@ pub fn run(args: &RoadmapArgs) -> Outcome {
             .map_err(Failure::Environment)?;
         staged.persist_noclobber(path).map_err(Failure::environment)?;
     }
-    let result = RoadmapLine::of(&discovery, begun);
+    let result = RoadmapLine::of(&discovery, &drawn, begun);
     if args.common.json {
-        discovery.tasks.iter().for_each(|task| line(&TaskLine::of(task)));
+        for entry in &drawn.roadmap.tasks {
+            let task = discovery.tasks.iter().find(|task| task.id == entry.id);
+            task.iter().for_each(|task| line(&TaskLine::of(task, entry)));
+        }
         line(&result);
     } else {
         tell_reading(&discovery.reading);
         tell_tasks(&discovery);
+        plan::tell(&drawn);
         let memory = result.peak_rss_mb.map_or_else(String::new, |mb| format!(", peak memory {mb:.0} MB"));
         println!("  time         {:.1} s{memory}", result.seconds);
     }
@@ -117,19 +136,24 @@ struct RoadmapLine<'a> {
     skipped: u64,
     calls: u64,
     tasks: usize,
+    #[serde(flatten)]
+    summary: Summary,
     seconds: f64,
     peak_rss_mb: Option<f64>,
+    report: String,
     reading: &'a Reading,
 }
 
 impl<'a> RoadmapLine<'a> {
-    fn of(discovery: &'a Discovery, begun: Instant) -> Self {
+    fn of(discovery: &'a Discovery, drawn: &plan::Drawn, begun: Instant) -> Self {
         let reading = &discovery.reading;
         Self {
             rows: reading.rows,
             skipped: reading.n_skipped(),
             calls: reading.calls,
             tasks: discovery.tasks.len(),
+            summary: drawn.roadmap.summary(),
+            report: drawn.page.display().to_string(),
             seconds: begun.elapsed().as_secs_f64(),
             peak_rss_mb: peak_rss_bytes().map(|bytes| bytes as f64 / f64::from(1 << 20)),
             reading,
@@ -151,10 +175,16 @@ struct TaskLine<'a> {
     terms: &'a [String],
     cacheable: f64,
     personal: usize,
+    verdict: &'static str,
+    above_line: bool,
+    saving_p10: Option<f64>,
+    saving_p50: Option<f64>,
+    saving_p90: Option<f64>,
 }
 
 impl<'a> TaskLine<'a> {
-    fn of(task: &'a Task) -> Self {
+    fn of(task: &'a Task, entry: &Entry) -> Self {
+        let saving = entry.priced.as_ref().map(|priced| priced.saving);
         let volume = task.total();
         Self {
             task: &task.name,
@@ -168,6 +198,11 @@ impl<'a> TaskLine<'a> {
             terms: &task.identity.terms,
             cacheable: task.traits.repeats,
             personal: task.personal.len(),
+            verdict: entry.verdict.name(),
+            above_line: entry.place.above_line,
+            saving_p10: saving.map(|saving| saving.p10),
+            saving_p50: saving.map(|saving| saving.p50),
+            saving_p90: saving.map(|saving| saving.p90),
         }
     }
 }

@@ -936,6 +936,9 @@ fn reading(roadmap: &Roadmap) -> String {
     for (why, skipped) in &reading.skipped {
         html += &row(skipped.rows, &format!("skipped: {why}"), &skipped.places);
     }
+    for (why, files) in &reading.files_skipped {
+        html += &row(files.rows, &format!("files not read: {why}"), &files.places);
+    }
     for (what, odd) in &reading.odd {
         html += &row(odd.rows, &format!("odd, and counted: {what}"), &odd.places);
     }

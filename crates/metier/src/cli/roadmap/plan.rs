@@ -27,7 +27,7 @@ const LISTED: usize = 15;
 
 /// How tasks are judged and priced, and what is written.
 #[derive(Debug, Args)]
-pub struct PlanArgs {
+pub(super) struct PlanArgs {
     /// Folder for the report: roadmap.html, roadmap.json, roadmap.csv, examples.csv. It must not be there yet
     #[arg(long, value_name = "DIR", default_value = "roadmap-report")]
     report: PathBuf,
@@ -59,7 +59,7 @@ pub struct PlanArgs {
 
 impl PlanArgs {
     /// Does what needs no logs, if that was asked for.
-    pub fn without_logs(&self) -> bool {
+    pub(super) fn without_logs(&self) -> bool {
         if self.print_assumptions {
             print!("{}", Assumptions::template());
         }
@@ -67,7 +67,7 @@ impl PlanArgs {
     }
 
     /// What the user wrote, checked before any work.
-    pub fn check(&self, common: &CommonArgs) -> Result<Plan<'_>, Failure> {
+    pub(super) fn check(&self, common: &CommonArgs) -> Result<Plan<'_>, Failure> {
         let mut assumptions = match &self.assumptions {
             Some(path) => {
                 let read = Assumptions::read(path).with_context(|| format!("cannot use `{}`", path.display()));
@@ -96,31 +96,31 @@ impl PlanArgs {
     }
 
     /// The folder of the roadmap that exchanges are compared with.
-    pub fn actuals(&self) -> Option<&Path> {
+    pub(super) fn actuals(&self) -> Option<&Path> {
         self.actuals.as_deref()
     }
 }
 
 /// Arguments that can be used.
-pub struct Plan<'a> {
+pub(super) struct Plan<'a> {
     args: &'a PlanArgs,
     assumptions: Assumptions,
     attempts: Vec<Attempt>,
 }
 
 /// What was drawn up and written.
-pub struct Drawn {
+pub(super) struct Drawn {
     /// The roadmap.
-    pub roadmap: Roadmap,
+    pub(super) roadmap: Roadmap,
     /// The page.
-    pub page: PathBuf,
+    pub(super) page: PathBuf,
     /// Task files, where they were asked for.
-    pub written: Vec<Written>,
+    pub(super) written: Vec<Written>,
 }
 
 impl Plan<'_> {
     /// Tries, prices, orders, and writes the report.
-    pub fn draw_up(
+    pub(super) fn draw_up(
         &self,
         discovery: &Discovery,
         encoder: Option<&dyn Embed>,
@@ -169,7 +169,7 @@ impl Plan<'_> {
 }
 
 /// Tells what was drawn up.
-pub fn tell(drawn: &Drawn) {
+pub(super) fn tell(drawn: &Drawn) {
     let roadmap = &drawn.roadmap;
     let portfolio = &roadmap.portfolio;
     let saving = &portfolio.saving;
@@ -215,7 +215,9 @@ pub fn tell(drawn: &Drawn) {
     }
     for written in &drawn.written {
         match (&written.file, &written.why_not) {
-            (Some(file), _) => println!("  task file    {} ({} rows, {} later ones)", file.display(), written.rows[0], written.rows[1]),
+            (Some(file), _) => {
+                println!("  task file    {} ({} rows, {} later ones)", file.display(), written.rows[0], written.rows[1])
+            }
             (None, why) => println!("  no task file {}: {}", written.task, why.as_deref().unwrap_or_default()),
         }
     }
@@ -237,15 +239,13 @@ fn tell_task(task: &Entry) {
 }
 
 /// Compares what a roadmap promised with the exchanges since.
-pub fn compare(dir: &Path, logs: &Logs, common: &CommonArgs) -> Outcome {
+pub(super) fn compare(dir: &Path, logs: &Logs, common: &CommonArgs) -> Outcome {
     let forecasts: Vec<Forecasted> = act::read_forecasts(&dir.join(act::FORECASTS)).map_err(Failure::usage)?;
     let mut tally = Tally::default();
     let mut bars = Bars::new();
-    let read = logs.read(
-        "reading exchanges",
-        &mut |exchange, _| tally.add(&exchange, &forecasts),
-        &mut |progress| bars.show(progress),
-    );
+    let read = logs.read("reading exchanges", &mut |exchange, _| tally.add(&exchange, &forecasts), &mut |progress| {
+        bars.show(progress)
+    });
     read.map_err(Failure::usage)?;
     bars.finish();
     let actuals = tally.compare(&forecasts);
@@ -260,7 +260,11 @@ pub fn compare(dir: &Path, logs: &Logs, common: &CommonArgs) -> Outcome {
         println!("{}: {} requests in {:.1} weeks", actual.task, actual.requests, actual.weeks);
         let [low, _, high] = actual.requests_a_week.0;
         println!("  requests a week    promised {low:.0} to {high:.0}, came {:.0}", actual.requests_a_week.1);
-        println!("  answered alone     promised {:.1} %, came {:.1} %", 100.0 * actual.coverage.0, 100.0 * actual.coverage.1);
+        println!(
+            "  answered alone     promised {:.1} %, came {:.1} %",
+            100.0 * actual.coverage.0,
+            100.0 * actual.coverage.1
+        );
         if let Some((saving, [low, high])) = actual.realised {
             println!(
                 "  saving             promised {} to {}, came {} [{}, {}]",
