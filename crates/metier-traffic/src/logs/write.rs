@@ -52,7 +52,7 @@ fn schema(call: &Exchange) -> Option<Value> {
 
 fn usage(call: &Exchange) -> Value {
     let tokens = call.tokens.unwrap_or_default();
-    json!({"prompt_tokens": tokens.input, "completion_tokens": tokens.output, "total_tokens": tokens.input + tokens.output,
+    json!({"prompt_tokens": tokens.input, "completion_tokens": tokens.output, "total_tokens": tokens.input.saturating_add(tokens.output),
         "prompt_tokens_details": {"cached_tokens": tokens.cached}})
 }
 
@@ -64,7 +64,7 @@ fn choices(call: &Exchange) -> Value {
 }
 
 fn end_ms(call: &Exchange) -> Option<u64> {
-    Some(call.time_ms? + call.elapsed_ms?)
+    Some(call.time_ms?.saturating_add(call.elapsed_ms?))
 }
 
 fn openai(call: &Exchange) -> Value {
@@ -79,7 +79,7 @@ fn openai(call: &Exchange) -> Value {
 fn litellm(call: &Exchange) -> Value {
     let tokens = call.tokens.unwrap_or_default();
     let tags: Vec<&String> = call.named.iter().collect();
-    json!({"request_id": call.id, "call_type": "acompletion", "spend": 0.0, "total_tokens": tokens.input + tokens.output, "prompt_tokens": tokens.input,
+    json!({"request_id": call.id, "call_type": "acompletion", "spend": 0.0, "total_tokens": tokens.input.saturating_add(tokens.output), "prompt_tokens": tokens.input,
         "completion_tokens": tokens.output, "startTime": call.time_ms, "endTime": end_ms(call), "model": call.model, "end_user": call.group,
         "metadata": {"usage_object": usage(call)}, "request_tags": tags, "messages": messages(call), "response": {"choices": choices(call)},
         "proxy_server_request": body(call), "status": if call.failed { "failure" } else { "success" }})
@@ -89,7 +89,7 @@ fn langfuse(call: &Exchange) -> Value {
     let tokens = call.tokens.unwrap_or_default();
     json!({"id": call.id, "trace_id": call.id, "type": "GENERATION", "start_time": call.time_ms, "end_time": end_ms(call), "provided_model_name": call.model,
         "session_id": call.group, "name": call.named, "level": if call.failed { "ERROR" } else { "DEFAULT" },
-        "usage_details": {"input": tokens.input - tokens.cached, "input_cached_tokens": tokens.cached, "output": tokens.output},
+        "usage_details": {"input": tokens.input.saturating_sub(tokens.cached), "input_cached_tokens": tokens.cached, "output": tokens.output},
         "input": body(call), "output": call.answer})
 }
 
