@@ -9,6 +9,7 @@ pub mod logs;
 pub mod price;
 pub mod privacy;
 pub mod said;
+pub mod synthetic;
 pub mod wire;
 
 pub use exchange::Exchange;

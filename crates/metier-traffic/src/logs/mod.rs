@@ -19,8 +19,11 @@ mod openai;
 mod otel;
 mod own;
 mod value;
+mod write;
 
 use serde_json::Value;
+
+pub use write::write;
 
 use crate::exchange::{Exchange, Verdict};
 
@@ -49,6 +52,18 @@ pub enum Format {
 }
 
 impl Format {
+    /// All of them.
+    pub const ALL: [Self; 8] = [
+        Self::OpenAi,
+        Self::LiteLlm,
+        Self::Langfuse,
+        Self::Helicone,
+        Self::OpenTelemetry,
+        Self::Datapoints,
+        Self::Metier,
+        Self::Counts,
+    ];
+
     /// Its name, for people.
     pub fn name(self) -> &'static str {
         match self {

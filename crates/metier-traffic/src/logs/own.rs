@@ -15,7 +15,10 @@ pub(super) fn is(object: &Object) -> bool {
 }
 
 pub(super) fn read(object: &Object) -> Result<Row, Unread> {
-    let exchange: Exchange =
+    let mut exchange: Exchange =
         serde_json::from_value(Value::Object(object.clone())).map_err(|_| Unread::UnknownFields)?;
+    if let Some(tokens) = &mut exchange.tokens {
+        tokens.cached = tokens.cached.min(tokens.input);
+    }
     one(exchange)
 }

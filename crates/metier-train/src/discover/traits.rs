@@ -261,6 +261,25 @@ pub fn kind(examples: &[Example], traits: &Traits, has_schema: bool) -> KindGues
         return KindGuess { kind: TaskKind::Classify, evidence };
     }
     let json = has_schema || traits.json >= 0.8;
+    // Many labels and few examples: each too seldom to be counted as one.
+    let mut lengths: Vec<usize> = examples
+        .iter()
+        .filter_map(|example| example.output.as_deref())
+        .map(|answer| answer.split_whitespace().count())
+        .collect();
+    lengths.sort_unstable();
+    if !json
+        && traits.distinct_outputs <= 0.75
+        && traits.copied < 0.5
+        && answered >= 20
+        && lengths[answered * 95 / 100] <= 3
+    {
+        let evidence = format!(
+            "{} of the answers differ, and 95 of 100 have at most three words",
+            percent(traits.distinct_outputs)
+        );
+        return KindGuess { kind: TaskKind::Classify, evidence };
+    }
     if json && traits.copied >= 0.5 {
         let evidence = format!(
             "{} of the answers are JSON, {} of their words stand in the input",
