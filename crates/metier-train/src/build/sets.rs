@@ -146,6 +146,7 @@ fn prove(
         pairs: None,
         calibrator: Calibrator { inverse_temperature: 1.0, method: Method::Softmax },
         scores: None,
+        scope: None,
         several: Some(sets::fit_scores(&rung.validation, &sets.sets[Part::Validation as usize])),
         certificate: None,
         refusal: None,
