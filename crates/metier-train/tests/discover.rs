@@ -1,6 +1,6 @@
 //! Files of logs → tasks: every form of file, every kind of bad input, exact volumes, stable ids. No model is needed.
 
-#![allow(clippy::unwrap_used, reason = "tests")]
+#![allow(clippy::unwrap_used, clippy::disallowed_methods, clippy::print_stderr, reason = "tests; one finds real data")]
 
 use std::{collections::BTreeMap, fs, io::Write as _, path::Path, sync::Arc};
 
@@ -436,7 +436,7 @@ fn a_real_trace_without_texts() {
     let data = std::env::var_os("METIER_DATA").map_or_else(|| "../../../shared/data".into(), std::path::PathBuf::from);
     let folder = data.join("azure_llm_trace_2023");
     if !folder.is_dir() {
-        println!("skipped: no `azure_llm_trace_2023` under METIER_DATA");
+        eprintln!("skipped: no `azure_llm_trace_2023` under METIER_DATA");
         return;
     }
     let found = discover(&folder).unwrap();

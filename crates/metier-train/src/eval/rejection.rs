@@ -73,7 +73,7 @@ pub fn fit(margins: &[Vec<f32>], gold: &[usize], none: usize, keep: f64) -> Resu
     }
     let [top, gap, of_none, offset] = beta.map(|b| (b / length) as f32);
     let rule = ScopeRule { top, gap, none: of_none, offset };
-    let scores = in_scope(margins, gold, none, &rule).map(|(score, is_right)| (score, is_right));
+    let scores = in_scope(margins, gold, none, &rule);
     let Some(threshold) = threshold(scores, keep) else {
         return Err(format!("fewer than {:.1} % of the validation rows in scope are right at all", 100.0 * keep));
     };
