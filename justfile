@@ -25,7 +25,7 @@ deny:
 bless:
     METIER_BLESS=1 INSTA_UPDATE=always cargo test --workspace
 
-# fuzzing: ten minutes on each of nine targets
+# fuzzing: ten minutes on each target
 fuzz SECONDS="600" *TARGETS:
     scripts/fuzz.sh {{SECONDS}} {{TARGETS}}
 

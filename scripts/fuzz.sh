@@ -6,7 +6,7 @@ cd "$(git -C "$(dirname "$0")" rev-parse --show-toplevel)"
 seconds=${1:?how many seconds a target}
 shift
 targets=("$@")
-[ ${#targets[@]} -gt 0 ] || targets=(gguf safetensors request adapter decoder folder tokenizer template grammar packed)
+[ ${#targets[@]} -gt 0 ] || targets=(gguf safetensors request adapter decoder folder tokenizer template grammar packed log_record)
 goldens=crates/metier-model/tests/goldens
 corpus=fuzz/corpus
 
@@ -20,7 +20,7 @@ documents() {
     done
 }
 
-mkdir -p $corpus/{gguf,safetensors,request,adapter,decoder,folder,tokenizer,template,grammar,packed}
+mkdir -p $corpus/{gguf,safetensors,request,adapter,decoder,folder,tokenizer,template,grammar,packed,log_record}
 cp $goldens/*.gguf $corpus/decoder/
 cargo run --quiet -p metier-model --example tiny_model -- $corpus/decoder/tiny.gguf
 cp $goldens/vocabulary-*.gguf $corpus/gguf/

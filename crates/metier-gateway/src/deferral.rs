@@ -2,9 +2,9 @@
 //!
 //! Pure text: the deferred request's messages, the label in a model's answer, and the shape that the caller asked for.
 
-use metier_model::extract::Schema;
+use metier_model::{extract::Schema, specialist::sets::in_json};
 use metier_traffic::{
-    said::object_in,
+    said::{labels_in, object_in},
     wire::{ChatRequest, Message, ResponseFormat, Role},
 };
 use serde_json::json;
@@ -13,6 +13,8 @@ use crate::expert::{Expert, Pen};
 
 /// Most tokens that a language model may spend on a label.
 const MAX_LABEL_TOKENS: u32 = 64;
+/// Most tokens that it may spend on a list of labels.
+const MAX_LIST_TOKENS: u32 = 512;
 /// Most tokens that it may spend on an answer in JSON.
 const MAX_JSON_TOKENS: u32 = 2_048;
 
@@ -33,13 +35,19 @@ pub(crate) fn request_for(expert: &dyn Expert, text: String, model: &str, max_to
         system.push_str(schema.source());
         return asked(system, text, model, max_tokens, MAX_JSON_TOKENS);
     }
-    system.push_str("\n\nAnswer with exactly one of these labels, as it is written here, and nothing else:\n");
+    system.push_str(if expert.gives_several() {
+        "\n\nSeveral of these labels may apply, or none. Answer with a JSON list of those that do, as they are written here, and nothing else; \
+         with [] if none does:\n"
+    } else {
+        "\n\nAnswer with exactly one of these labels, as it is written here, and nothing else:\n"
+    });
     for label in expert.labels() {
         system.push_str("- ");
         system.push_str(label);
         system.push('\n');
     }
-    asked(system, text, model, max_tokens, MAX_LABEL_TOKENS)
+    let limit = if expert.gives_several() { MAX_LIST_TOKENS } else { MAX_LABEL_TOKENS };
+    asked(system, text, model, max_tokens, limit)
 }
 
 fn asked(system: String, text: String, model: &str, max_tokens: Option<u32>, limit: u32) -> ChatRequest {
@@ -122,6 +130,33 @@ pub(crate) fn in_format(label: &str, confidence: Option<f32>, format: &ResponseF
     }
 }
 
+/// A list of labels in the shape that the caller asked for: `["a","b"]`, or a JSON object that holds it.
+pub(crate) fn list_in_format(list: &str, confidence: Option<f32>, format: &ResponseFormat) -> String {
+    match format {
+        ResponseFormat::Text | ResponseFormat::Regex(_) | ResponseFormat::Choice(_) => list.to_owned(),
+        ResponseFormat::JsonObject | ResponseFormat::JsonSchema(_) => {
+            let confidence = confidence.map(|score| (f64::from(score) * 1e4).round() / 1e4);
+            let labels: serde_json::Value = serde_json::from_str(list).unwrap_or_default();
+            json!({"labels": labels, "confidence": confidence}).to_string()
+        }
+    }
+}
+
+/// What a language model answered to a text of this specialist's: its label or labels in the caller's shape, or as it is.
+pub(crate) fn answered(expert: &dyn Expert, text: &str, format: &ResponseFormat) -> String {
+    let labels = expert.labels();
+    if expert.gives_several() {
+        return match labels_in(text, labels) {
+            Some(set) => list_in_format(&in_json(set.iter().map(|label| labels[*label].as_str())), None, format),
+            None => without_label(text, format),
+        };
+    }
+    match label_of(text, labels) {
+        Some(label) => in_format(label, None, format),
+        None => without_label(text, format),
+    }
+}
+
 /// A language model's answer that names no label: as it is, or as JSON that cannot be taken for one.
 pub(crate) fn without_label(answer: &str, format: &ResponseFormat) -> String {
     match format {
@@ -159,6 +194,14 @@ mod tests {
         assert_eq!(check("{\"a\": \"3\"}"), Err("`a` cannot be \"3\"".to_owned()));
         assert_eq!(check("none"), Err("it holds no JSON object".to_owned()));
         assert!(check("} {").is_err() && check("{\"a\": ").is_err());
+    }
+
+    #[test]
+    fn lists_of_labels() {
+        assert_eq!(list_in_format("[\"a\"]", Some(0.5), &ResponseFormat::Text), "[\"a\"]");
+        let whole = r#"{"labels":["a","b"],"confidence":0.9313}"#;
+        assert_eq!(list_in_format("[\"a\",\"b\"]", Some(0.93126), &ResponseFormat::JsonObject), whole);
+        assert_eq!(list_in_format("[]", None, &ResponseFormat::JsonObject), r#"{"labels":[],"confidence":null}"#);
     }
 
     #[test]

@@ -60,6 +60,10 @@ pub(crate) trait Expert: Send + Sync {
     fn keeps_running(&self) -> bool {
         self.own_encoder().is_some() || self.pen().is_some()
     }
+    /// Does it give a list of labels, and not one?
+    fn gives_several(&self) -> bool {
+        false
+    }
     /// What it answers, where that is JSON.
     fn schema(&self) -> Option<&Schema> {
         None
@@ -110,6 +114,10 @@ impl Expert for Specialist {
 
     fn needs_embedding(&self) -> bool {
         self.needs_embedding()
+    }
+
+    fn gives_several(&self) -> bool {
+        self.manifest().several.is_some()
     }
 
     fn schema(&self) -> Option<&Schema> {
@@ -217,6 +225,10 @@ impl Expert for Equipped {
 
     fn keeps_running(&self) -> bool {
         true
+    }
+
+    fn gives_several(&self) -> bool {
+        Expert::gives_several(&*self.specialist)
     }
 
     fn schema(&self) -> Option<&Schema> {

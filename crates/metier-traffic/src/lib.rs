@@ -5,9 +5,11 @@
 //! sockets, clocks, and any opinion on who should answer.
 
 pub mod exchange;
+pub mod logs;
 pub mod price;
 pub mod privacy;
 pub mod said;
+pub mod synthetic;
 pub mod wire;
 
 pub use exchange::Exchange;

@@ -14,6 +14,8 @@ pub const PICOUSD_PER_USD: u64 = 1_000_000_000_000;
 pub const MAX_USD_PER_MILLION: f64 = 100_000.0;
 /// The book that ships with metier: list prices, stated for illustration.
 pub const EXAMPLE_BOOK: &str = include_str!("../price_book.toml");
+/// List prices of well-known models, for logs of theirs: dated, and no substitute for a contract.
+pub const LIST_BOOK: &str = include_str!("../list_prices.toml");
 
 const PICOUSD_PER_TOKEN_AT_ONE_USD_PER_MILLION: f64 = 1e6;
 const MS_PER_DAY: u64 = 86_400_000;
@@ -68,6 +70,7 @@ struct Line {
     from: String,
     input: f64,
     output: f64,
+    cached: Option<f64>,
 }
 
 /// Picodollars a token, read and written.
@@ -77,6 +80,8 @@ pub struct Price {
     pub input_picousd: u64,
     /// For a token of the answer.
     pub output_picousd: u64,
+    /// For a token of the request that the provider had in its cache; where the book does not say, as any other.
+    pub cached_picousd: u64,
 }
 
 impl Price {
@@ -84,6 +89,12 @@ impl Price {
     pub fn cost_picousd(&self, prompt_tokens: u64, completion_tokens: u64) -> u64 {
         let input = self.input_picousd.saturating_mul(prompt_tokens);
         input.saturating_add(self.output_picousd.saturating_mul(completion_tokens))
+    }
+
+    /// As [`cost_picousd`](Self::cost_picousd), where so many of the prompt's tokens were in the provider's cache.
+    pub fn cached_cost_picousd(&self, prompt_tokens: u64, cached_tokens: u64, completion_tokens: u64) -> u64 {
+        let cached = self.cached_picousd.saturating_mul(cached_tokens.min(prompt_tokens));
+        cached.saturating_add(self.cost_picousd(prompt_tokens.saturating_sub(cached_tokens), completion_tokens))
     }
 }
 
@@ -98,13 +109,14 @@ impl PriceBook {
     /// Reads a book.
     pub fn parse(text: &str) -> Result<Self, PriceError> {
         let mut prices: BTreeMap<String, BTreeMap<String, Price>> = BTreeMap::new();
-        for Line { model, from, input, output } in toml::from_str::<Book>(text)?.price {
+        for Line { model, from, input, output, cached } in toml::from_str::<Book>(text)?.price {
             if !is_date(&from) {
                 return Err(PriceError::Date { model, from });
             }
             let price = Price {
                 input_picousd: picousd_per_token(&model, "input", input)?,
                 output_picousd: picousd_per_token(&model, "output", output)?,
+                cached_picousd: picousd_per_token(&model, "cached", cached.unwrap_or(input))?,
             };
             if prices.entry(model.clone()).or_default().insert(from.clone(), price).is_some() {
                 return Err(PriceError::Twice { model, from });
@@ -118,6 +130,11 @@ impl PriceBook {
         Self::parse(EXAMPLE_BOOK).expect("the shipped book is read by a test")
     }
 
+    /// List prices of well-known models, and the example's.
+    pub fn list() -> Self {
+        Self::example().overlaid(Self::parse(LIST_BOOK).expect("the shipped list is read by a test"))
+    }
+
     /// The price of a model at a moment, in milliseconds since 1970; `None` when it is unpriced then.
     pub fn price(&self, model: &str, time_ms: u64) -> Option<Price> {
         self.prices.get(model)?.range(..=date_of(time_ms)).next_back().map(|(_, price)| *price)
@@ -126,6 +143,32 @@ impl PriceBook {
     /// Cost of a request in picodollars; `None` when the model is unpriced.
     pub fn cost_picousd(&self, model: &str, time_ms: u64, prompt_tokens: u64, completion_tokens: u64) -> Option<u64> {
         Some(self.price(model, time_ms)?.cost_picousd(prompt_tokens, completion_tokens))
+    }
+
+    /// The price of a model under the name that a log gives it: as it stands; else without what a gateway puts before it
+    /// (`azure/gpt-4o`), without region or version behind a colon or an `@`, or without a date at its end (`gpt-4o-2024-08-06`).
+    pub fn logged_price(&self, model: &str, time_ms: u64) -> Option<Price> {
+        if self.knows(model) {
+            return self.price(model, time_ms);
+        }
+        let lower = model.to_ascii_lowercase();
+        let bare = lower.rsplit('/').next().unwrap_or_default();
+        let bare = bare.rsplit_once("anthropic.").map_or(bare, |(_, bare)| bare);
+        let bare = bare.split(['@', ':']).next().unwrap_or_default();
+        let dated = |name: &str| {
+            let name = name.strip_suffix("-v1").or_else(|| name.strip_suffix("-v2")).unwrap_or(name).to_owned();
+            let digits = name.trim_end_matches(|c: char| c.is_ascii_digit() || c == '-');
+            let date: String = name[digits.len()..].chars().filter(char::is_ascii_digit).collect();
+            if date.len() == 8 && date.starts_with("20") { digits.to_owned() } else { name }
+        };
+        [bare.to_owned(), dated(bare)].iter().find(|name| self.knows(name)).and_then(|name| self.price(name, time_ms))
+    }
+
+    /// This book with another one's prices in the place of its own where both know a model.
+    #[must_use]
+    pub fn overlaid(mut self, own: Self) -> Self {
+        self.prices.extend(own.prices);
+        self
     }
 
     /// Whether a model has any price.
@@ -164,7 +207,7 @@ fn is_date(text: &str) -> bool {
 }
 
 /// The UTC day of a moment, by Howard Hinnant's `civil_from_days` (<https://howardhinnant.github.io/date_algorithms.html>).
-fn date_of(time_ms: u64) -> String {
+pub fn date_of(time_ms: u64) -> String {
     let days = time_ms / MS_PER_DAY + 719_468;
     let era = days / 146_097;
     let day_of_era = days % 146_097;
@@ -190,6 +233,16 @@ mod tests {
         let cost = PriceBook::example().cost_picousd("reference-llm", NOVEMBER_2026_MS, 800, 60);
         assert_eq!(cost, Some(2_600_000_000));
         assert_eq!(usd(cost.unwrap()), "0.0026");
+    }
+
+    #[test]
+    fn the_shipped_list_prices_what_logs_name() {
+        let list = PriceBook::list();
+        for model in
+            ["gpt-4o-mini-2024-07-18", "claude-sonnet-4-5-20250929", "gemini/gemini-2.5-flash", "reference-llm"]
+        {
+            assert!(list.logged_price(model, NOVEMBER_2026_MS).is_some(), "{model}");
+        }
     }
 
     #[test]
@@ -222,6 +275,47 @@ mod tests {
         check(&line("January", "1"), "`January` of `m`");
         check(&(line("2026-01-01", "1") + &line("2026-01-01", "2")), "two prices");
         check("[[price]]\nmodel='m'\nprice=1", "cannot read");
+    }
+
+    #[test]
+    fn models_are_known_by_the_names_that_logs_give_them() {
+        let line = |model: &str, input: f64| {
+            format!("[[price]]\nmodel='{model}'\nfrom='2024-01-01'\ninput={input}\noutput=1\n")
+        };
+        let list =
+            PriceBook::parse(&(line("gpt-4o", 2.0) + &line("claude-3-5-haiku", 3.0) + &line("o1", 4.0))).unwrap();
+        let check = |model: &str, input: Option<u64>| {
+            assert_eq!(
+                list.logged_price(model, NOVEMBER_2026_MS).map(|price| price.input_picousd / 1_000_000),
+                input,
+                "{model}"
+            );
+        };
+        check("gpt-4o", Some(2));
+        check("azure/GPT-4o", Some(2));
+        check("gpt-4o-2024-08-06", Some(2));
+        check("us.anthropic.claude-3-5-haiku-20241022-v1:0", Some(3));
+        check("claude-3-5-haiku@20241022", Some(3));
+        check("gpt-4o-mini", None);
+        check("o1", Some(4));
+        check("o3", None);
+        check("", None);
+        let own = PriceBook::parse(&line("gpt-4o", 9.0)).unwrap();
+        assert_eq!(
+            list.overlaid(own).logged_price("openai/gpt-4o", NOVEMBER_2026_MS).map(|price| price.input_picousd),
+            Some(9_000_000)
+        );
+    }
+
+    #[test]
+    fn cached_tokens_have_a_price_of_their_own() {
+        let book =
+            PriceBook::parse("[[price]]\nmodel='m'\nfrom='2026-01-01'\ninput=2\noutput=8\ncached=0.5\n").unwrap();
+        let price = book.price("m", NOVEMBER_2026_MS).unwrap();
+        assert_eq!(price.cached_cost_picousd(100, 40, 10), 60 * 2_000_000 + 40 * 500_000 + 10 * 8_000_000);
+        assert_eq!(price.cached_cost_picousd(100, 400, 0), 100 * 500_000);
+        let plain = PriceBook::example().price("reference-llm", NOVEMBER_2026_MS).unwrap();
+        assert_eq!(plain.cached_cost_picousd(100, 40, 10), plain.cost_picousd(100, 10));
     }
 
     #[test]

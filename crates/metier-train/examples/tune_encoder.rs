@@ -119,6 +119,9 @@ fn main() -> Result<(), Box<dyn Error>> {
         splits: &splits,
         embeddings: Some(&embeddings),
         encoder: None,
+        decoder: None,
+        decoding: &metier_train::craft::decoder::Recipe::default(),
+        from: Stage::Linear,
         up_to: Stage::Both,
     };
     let ladder = ladder::climb(ground, &task.target, &ladder_run, &mut silent)?;

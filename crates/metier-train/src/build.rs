@@ -10,6 +10,7 @@
 mod decoded;
 mod extract;
 pub mod generate;
+mod sets;
 mod ship;
 
 pub use decoded::evaluate_decoder;
@@ -48,6 +49,7 @@ use crate::{
     },
     data::{
         DataError, LeakReport, Part, Splits, TaskError, TaskFile, positive,
+        sets::Loaded,
         split::{self, Example},
         table::{self, Columns},
         task::Metric,
@@ -305,7 +307,10 @@ pub fn build(
     let start = clock();
     let elapsed = || clock().saturating_sub(start);
     progress(Progress { stage: "reading rows", done: 0, total: None, unit: Unit::Rows });
-    let splits = split::load(task, bench.seed)?;
+    let splits = match split::load_any(task, bench.seed)? {
+        Loaded::Classes(splits) => *splits,
+        Loaded::Sets(loaded) => return sets::build(task, &loaded, bench, progress, &elapsed),
+    };
     let task = &TaskFile { target: positive::resolve(task, &splits)?, ..task.clone() };
     let embeddings = bench.encoder.map(|encoder| embed(task, &splits, encoder, bench.pool, progress)).transpose()?;
     let embed_seconds = elapsed().as_secs_f64();
@@ -338,10 +343,11 @@ pub fn build(
         Ok(curve) => (Some(curve), None),
         Err(why) => (None, Some(why)),
     };
-    let Measured { evidence, rungs, failures } = measured;
+    let Measured { no_rule, evidence, rungs, failures } = measured;
     let manifest = specialist.manifest();
     let mut notes = notes(task, &splits, &ladder, manifest, &evidence.rows, evidence.class_mix.as_ref());
     notes.extend(no_curve);
+    notes.extend(no_rule.map(|why| format!("no rule tells what is out of scope: {why}")));
     let training = ladder.decoder.as_ref().map(TrainingLog::of_decoder);
     let product = Product {
         specialist,
@@ -387,34 +393,16 @@ pub fn evaluate(
     if manifest.kind == Kind::Extract {
         return extract::evaluate(specialist, encoder, pool, file, columns, seed, progress);
     }
+    if manifest.several.is_some() {
+        return sets::evaluate(specialist, encoder, pool, file, columns, seed, progress);
+    }
     if manifest.decoder().is_some() {
         let why = "it runs on a decoder, and there is none".to_owned();
         return Err(BuildError::Encoder { name: manifest.name.clone(), why });
     }
     let rows = table::read(file, columns)?;
     let examples = split::examples(rows, &manifest.labels)?;
-    let texts: Vec<_> = examples.iter().map(|example| specialist.encoder_text(&example.row.text)).collect();
-    let texts: Vec<&str> = texts.iter().map(AsRef::as_ref).collect();
-    let embeddings = match (specialist.needs_embedding(), encoder) {
-        (false, _) => None,
-        (true, Some(encoder)) => {
-            if let Some(why) = manifest.base.as_ref().and_then(|base| base.mismatch(&encoder.base())) {
-                return Err(BuildError::Encoder { name: manifest.name.clone(), why });
-            }
-            let error = |source| BuildError::Embed { name: manifest.name.clone(), source };
-            let own = match specialist.encoder_file() {
-                None => None,
-                Some(file) => Some(own_encoder(&manifest.name, encoder, &file.0)?),
-            };
-            let encoder = own.as_ref().map_or(encoder, |own| own as &dyn Embed);
-            Some(encoder.embed_all(pool, &texts, progress).map_err(error)?)
-        }
-        (true, None) => {
-            let base = manifest.base.as_ref().map_or("", |base| &base.name);
-            let why = format!("it reads embeddings of `{base}`, and there is no encoder");
-            return Err(BuildError::Encoder { name: manifest.name.clone(), why });
-        }
-    };
+    let embeddings = embedded(specialist, encoder, pool, &examples, progress)?;
     let scored = examples
         .iter()
         .enumerate()
@@ -426,6 +414,39 @@ pub fn evaluate(
     let metric = positive::recorded(&manifest.recipe, &manifest.labels);
     let yardstick = yardstick(manifest, metric, columns.reference.is_some(), &[], seed);
     Ok(evaluation::evaluate(&scored, &yardstick))
+}
+
+/// The vectors that a specialist reads of these rows, where it reads some.
+fn embedded(
+    specialist: &Specialist,
+    encoder: Option<&dyn Embed>,
+    pool: &Pool,
+    examples: &[Example],
+    progress: &mut dyn FnMut(Progress<'_>),
+) -> Result<Option<Vec<Vec<f32>>>, BuildError> {
+    let manifest = specialist.manifest();
+    let texts: Vec<_> = examples.iter().map(|example| specialist.encoder_text(&example.row.text)).collect();
+    let texts: Vec<&str> = texts.iter().map(AsRef::as_ref).collect();
+    match (specialist.needs_embedding(), encoder) {
+        (false, _) => Ok(None),
+        (true, Some(encoder)) => {
+            if let Some(why) = manifest.base.as_ref().and_then(|base| base.mismatch(&encoder.base())) {
+                return Err(BuildError::Encoder { name: manifest.name.clone(), why });
+            }
+            let error = |source| BuildError::Embed { name: manifest.name.clone(), source };
+            let own = match specialist.encoder_file() {
+                None => None,
+                Some(file) => Some(own_encoder(&manifest.name, encoder, &file.0)?),
+            };
+            let encoder = own.as_ref().map_or(encoder, |own| own as &dyn Embed);
+            encoder.embed_all(pool, &texts, progress).map(Some).map_err(error)
+        }
+        (true, None) => {
+            let base = manifest.base.as_ref().map_or("", |base| &base.name);
+            let why = format!("it reads embeddings of `{base}`, and there is no encoder");
+            Err(BuildError::Encoder { name: manifest.name.clone(), why })
+        }
+    }
 }
 
 /// The encoder of a specialist that has its own.
@@ -450,6 +471,8 @@ fn embed(
 }
 
 struct Measured {
+    /// Why there is no rule for what is out of scope, where the task asks for one.
+    no_rule: Option<String>,
     evidence: Evidence,
     rungs: Vec<RungOutcome>,
     failures: Vec<FailedRow>,
@@ -466,7 +489,23 @@ fn prove(
     let rung = &ladder.rungs[ladder.chosen];
     let validation = splits.part(Part::Validation);
     let gold: Vec<usize> = validation.iter().map(|example| example.class).collect();
-    let calibrator = calibrate::fit(&rung.validation, &gold);
+    let none = task.data.out_of_scope.as_ref().and_then(|label| splits.labels.binary_search(label).ok());
+    let rule = match (none, task.in_scope) {
+        (Some(none), Some(keep)) => Some(rejection::fit(&rung.validation, &gold, none, keep)),
+        _ => None,
+    };
+    let (scope, no_rule) = match rule {
+        Some(Ok(rule)) => (Some(rule), None),
+        Some(Err(why)) => (None, Some(why)),
+        None => (None, None),
+    };
+    // What the rule makes of margins; without one they stay.
+    let ruled = |margins: &[Vec<f32>]| match (scope, none) {
+        (Some(rule), Some(none)) => margins.iter().map(|row| rule.apply(row, none)).collect(),
+        _ => margins.to_vec(),
+    };
+    let settled = ruled(&rung.validation);
+    let calibrator = calibrate::fit(&settled, &gold);
     let pairs = rung.own.as_ref().and_then(|own| own.pairs.clone());
     let decoder = rung.own.as_ref().and_then(|own| own.decoder.as_ref());
     let mut manifest = Manifest {
@@ -488,6 +527,8 @@ fn prove(
             .map(|pairs| PairsRecord { format: PAIR_FORMAT.to_owned(), fields: pairs.features.fields().to_vec() }),
         calibrator,
         scores: None,
+        scope,
+        several: None,
         certificate: None,
         refusal: None,
         recipe: Recipe {
@@ -534,24 +575,30 @@ fn prove(
 
     let part = if splits.part(Part::Test).is_empty() { Part::Validation } else { Part::Test };
     let manifest = specialist.manifest();
-    let none = task.data.out_of_scope.as_deref();
-    let in_scope = (validation.iter().zip(&rung.validation)).filter(|(example, _)| none != Some(&example.row.label));
+    let none_label = task.data.out_of_scope.as_deref();
+    let in_scope = (validation.iter().zip(&settled)).filter(|(example, _)| none_label != Some(&example.row.label));
     let scores = in_scope
         .map(|(example, margins)| (manifest.calibrator.score(margins), calibrate::predicted(margins) == example.class));
     let yardstick = Yardstick {
-        reject_below: none.and_then(|_| rejection::threshold(scores)),
+        reject_below: none_label.and_then(|_| rejection::threshold(scores, rejection::IN_SCOPE_RIGHT)),
         ..yardstick(manifest, task.target.metric, task.reference.is_some(), &task.data.slice, bench.seed)
     };
     let scored = score(&specialist, &rung.head, splits, part, ladder, read);
-    let evaluation = evaluation::evaluate(&scored, &yardstick);
+    let mut evaluation = evaluation::evaluate(&scored, &yardstick);
+    if let (Some(rule), Some(none), Some(figures)) = (scope, none, &mut evaluation.out_of_scope) {
+        let held = Held::of(splits, part, &ladder.features, read);
+        figures.operating = rejection::operating(&held.margins(&rung.head), &held.classes, none, &rule);
+    }
     let failures = failures(splits.part(part), &scored, &splits.labels);
     let classes = |part| splits.part(part).iter().map(|example| example.class).collect::<Vec<_>>();
     let class_mix = evaluation::class_mix(&classes(Part::Calibration), &classes(part), &splits.labels);
     let evidence = Evidence { rows: part.name().to_owned(), evaluation, class_mix };
 
-    let rungs = ladder.rungs.iter().map(|rung| {
+    let rungs = ladder.rungs.iter().enumerate().map(|(at, rung)| {
         let held = Held::of(splits, part, &ladder.features, rung.embeddings(embeddings));
-        let calls = ladder::calls(&held.margins(&rung.head));
+        let margins = held.margins(&rung.head);
+        // The rule is that of the rung that ships.
+        let calls = ladder::calls(&if at == ladder.chosen { ruled(&margins) } else { margins });
         let measured = metrics::measure(task.target.metric, &calls, &held.classes, splits.labels.len(), bench.seed);
         RungOutcome {
             rung: rung.stage,
@@ -570,7 +617,7 @@ fn prove(
     let mut contents = specialist.into_contents();
     contents.probe = probe;
     contents.evidence = serde_json::to_string_pretty(&evidence).expect("evidence is JSON");
-    Ok((Specialist::from_contents(contents), Measured { evidence, rungs, failures }))
+    Ok((Specialist::from_contents(contents), Measured { no_rule, evidence, rungs, failures }))
 }
 
 /// The rows of a part as the specialist answers them.

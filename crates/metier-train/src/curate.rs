@@ -6,7 +6,8 @@
 //! Label noise is looked for by *confident learning* (Northcutt, Jiang, Chuang, Journal of Artificial Intelligence Research 70 (2021)): every
 //! row gets the probabilities of a linear model that has not seen it (five folds; equal texts and rows of one group stay in one).
 //! Label j's threshold t_j is the mean probability of j over the rows labelled j. A row labelled i is counted as truly j if j is the
-//! likeliest label among those whose probability reaches their threshold; where j ≠ i it is a suspect.
+//! likeliest label among those whose probability reaches their threshold; where j ≠ i it is a suspect. Where rows have several labels, each
+//! label is such a question of its own, with the answers yes and no.
 //!
 //! Personal data is counted by kind; where texts are shown it is masked. Deliberately absent: any deletion.
 
@@ -17,14 +18,19 @@ use metier_model::{
     Digest, Progress, Unit,
     features::{Features, SparseRow, fold},
     head::{LinearHead, max_features},
+    specialist::sets::in_json,
 };
 use metier_traffic::privacy::{self, PersonalKind};
 use serde::Serialize;
 
 use crate::{
-    craft::{ladder::MIN_FEATURE_ROWS, linear},
+    craft::{
+        ladder::MIN_FEATURE_ROWS,
+        linear::{self, Rows, Targets},
+    },
     data::{
-        DataError, LeakReport, Part, Splits, TaskFile,
+        DataError, LeakReport, Part, TaskFile,
+        sets::Loaded,
         split::{self, Example},
     },
     eval::calibrate,
@@ -53,7 +59,8 @@ pub struct Curation {
     pub leak: LeakReport,
     /// Rows whose label the other rows speak against, most suspicious first.
     pub suspects: Vec<Suspect>,
-    /// Share of labels that the joint count puts off its diagonal: an estimate of how many are wrong.
+    /// Share of labels that the joint count puts off its diagonal: an estimate of how many are wrong. Where rows have several, the share of rows
+    /// with a suspect.
     pub noise: f64,
     /// Pairs of labels between which most suspects lie: `(given, likelier, rows)`.
     pub confused: Vec<(String, String, u64)>,
@@ -114,12 +121,32 @@ pub fn curate(
             task.name
         )));
     }
-    let splits = split::load(task, seed)?;
+    let loaded = split::load_any(task, seed)?;
+    let splits = loaded.splits();
     let rows: Vec<(Part, &Example)> =
         Part::ALL.iter().flat_map(|&part| splits.part(part).iter().map(move |example| (part, example))).collect();
     let (duplicates, contradictions) = repeated(&rows);
-    let probabilities = out_of_fold(&splits, &rows, pool, seed, progress);
-    let (suspects, noise, confused) = suspects(&splits.labels, &rows, &probabilities);
+    let (suspects, noise, confused) = match &loaded {
+        Loaded::Classes(_) => {
+            let classes: Vec<usize> = rows.iter().map(|(_, example)| example.class).collect();
+            let some = |kept: &[usize]| kept.iter().map(|at| classes[*at]).collect::<Vec<_>>();
+            let fit =
+                |rows: Rows<'_>, kept: &[usize]| solve(Rows { targets: Targets::One(&some(kept)), ..rows }, pool, seed);
+            let margins = out_of_fold(splits.labels.len(), &rows, seed, progress, &fit);
+            let calibrator = calibrate::fit(&margins, &classes);
+            let probabilities: Vec<_> = margins.iter().map(|margins| calibrator.probabilities(margins)).collect();
+            suspects(&splits.labels, &rows, &probabilities)
+        }
+        Loaded::Sets(loaded) => {
+            let sets: Vec<&Vec<usize>> = loaded.sets.iter().flatten().collect();
+            let some = |kept: &[usize]| kept.iter().map(|at| sets[*at].clone()).collect::<Vec<_>>();
+            let fit = |rows: Rows<'_>, kept: &[usize]| {
+                solve(Rows { targets: Targets::Sets(&some(kept)), ..rows }, pool, seed)
+            };
+            let margins = out_of_fold(splits.labels.len(), &rows, seed, progress, &fit);
+            suspect_sets(&splits.labels, &rows, &sets, &margins)
+        }
+    };
     Ok(Curation {
         name: task.name.clone(),
         rows: splits.counts(),
@@ -183,13 +210,12 @@ fn excerpt(text: &str) -> String {
 
 /// Probabilities of every label for every row, by a model that has seen neither the row nor its equals nor its group.
 fn out_of_fold(
-    splits: &Splits,
+    n_classes: usize,
     rows: &[(Part, &Example)],
-    pool: &Pool,
     seed: u64,
     progress: &mut dyn FnMut(Progress<'_>),
+    fit: &dyn Fn(Rows<'_>, &[usize]) -> LinearHead,
 ) -> Vec<Vec<f32>> {
-    let n_classes = splits.labels.len();
     let fold_of = |example: &Example| {
         let key = example.row.group.clone().unwrap_or_else(|| fold(&example.row.text));
         let digest = Digest::of(format!("fold {seed} {key}").as_bytes());
@@ -199,31 +225,78 @@ fn out_of_fold(
     let mut margins: Vec<Vec<f32>> = vec![Vec::new(); rows.len()];
     for held in 0..FOLDS {
         progress(Progress { stage: "out-of-fold models", done: held, total: Some(FOLDS), unit: Unit::Steps });
-        let kept: Vec<&Example> = (0..rows.len()).filter(|&at| folds[at] != held).map(|at| rows[at].1).collect();
-        let texts = || kept.iter().map(|example| example.row.text.as_str());
+        let kept: Vec<usize> = (0..rows.len()).filter(|&at| folds[at] != held).collect();
+        let texts = || kept.iter().map(|at| rows[*at].1.row.text.as_str());
         let features = Features::fit(texts(), MIN_FEATURE_ROWS, max_features(n_classes));
         let sparse: Vec<SparseRow> = texts().map(|text| features.apply(text)).collect();
-        let classes: Vec<usize> = kept.iter().map(|example| example.class).collect();
-        let trained = linear::Rows {
-            sparse: Some(&sparse),
-            n_features: features.len(),
-            dense: None,
-            dense_scale: 0.0,
-            classes: &classes,
-            n_classes,
-        };
-        let weights = linear::Solver::new(trained, seed).solve(C, pool);
-        let head = LinearHead::quantise(weights.bias, &weights.sparse, weights.dense);
+        let (n_features, targets) = (features.len(), Targets::One(&[]));
+        let trained = Rows { sparse: Some(&sparse), n_features, dense: None, dense_scale: 0.0, targets, n_classes };
+        let head = fit(trained, &kept);
         for at in (0..rows.len()).filter(|&at| folds[at] == held) {
             margins[at] = head.margins(Some(&features.apply(&rows[at].1.row.text)), None);
         }
     }
-    let gold: Vec<usize> = rows.iter().map(|(_, example)| example.class).collect();
-    let calibrator = calibrate::fit(&margins, &gold);
-    margins.iter().map(|margins| calibrator.probabilities(margins)).collect()
+    margins
+}
+
+fn solve(rows: Rows<'_>, pool: &Pool, seed: u64) -> LinearHead {
+    let weights = linear::Solver::new(rows, seed).solve(C, pool);
+    LinearHead::quantise(weights.bias, &weights.sparse, weights.dense)
 }
 
 type Suspects = (Vec<Suspect>, f64, Vec<(String, String, u64)>);
+
+/// Of several labels a row each is a question of its own, yes or no: confident learning over these two answers, label by label. The noise is
+/// the share of rows with a suspect.
+fn suspect_sets(labels: &[String], rows: &[(Part, &Example)], sets: &[&Vec<usize>], margins: &[Vec<f32>]) -> Suspects {
+    let has = |at: usize, label: usize| sets[at].binary_search(&label).is_ok();
+    let pairs = || (0..rows.len()).flat_map(|at| (0..labels.len()).map(move |label| (at, label)));
+    let odds: Vec<f64> = pairs().map(|(at, label)| f64::from(margins[at][label])).collect();
+    let line = calibrate::fit_line(&odds, &pairs().map(|(at, label)| has(at, label)).collect::<Vec<_>>());
+    let p = |at: usize, label: usize| 1.0 / (1.0 + (-(line.slope * margins[at][label] + line.offset)).exp());
+    // Mean probability of "yes" where a row has the label, of "no" where it has not.
+    let mut sums = vec![[(0.0f64, 0u64); 2]; labels.len()];
+    for (at, label) in pairs() {
+        let given = has(at, label);
+        let sum = &mut sums[label][usize::from(given)];
+        *sum = (sum.0 + f64::from(if given { p(at, label) } else { 1.0 - p(at, label) }), sum.1 + 1);
+    }
+    let told = |set: &[usize]| in_json(set.iter().map(|label| labels[*label].as_str()));
+    let (mut found, mut confused, mut rows_with) = (Vec::new(), BTreeMap::new(), 0u64);
+    for (at, (part, example)) in rows.iter().enumerate() {
+        let before = found.len();
+        for label in 0..labels.len() {
+            let given = has(at, label);
+            let other = if given { 1.0 - p(at, label) } else { p(at, label) };
+            let (sum, n) = sums[label][usize::from(!given)];
+            if n == 0 || f64::from(other) < sum / n as f64 || other <= 0.5 {
+                continue;
+            }
+            let mut likelier = sets[at].clone();
+            match likelier.binary_search(&label) {
+                Ok(place) => drop(likelier.remove(place)),
+                Err(place) => likelier.insert(place, label),
+            }
+            let (with, without) = (format!("with {}", labels[label]), format!("without {}", labels[label]));
+            let direction = if given { (with, without) } else { (without, with) };
+            *confused.entry(direction).or_insert(0u64) += 1;
+            found.push(Suspect {
+                place: example.row.place.to_string(),
+                part: *part,
+                label: example.row.label.clone(),
+                likelier: told(&likelier),
+                p_label: 1.0 - other,
+                p_likelier: other,
+                text: excerpt(&example.row.text),
+            });
+        }
+        rows_with += u64::from(found.len() > before);
+    }
+    found.sort_by(|a, b| b.p_likelier.total_cmp(&a.p_likelier).then_with(|| a.place.cmp(&b.place)));
+    let mut confused: Vec<(String, String, u64)> = confused.into_iter().map(|((a, b), n)| (a, b, n)).collect();
+    confused.sort_by(|a, b| b.2.cmp(&a.2).then_with(|| (&a.0, &a.1).cmp(&(&b.0, &b.1))));
+    (found, rows_with as f64 / rows.len().max(1) as f64, confused)
+}
 
 fn suspects(labels: &[String], rows: &[(Part, &Example)], probabilities: &[Vec<f32>]) -> Suspects {
     let mut sums = vec![(0.0f64, 0u64); labels.len()];

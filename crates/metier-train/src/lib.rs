@@ -8,6 +8,7 @@
 //! - [`curate`](mod@curate): what is wrong with the rows, before anything is made from them.
 //! - [`build`](mod@build): the one function that calls the rooms in order; [`plan`](mod@plan) is its dry run.
 //! - [`generate`](mod@build::generate): the same for tasks whose answers a decoder writes.
+//! - [`discover`]: which tasks are in an organisation's logs.
 //! - [`init`]: a first task file for a data file.
 //!
 //! Deliberately absent: clocks, the environment and the terminal (handed in by the roof), model downloads, calls to any
@@ -17,6 +18,7 @@ pub mod build;
 pub mod craft;
 pub mod curate;
 pub mod data;
+pub mod discover;
 pub mod embed;
 pub mod eval;
 pub mod grad;

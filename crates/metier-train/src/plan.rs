@@ -11,6 +11,7 @@ use crate::{
     data::{
         LeakReport, Part, Splits, TaskFile,
         extract::{self, Alignment, ExtractTask},
+        sets::Loaded,
         split,
     },
 };
@@ -56,9 +57,12 @@ pub struct Plan {
 
 /// Reads and parts the rows as a build would, tries the encoder for a second, and writes nothing.
 pub fn plan(task: &TaskFile, bench: &Workbench<'_>, clock: &dyn Fn() -> Duration) -> Result<Plan, BuildError> {
-    let splits =
-        if task.extract.is_some() { split::load_texts(task, bench.seed)? } else { split::load(task, bench.seed)? };
-    let alignment = task.extract.as_ref().map(|extract| align(&splits, extract)).transpose()?;
+    let loaded = match &task.extract {
+        Some(_) => Loaded::Classes(Box::new(split::load_texts(task, bench.seed)?)),
+        None => split::load_any(task, bench.seed)?,
+    };
+    let splits = loaded.splits();
+    let alignment = task.extract.as_ref().map(|extract| align(splits, extract)).transpose()?;
     let texts: Vec<&str> = Part::ALL.iter().flat_map(|&p| splits.part(p)).map(|e| e.row.text.as_str()).collect();
     let mut rows_a_second = None;
     if let Some(encoder) = bench.encoder {
@@ -80,9 +84,14 @@ pub fn plan(task: &TaskFile, bench: &Workbench<'_>, clock: &dyn Fn() -> Duration
     let mut labels: BTreeMap<String, BTreeMap<String, u64>> = BTreeMap::new();
     for part in Part::ALL {
         // Answers of an extraction are no labels.
-        for example in splits.part(part).iter().filter(|_| task.extract.is_none()) {
-            let by_part = labels.entry(example.row.label.clone()).or_default();
-            *by_part.entry(part.name().to_owned()).or_default() += 1;
+        for (at, example) in splits.part(part).iter().enumerate().filter(|_| task.extract.is_none()) {
+            let of_row: Vec<&String> = match &loaded {
+                Loaded::Classes(_) => vec![&example.row.label],
+                Loaded::Sets(sets) => sets.sets[part as usize][at].iter().map(|label| &splits.labels[*label]).collect(),
+            };
+            for label in of_row {
+                *labels.entry(label.clone()).or_default().entry(part.name().to_owned()).or_default() += 1;
+            }
         }
     }
     let (epsilon, delta) = (task.target.epsilon, task.target.delta);

@@ -151,6 +151,9 @@ impl Gateway {
                 }
                 // Its own form, or none, is what it was proven in.
                 (None, Some(_)) => judged.label,
+                (None, None) if expert.gives_several() => {
+                    deferral::list_in_format(&judged.label, Some(judged.score), &request.response_format)
+                }
                 (None, None) => deferral::in_format(&judged.label, Some(judged.score), &request.response_format),
             };
             return Ok(Settled { said: Said::Content(content), model: expert.name().to_owned(), usage, decision });
@@ -306,10 +309,7 @@ impl Gateway {
                             }
                         }
                         Some((expert, _)) if expert.pen().is_some() => text,
-                        Some((expert, _)) => match deferral::label_of(&text, expert.labels()) {
-                            Some(label) => deferral::in_format(label, None, &request.response_format),
-                            None => deferral::without_label(&text, &request.response_format),
-                        },
+                        Some((expert, _)) => deferral::answered(*expert, &text, &request.response_format),
                         None => text,
                     };
                     decision.outcome = Outcome::Deferred;

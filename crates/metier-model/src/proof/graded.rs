@@ -180,7 +180,6 @@ mod tests {
         }
         let share = f64::from(exceeded) / f64::from(DRAWS);
         let monte_carlo = 3.0 * (delta * (1.0 - delta) / f64::from(DRAWS)).sqrt();
-        println!("exceeded {share}, coverage {coverage}");
         assert!(share <= delta + monte_carlo, "{share}");
         assert!(coverage > 0.2, "a bound that accepts nothing is no test: {coverage}");
     }

@@ -118,7 +118,6 @@ mod tests {
         }
         let share = |count: u32| f64::from(count) / f64::from(DRAWS);
         let monte_carlo = 3.0 * (delta * (1.0 - delta) / f64::from(DRAWS)).sqrt();
-        println!("exceeded {}, coverage {coverage}; as rows {}", share(exceeded), share(naive));
         assert!(share(exceeded) <= delta + monte_carlo, "{}", share(exceeded));
         assert!(coverage > 0.15, "a bound that accepts nothing is no test: {coverage}");
         assert!(share(naive) > delta + monte_carlo, "rows taken for independent would have done: {}", share(naive));

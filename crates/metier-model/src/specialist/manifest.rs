@@ -4,7 +4,7 @@ use std::{borrow::Cow, collections::BTreeMap};
 
 use serde::{Deserialize, Serialize};
 
-use super::inputs::Inputs;
+use super::{inputs::Inputs, scope::ScopeRule, sets::SetScores};
 use crate::{
     BaseId, Digest,
     cache::KeptLayers,
@@ -58,6 +58,12 @@ pub struct Manifest {
     /// How an extraction's scores are made.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub scores: Option<Scores>,
+    /// How it is told whether a text is none of these, where a rule tells it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub scope: Option<ScopeRule>,
+    /// Where a text may have several of the labels, or none: how the score of a set is made.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub several: Option<SetScores>,
     /// The bound under which it answers alone, with its threshold.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub certificate: Option<Certificate>,
@@ -74,6 +80,12 @@ impl Manifest {
     /// The score from which on it answers alone; `None` without a certificate.
     pub fn threshold(&self) -> Option<f32> {
         self.certificate.map(|certificate| certificate.threshold)
+    }
+
+    /// The place of the out-of-scope label, where there is one.
+    pub fn none(&self) -> Option<usize> {
+        let none = self.out_of_scope.as_ref()?;
+        self.labels.binary_search(none).ok()
     }
 
     /// The decoder that it runs on, where it runs on one.
@@ -120,7 +132,7 @@ pub struct PairsRecord {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Kind {
-    /// One label out of a fixed list.
+    /// One label out of a fixed list, or several.
     Classify,
     /// Values that stand in the text, for the fields of a schema: the manifest's labels are their names.
     Extract,

@@ -5,6 +5,8 @@
 //! - [`store`]: many bundles in one folder, added by rename.
 //! - [`registry`]: which of them answers, who made it and who approved it, in signed records.
 //! - [`generation`]: how sure is it of an answer that a decoder wrote for it?
+//! - [`scope`]: is a text none of these?
+//! - [`sets`]: several labels a text: which, and how sure is that?
 //! - [`hidden`]: what does a head read of a decoder?
 //! - [`inputs`]: several named inputs → the one text a specialist reads, in training and in serving alike.
 //!
@@ -27,6 +29,8 @@ pub mod hidden;
 pub mod inputs;
 pub mod manifest;
 pub mod registry;
+pub mod scope;
+pub mod sets;
 pub mod store;
 pub(crate) mod tensors;
 
@@ -53,7 +57,7 @@ pub struct Specialist {
 /// What a specialist says about one text.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Answer {
-    /// The likeliest label.
+    /// The likeliest label; of a specialist that gives several, a JSON list of those that it gives.
     pub label: String,
     /// Its place in [`Manifest::labels`].
     pub label_idx: usize,
@@ -65,7 +69,8 @@ pub struct Answer {
     pub accepted: bool,
     /// The stage that answered.
     pub stage: String,
-    /// The likeliest labels with their share of the softmax, at most five, best first.
+    /// The likeliest labels with their share of the softmax, at most five, best first; of a specialist that gives several, with the
+    /// probability of each.
     pub top: Vec<(String, f32)>,
 }
 
@@ -254,6 +259,12 @@ impl Specialist {
     /// The same from margins that are already there.
     pub fn answer_from(&self, margins: &[f32]) -> Answer {
         let manifest = &self.contents.manifest;
+        if let Some(scores) = &manifest.several {
+            let stage = manifest.stage.name().to_owned();
+            return sets::answer(&manifest.labels, scores, margins, manifest.threshold(), stage, MAX_TOP);
+        }
+        let adjusted = manifest.scope.zip(manifest.none()).map(|(rule, none)| rule.apply(margins, none));
+        let margins = adjusted.as_deref().unwrap_or(margins);
         let shares = manifest.calibrator.probabilities(margins);
         let mut order: Vec<usize> = (0..margins.len()).collect();
         order.sort_by(|&a, &b| margins[b].total_cmp(&margins[a]).then(a.cmp(&b)));

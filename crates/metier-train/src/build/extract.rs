@@ -193,6 +193,8 @@ pub(super) fn build(
         features: None,
         calibrator: Calibrator { inverse_temperature: 1.0, method: Method::Softmax },
         scores: Some(scores),
+        scope: None,
+        several: None,
         certificate: None,
         refusal: None,
         recipe: Recipe {

@@ -36,9 +36,9 @@ use crate::{
 
 /// Training rows that an n-gram must stand in to be kept.
 pub(crate) const MIN_FEATURE_ROWS: u32 = 2;
-const LINEAR_GRID: [Path; 1] = [Path { embedding_scale: 0.0, c: &[0.3, 1.0, 3.0] }];
-const HEAD_GRID: [Path; 1] = [Path { embedding_scale: 1.0, c: &[0.1, 0.3, 1.0, 3.0] }];
-const BOTH_GRID: [Path; 2] =
+pub(super) const LINEAR_GRID: [Path; 1] = [Path { embedding_scale: 0.0, c: &[0.3, 1.0, 3.0] }];
+pub(super) const HEAD_GRID: [Path; 1] = [Path { embedding_scale: 1.0, c: &[0.1, 0.3, 1.0, 3.0] }];
+pub(super) const BOTH_GRID: [Path; 2] =
     [Path { embedding_scale: 1.0, c: &[0.1, 0.3, 1.0] }, Path { embedding_scale: 2.0, c: &[0.1, 0.3, 1.0] }];
 
 /// Vectors that were tuned lie far apart already: more weight and less regularisation do not help.
@@ -52,9 +52,9 @@ const SPEED_TEXTS: usize = 64;
 const SPEED_ROUNDS: usize = 5;
 
 /// One scale of the embedding with rising C: each starts where the one before ended.
-struct Path {
-    embedding_scale: f64,
-    c: &'static [f64],
+pub(super) struct Path {
+    pub(super) embedding_scale: f64,
+    pub(super) c: &'static [f64],
 }
 
 /// A rung that was made.
@@ -355,7 +355,7 @@ impl Shop<'_> {
                 n_features: if stage.reads_ngrams() { self.features.len() } else { 0 },
                 dense: dense.as_deref().filter(|_| stage.reads_embedding()),
                 dense_scale: path.embedding_scale as f32,
-                classes: self.classes,
+                targets: linear::Targets::One(self.classes),
                 n_classes,
             };
             let mut solver = linear::Solver::new(rows, run.seed);

@@ -37,10 +37,42 @@ pub struct Rows<'a> {
     pub dense: Option<&'a [&'a [f32]]>,
     /// Factor on the embeddings.
     pub dense_scale: f32,
-    /// Class of each row.
-    pub classes: &'a [usize],
+    /// What each row is.
+    pub targets: Targets<'a>,
     /// Number of classes.
     pub n_classes: usize,
+}
+
+/// The classes that rows are positive for.
+#[derive(Clone, Copy, Debug)]
+pub enum Targets<'a> {
+    /// One each.
+    One(&'a [usize]),
+    /// Any number of them each.
+    Sets(&'a [Vec<usize>]),
+}
+
+impl Targets<'_> {
+    /// Rows.
+    pub fn n_rows(&self) -> usize {
+        match self {
+            Self::One(classes) => classes.len(),
+            Self::Sets(sets) => sets.len(),
+        }
+    }
+
+    /// Bit k: is the row positive for class `first + k`?
+    #[inline(always)]
+    fn positives(&self, row: usize, first: usize) -> u32 {
+        let bit = |class: usize| match class.wrapping_sub(first) {
+            k if k < BLOCK => 1 << k,
+            _ => 0,
+        };
+        match self {
+            Self::One(classes) => bit(classes[row]),
+            Self::Sets(sets) => sets[row].iter().fold(0, |bits, class| bits | bit(*class)),
+        }
+    }
 }
 
 /// Weights as trained; the embedding scale is folded into `dense`.
@@ -71,7 +103,7 @@ impl<'a> Solver<'a> {
                 bias: [0.0; BLOCK],
                 sparse: vec![[0.0; BLOCK]; rows.n_features],
                 dense: vec![[0.0; BLOCK]; rows.dim()],
-                alphas: vec![[0.0; BLOCK]; rows.classes.len()],
+                alphas: vec![[0.0; BLOCK]; rows.targets.n_rows()],
             })
         };
         let blocks = (0..rows.n_classes.div_ceil(BLOCK)).map(|_| block()).collect();
@@ -124,7 +156,7 @@ struct Block {
 
 #[inline(always)]
 fn descend(rows: &Rows<'_>, squares: &[f32], block: &mut Block, first: usize, c: f32, seed: u64) {
-    let n = rows.classes.len();
+    let n = rows.targets.n_rows();
     let width = BLOCK.min(rows.n_classes - first);
     let half_inverse_c = 0.5 / c;
     let mut order: Vec<usize> = (0..n).collect();
@@ -147,13 +179,13 @@ fn descend(rows: &Rows<'_>, squares: &[f32], block: &mut Block, first: usize, c:
                     accumulate(&mut margins, value * rows.dense_scale, weights);
                 }
             }
-            let own = rows.classes[i].wrapping_sub(first);
+            let positives = rows.targets.positives(i, first);
             let diagonal = squares[i] + half_inverse_c;
             let mut steps = [0.0f32; BLOCK];
             let mut moved = false;
             let mut idle = true;
             for k in 0..width {
-                let y = if k == own { 1.0 } else { -1.0 };
+                let y = if positives >> k & 1 == 1 { 1.0 } else { -1.0 };
                 let alpha = block.alphas[i][k];
                 let gradient = y * margins[k] - 1.0 + alpha * half_inverse_c;
                 let projected = if alpha == 0.0 { gradient.min(0.0) } else { gradient };
@@ -209,7 +241,7 @@ fn accumulate(sum: &mut [f32; BLOCK], factor: f32, values: &[f32; BLOCK]) {
 
 fn square_norms(rows: &Rows<'_>) -> Vec<f32> {
     let scale = rows.dense_scale * rows.dense_scale;
-    (0..rows.classes.len())
+    (0..rows.targets.n_rows())
         .map(|i| {
             let sparse: f32 = rows.sparse.map_or(0.0, |sparse| sparse[i].values.iter().map(|v| v * v).sum());
             let dense: f32 = rows.dense.map_or(0.0, |dense| dense[i].iter().map(|v| v * v).sum());
@@ -257,11 +289,12 @@ mod tests {
         let (sparse, bias) = (column(&weights.sparse), f64::from(weights.bias[k]));
         let dense = column(&weights.dense).iter().map(|w| w / f64::from(rows.dense_scale)).collect::<Vec<_>>();
         let norm: f64 = sparse.iter().chain(&dense).chain([&bias]).map(|w| w * w).sum();
-        let loss = (0..rows.classes.len()).map(|i| {
+        let loss = (0..rows.targets.n_rows()).map(|i| {
             let sparse: f64 = rows.sparse.unwrap()[i].iter().map(|(j, v)| sparse[j] * f64::from(v)).sum();
             let dense: f64 =
                 rows.dense.unwrap()[i].iter().zip(&dense).map(|(v, w)| f64::from(v * rows.dense_scale) * w).sum();
-            let y = if rows.classes[i] == k { 1.0 } else { -1.0 };
+            let Targets::One(classes) = rows.targets else { unreachable!("one class a row") };
+            let y = if classes[i] == k { 1.0 } else { -1.0 };
             (1.0 - y * (sparse + dense + bias)).max(0.0).powi(2)
         });
         0.5 * norm + c * loss.sum::<f64>()
@@ -276,7 +309,7 @@ mod tests {
             n_features: 2,
             dense: Some(&dense),
             dense_scale: 2.0,
-            classes: &classes,
+            targets: Targets::One(&classes),
             n_classes: 3,
         };
         let pool = Pool::new(1, Tier::Scalar);
@@ -296,6 +329,27 @@ mod tests {
         }
     }
 
+    /// A row of several classes is to each of them what a row of that one class is; a row of none is against all.
+    #[test]
+    fn sets_of_one_class_are_classes() {
+        let (sparse, _, classes) = problem(200);
+        let sets: Vec<Vec<usize>> = classes.iter().map(|class| vec![*class]).collect();
+        let pool = Pool::new(1, Tier::Scalar);
+        let solve = |targets: Targets<'_>| {
+            let rows =
+                Rows { sparse: Some(&sparse), n_features: 2, dense: None, dense_scale: 1.0, targets, n_classes: 3 };
+            Solver::new(rows, 1).solve(0.5, &pool)
+        };
+        assert_eq!(solve(Targets::One(&classes)), solve(Targets::Sets(&sets)));
+        // All of class 2 besides what they are: its bias says yes, and the others do not notice.
+        let both: Vec<Vec<usize>> = classes.iter().map(|class| vec![(*class).min(1), 2]).collect();
+        let folded: Vec<usize> = classes.iter().map(|class| (*class).min(1)).collect();
+        let (with, without) = (solve(Targets::Sets(&both)), solve(Targets::One(&folded)));
+        assert!(with.bias[2] > 0.5 && with.bias[..2] == without.bias[..2], "{:?} {:?}", with.bias, without.bias);
+        let none = vec![Vec::new(); classes.len()];
+        assert!(solve(Targets::Sets(&none)).bias.iter().all(|bias| *bias < -0.5));
+    }
+
     #[test]
     fn threads_and_paths_do_not_change_the_answer() {
         let (sparse, _, _) = problem(400);
@@ -306,7 +360,7 @@ mod tests {
             n_features: 2,
             dense: None,
             dense_scale: 1.0,
-            classes: &classes,
+            targets: Targets::One(&classes),
             n_classes: 40,
         };
         let one = Solver::new(rows, 5).solve(1.0, &Pool::new(1, Tier::Scalar));

@@ -9,6 +9,7 @@
 //! - [`writing`]: texts → answers, written by the engine; [`canary`]: does it write what it should keep to itself?
 //! - [`trees`]: numbers and classes → boosted trees.
 //! - [`pair`]: several inputs → how they agree → margins; and how margins of several makers become one.
+//! - [`sets`]: the rungs of rows with several labels.
 //! - [`ladder`]: which rungs run, with which settings, and which of them is the smallest that is good enough.
 
 pub mod canary;
@@ -22,6 +23,7 @@ pub mod lookup;
 pub mod lora;
 pub mod pair;
 pub mod reading;
+pub mod sets;
 pub mod span;
 pub mod trees;
 pub mod writing;

@@ -154,7 +154,7 @@ fn words(
         n_features: kept.len(),
         dense: None,
         dense_scale: 1.0,
-        classes: train,
+        targets: linear::Targets::One(train),
         n_classes,
     };
     let mut solver = linear::Solver::new(rows, run.seed);

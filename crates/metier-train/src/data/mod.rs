@@ -2,9 +2,11 @@
 //!
 //! - [`task`]: the task file, read strictly.
 //! - [`generate`]: what it says of a task whose answers are written.
-//! - [`table`]: CSV, TSV and JSONL files → rows; every complaint names file and line.
+//! - [`table`]: CSV, TSV, JSONL and Parquet files → rows; every complaint names file and line.
+//! - [`mod@parquet`]: rows of a Parquet file as JSON objects.
 //! - [`answers`]: what a teacher answered to rows, in a file beside them.
 //! - [`split`]: training, validation, calibration and test rows, by hash of group or text.
+//! - [`sets`]: the same where rows have several labels.
 //! - [`extract`]: values or offsets of an extraction → words of the text.
 //! - [`positive`]: whose F1, where the metric is the F1 of one label.
 //! - [`prune`]: which shares of a decoder's layers are tried.
@@ -17,8 +19,10 @@ pub mod answers;
 pub mod extract;
 pub mod generate;
 pub mod leak;
+pub mod parquet;
 pub mod positive;
 pub mod prune;
+pub mod sets;
 pub mod split;
 pub mod table;
 pub mod task;

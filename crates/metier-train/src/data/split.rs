@@ -23,6 +23,7 @@ use super::{
     answers::Answers,
     leak::{self, LeakReport},
     nearest,
+    sets::{self, Loaded, is_list},
     table::{self, Columns, DataError, Row},
 };
 
@@ -87,6 +88,12 @@ pub struct Splits {
 }
 
 impl Splits {
+    /// Rows that somebody else has parted, less training rows that are like those that are measured on. `labels` are sorted.
+    pub(crate) fn parted(labels: Vec<String>, mut parts: [Vec<Example>; 4], inputs: &[String]) -> Self {
+        let leak = leak::check(&mut parts, inputs);
+        Self { labels, parts, files: Vec::new(), leak, moved_to_train: 0 }
+    }
+
     /// The rows of a part.
     pub fn part(&self, part: Part) -> &[Example] {
         &self.parts[part as usize]
@@ -98,14 +105,31 @@ impl Splits {
     }
 }
 
-/// Reads all files of a task and parts the rows.
+/// Reads all files of a task and parts the rows, which have one label each.
+///
+/// # Errors
+/// Also where they have several: see [`load_any`].
 pub fn load(task: &TaskFile, seed: u64) -> Result<Splits, DataError> {
-    let data = &task.data;
-    let (files, rows) = read(task)?;
-    if let Some(row) = rows.iter().flatten().find(|row| is_list(&row.label)) {
-        let message = format!("several labels a row (a list in `{}`) are not supported by this version", data.label);
-        return Err(DataError::row(&row.place, message));
+    match load_any(task, seed)? {
+        Loaded::Classes(splits) => Ok(*splits),
+        Loaded::Sets(_) => Err(DataError::Task(format!(
+            "several labels a row (a list in `{}`) are not supported here: give each row one",
+            task.data.label
+        ))),
     }
+}
+
+/// Reads all files of a task and parts the rows, whether they have one label each or several.
+pub fn load_any(task: &TaskFile, seed: u64) -> Result<Loaded, DataError> {
+    let read = read(task)?;
+    if read.1.iter().flatten().any(|row| is_list(&row.label)) {
+        return sets::load(task, read, seed).map(|sets| Loaded::Sets(Box::new(sets)));
+    }
+    load_classes(task, read, seed).map(|splits| Loaded::Classes(Box::new(splits)))
+}
+
+fn load_classes(task: &TaskFile, (files, rows): Read, seed: u64) -> Result<Splits, DataError> {
+    let data = &task.data;
     let labels = labels(&rows, data.out_of_scope.as_deref())?;
     let given = [true, !data.validation.is_empty(), !data.calibration.is_empty(), !data.test.is_empty()];
     let mut parts: [Vec<Example>; 4] = Default::default();
@@ -159,12 +183,11 @@ pub fn load(task: &TaskFile, seed: u64) -> Result<Splits, DataError> {
     Ok(Splits { labels, parts, files, leak, moved_to_train })
 }
 
-fn is_list(label: &str) -> bool {
-    label.starts_with('[') && serde_json::from_str::<Vec<serde_json::Value>>(label).is_ok()
-}
+/// The files of a task, and their rows by part.
+type Read = (Vec<DataFile>, [Vec<Row>; 4]);
 
 /// The files of a task and their rows, by part.
-fn read(task: &TaskFile) -> Result<(Vec<DataFile>, [Vec<Row>; 4]), DataError> {
+fn read(task: &TaskFile) -> Result<Read, DataError> {
     let data = &task.data;
     let mut files = Vec::new();
     let mut answers = |path: &Option<PathBuf>| match path {
@@ -200,8 +223,12 @@ fn read(task: &TaskFile) -> Result<(Vec<DataFile>, [Vec<Row>; 4]), DataError> {
 
 /// The same for rows whose answers are texts: parted and checked by the same rules, without labels; every class is 0.
 pub fn load_texts(task: &TaskFile, seed: u64) -> Result<Splits, DataError> {
+    load_read(task, read(task)?, seed)
+}
+
+/// The same of rows that were read.
+pub(super) fn load_read(task: &TaskFile, (files, rows): Read, seed: u64) -> Result<Splits, DataError> {
     let data = &task.data;
-    let (files, rows) = read(task)?;
     let given = [true, !data.validation.is_empty(), !data.calibration.is_empty(), !data.test.is_empty()];
     // One class an output for a while, so that equal inputs with other outputs are found.
     let outputs: BTreeSet<String> = rows.iter().flatten().map(|row| row.label.clone()).collect();
@@ -418,11 +445,6 @@ mod tests {
     fn refuses_what_is_no_task() {
         let good = rows();
         check(&[("train.csv", "text,label\na,x\nb,x\nc,x\n")], "", "all training rows have the label `x`");
-        check(
-            &[("train.csv", "text,label\na,x\nb,\"[\"\"x\"\",\"\"y\"\"]\"\n")],
-            "",
-            "train.csv:3: several labels a row (a list in `label`) are not supported",
-        );
         let misspelt = format!("{good}something else,l00,c1\n");
         check(
             &[("train.csv", &misspelt)],

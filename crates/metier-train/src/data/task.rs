@@ -46,7 +46,7 @@ const KEYS: [(&str, &[&str]); 8] = [
         ],
     ),
     ("reference", &["column"]),
-    ("target", &["metric", "positive", "margin", "epsilon", "delta"]),
+    ("target", &["metric", "positive", "margin", "epsilon", "delta", "in_scope"]),
     ("policy", &["may_leave"]),
     ("budget", &["minutes", "from", "up_to"]),
     ("prune", &["keep", "heal_epochs"]),
@@ -72,6 +72,9 @@ pub struct TaskFile {
     pub target: Target,
     /// The label whose F1 is the metric; none: see [`positive`](super::positive).
     pub positive: Option<String>,
+    /// Share of the validation rows in scope that keeps its right label while as much as can be is told to be out of scope; none: the label is called
+    /// like any other.
+    pub in_scope: Option<f64>,
     /// May a deferred request leave the boundary?
     pub may_leave: bool,
     /// Time after which no further setting is tried.
@@ -131,11 +134,11 @@ pub struct Target {
 /// Metrics of a classification.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Metric {
-    /// Share of rows that are right.
+    /// Share of rows that are right; of several labels a row, those whose set is exactly right.
     Accuracy,
     /// Mean of the classes' F1.
     MacroF1,
-    /// F1 over all rows; with one label a row it equals accuracy.
+    /// F1 over all rows and labels; with one label a row it equals accuracy.
     MicroF1,
     /// F1 of one label.
     F1 {
@@ -254,6 +257,7 @@ struct RawTarget {
     margin: Option<f64>,
     epsilon: Option<f64>,
     delta: Option<f64>,
+    in_scope: Option<f64>,
 }
 
 #[derive(Deserialize, Default)]
@@ -384,6 +388,7 @@ impl TaskFile {
                 output.unwrap_or("output").to_owned()
             }
         };
+        let has_none = raw.data.out_of_scope.is_some();
         let data = Data {
             train: paths(Some(raw.data.train))?,
             validation: paths(raw.data.validation)?,
@@ -400,15 +405,16 @@ impl TaskFile {
             return Err(wrong("`data.train` and `data.text` must not be empty".to_owned()));
         }
         let metric = match target.metric.as_deref() {
-            None | Some("accuracy") => Metric::Accuracy,
+            // Of a set of labels to be right is to be exactly the one.
+            None | Some("accuracy" | "exact_match") => Metric::Accuracy,
             Some("macro_f1") => Metric::MacroF1,
             Some("micro_f1") => Metric::MicroF1,
             Some("f1") => Metric::F1 { positive: 0 },
-            Some(known @ ("exact_match" | "field_f1" | "token_f1" | "rouge_l")) => {
+            Some(known @ ("field_f1" | "token_f1" | "rouge_l")) => {
                 return Err(wrong(format!("metric `{known}` is not supported by this version for `classify`")));
             }
             Some(other) => {
-                let near = nearest(other, ["accuracy", "macro_f1", "micro_f1", "f1"]).map(str::to_owned);
+                let near = nearest(other, ["accuracy", "exact_match", "macro_f1", "micro_f1", "f1"]).map(str::to_owned);
                 return Err(wrong(format!("there is no metric `{other}`{}", hint(&near))));
             }
         };
@@ -478,6 +484,14 @@ impl TaskFile {
                 delta: share(target.delta, 0.05, "delta", false)?,
             },
             positive: target.positive,
+            in_scope: match target.in_scope {
+                None => None,
+                Some(_) if !has_none => {
+                    let why = "`target.in_scope` says what the label `data.out_of_scope` may cost, and there is none";
+                    return Err(wrong(why.to_owned()));
+                }
+                share_of => Some(share(share_of, 0.95, "in_scope", false)?),
+            },
             may_leave: raw.policy.unwrap_or_default().may_leave.unwrap_or(false),
             budget_minutes,
             from,
@@ -605,6 +619,11 @@ mod tests {
         check(
             &data("[target]\npositive = \"x\""),
             "`target.positive` names the label of metric `f1`, which this task does not have",
+        );
+        check(&data("[target]\nin_scope = 0.9"), "what the label `data.out_of_scope` may cost, and there is none");
+        check(
+            &data("out_of_scope = \"x\"\n[target]\nin_scope = 1.0"),
+            "`target.in_scope` = 1 must lie between 0 and 1",
         );
         check(&data("[target]\nepsilon = 0.0"), "`target.epsilon` = 0 must lie between 0 and 1");
         check(&data("[target]\ndelta = nan"), "`target.delta` = NaN must lie between 0 and 1");

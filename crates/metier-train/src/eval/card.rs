@@ -102,6 +102,11 @@ fn kind(manifest: &Manifest) -> String {
 
 fn purpose(manifest: &Manifest) -> String {
     let does = match manifest.kind {
+        Kind::Classify if manifest.several.is_some() => format!(
+            "It answers the question above with a list of {} labels: of those that apply, which may be none, for texts like those that it was made \
+             and measured on. It is not for other texts, other languages than in those rows, or decisions that need a reason beyond the labels.",
+            manifest.labels.len(),
+        ),
         Kind::Classify => format!(
             "It answers the question above with one of {} labels{}, for texts like those that it was made and measured on. It is not for other \
              texts, other languages than in those rows, or decisions that need a reason beyond the label.",
@@ -211,11 +216,16 @@ fn certificate(manifest: &Manifest, outcome: &BuildOutcome) -> String {
     match &outcome.certificate {
         Some(c) => {
             let mut text = format!(
-                "From a score of {:.3} on. With probability ≥ {} over the {} calibration rows, the share of requests that it \
-                 answers wrong without deferring{} is at most {}. It accepted {:.1} % of the calibration rows, {} of them wrong.",
+                "From a score of {:.3} on. With probability ≥ {} over the {} calibration rows, {}{} is at most {}. It accepted {:.1} % of the calibration rows, {} of them wrong.",
                 c.threshold,
                 1.0 - c.delta,
                 c.n,
+                if manifest.several.is_some() {
+                    "the mean of 1 − Jaccard (of the labels that the answer or the truth names, the share that only one of them names) over \
+                     all requests, those that it defers counted as 0"
+                } else {
+                    "the share of requests that it answers wrong without deferring"
+                },
                 if outcome.evaluation.reference_accuracy.is_some() { ", where the reference is right," } else { "" },
                 c.epsilon,
                 100.0 * c.coverage,

@@ -93,10 +93,11 @@ fn certificate(outcome: &BuildOutcome) -> Option<Finding> {
         return finding(question, Says::CannotTell, needed);
     };
     let figures = format!(
-        "{} of {} {} rows accepted and wrong, {:.2} % [{:.2}, {:.2}], against ε = {:.2} %",
+        "{} of {} {} rows accepted and wrong, {}{:.2} % [{:.2}, {:.2}], against ε = {:.2} %",
         loss.losses,
         outcome.evaluation.n,
         outcome.measured_on,
+        if outcome.evaluation.sets.is_some() { "mean 1 − Jaccard " } else { "" },
         100.0 * loss.loss,
         100.0 * loss.interval[0],
         100.0 * loss.interval[1],

@@ -6,19 +6,20 @@ use std::fmt::Write as _;
 
 use metier_model::Specialist;
 
-use super::{card::percent, finding::Says, metrics::Measured};
+use super::{card::percent, finding::Says, learning::LearningCurve, metrics::Measured};
 use crate::build::BuildOutcome;
 
 /// Inside size of a plot, in SVG units.
-const WIDTH: f64 = 420.0;
-const HEIGHT: f64 = 300.0;
+pub(crate) const WIDTH: f64 = 420.0;
+pub(crate) const HEIGHT: f64 = 300.0;
 /// Room for axes.
-const LEFT: f64 = 46.0;
+pub(crate) const LEFT: f64 = 46.0;
 const BOTTOM: f64 = 40.0;
 /// Classes drawn as bars: the weakest.
 const MAX_BARS: usize = 40;
 
-const STYLE: &str = "
+/// Colours, tables, tiles and plots of every report.
+pub(crate) const STYLE: &str = "
 :root{--bg:#fbfaf7;--fg:#23262b;--mute:#6c727c;--line:#dcd9d0;--card:#fff;--main:#2d5d8c;--good:#2f7d5b;--bad:#b4472f;--soft:#2d5d8c22}
 @media(prefers-color-scheme:dark){:root{--bg:#15171a;--fg:#e6e4df;--mute:#979da7;--line:#33373d;--card:#1c1f23;--main:#7fb0de;--good:#74c49c;--bad:#e58a72;--soft:#7fb0de2e}}
 *{box-sizing:border-box}body{margin:0;background:var(--bg);color:var(--fg);font:16px/1.55 system-ui,-apple-system,'Segoe UI',sans-serif}
@@ -53,6 +54,7 @@ pub fn render(specialist: &Specialist, outcome: &BuildOutcome) -> String {
     page += "<h2>Rungs of the ladder</h2>";
     page += &rungs(outcome);
     page += &depths(outcome);
+    page += &operating(outcome);
     page += "<h2>When does it answer alone?</h2><div class=\"plots\">";
     page += &risk_coverage(outcome);
     page += &reliability(outcome);
@@ -109,11 +111,19 @@ fn verdict(outcome: &BuildOutcome) -> String {
             let class = if loss.is_none_or(|loss| loss.held) { "verdict" } else { "verdict no" };
             format!(
                 "<p class=\"{class}\">From a score of {:.3} on it answers alone: with probability ≥ {} over the {} calibration \
-                 rows, at most {:.1} % of requests are answered wrong without deferring.{tried}</p>",
+                 rows, {}.{tried}</p>",
                 c.threshold,
                 1.0 - c.delta,
                 c.n,
-                100.0 * c.epsilon
+                match outcome.evaluation.sets {
+                    None =>
+                        format!("at most {:.1} % of requests are answered wrong without deferring", 100.0 * c.epsilon),
+                    Some(_) => format!(
+                        "the mean loss of a request is at most {:.1} % (1 − Jaccard: of the labels that the answer or the truth names, the share that \
+                         only one of them names; 0 where it defers)",
+                        100.0 * c.epsilon
+                    ),
+                }
             )
         }
         (None, _) => {
@@ -137,6 +147,15 @@ fn tiles(outcome: &BuildOutcome) -> String {
     // Where there are classes.
     if e.metric != "macro_f1" && !e.per_class.is_empty() {
         tiles.insert(1, ("macro F1".to_owned(), e.macro_f1));
+    }
+    if let Some(sets) = &e.sets {
+        for (name, of) in
+            [("micro_f1", sets.micro_f1), ("exact_match", sets.exact_match), ("mean Jaccard of a row", sets.jaccard)]
+        {
+            if e.metric != name {
+                tiles.insert(1, (name.to_owned(), of));
+            }
+        }
     }
     if let Some(none) = &e.out_of_scope {
         tiles.push(("of out-of-scope rows labelled so".to_owned(), none.recall_as_label));
@@ -257,8 +276,27 @@ fn ranges(layers: &[usize]) -> String {
     told.collect::<Vec<_>>().join(", ")
 }
 
+/// What a rule for texts out of scope could turn away.
+fn operating(outcome: &BuildOutcome) -> String {
+    let points = outcome.evaluation.out_of_scope.as_ref().map_or(&[][..], |scope| &scope.operating);
+    if points.is_empty() {
+        return String::new();
+    }
+    let (mut heads, mut cells) = (String::new(), String::new());
+    for point in points {
+        let _ = write!(heads, "<th class=\"n\">{:.0} %</th>", 100.0 * point.in_scope_right);
+        let _ = write!(cells, "<td class=\"n\">{:.1} %</td>", 100.0 * point.recall);
+    }
+    format!(
+        "<h2>What is out of scope</h2><div class=\"scroll\"><table><tr><th>in scope and right, at least</th>{heads}</tr>\
+         <tr><td>out of scope and told so</td>{cells}</tr></table></div><p>The operating curve of the rule on the {} rows: the best offset for \
+         each column, chosen on these rows; the one that ships was chosen on validation rows.</p>",
+        outcome.measured_on
+    )
+}
+
 /// Axes from 0 to `x_max` and `y_max`, and what is drawn over them.
-fn plot(x_max: f64, y_max: f64, x_name: &str, y_name: &str, inside: &str, caption: &str) -> String {
+pub(crate) fn plot(x_max: f64, y_max: f64, x_name: &str, y_name: &str, inside: &str, caption: &str) -> String {
     let mut axes = String::new();
     for step in 0..=4 {
         let share = f64::from(step) / 4.0;
@@ -288,7 +326,7 @@ fn plot(x_max: f64, y_max: f64, x_name: &str, y_name: &str, inside: &str, captio
     )
 }
 
-fn label(share: f64) -> String {
+pub(crate) fn label(share: f64) -> String {
     let percent = 100.0 * share;
     if percent >= 10.0 || percent == 0.0 { format!("{percent:.0} %") } else { format!("{percent:.1} %") }
 }
@@ -453,6 +491,14 @@ fn findings(outcome: &BuildOutcome) -> String {
 /// Error by training rows, both on logarithmic axes: a power law is a straight line.
 fn learning_curve(outcome: &BuildOutcome) -> String {
     let Some(curve) = &outcome.learning_curve else { return String::new() };
+    format!(
+        "<h2>Would more rows help?</h2><div class=\"plots\">{}</div>",
+        curve_figure(curve, &outcome.metric, "validation")
+    )
+}
+
+/// The same as a figure; `metric` on rows of a part.
+pub(crate) fn curve_figure(curve: &LearningCurve, metric: &str, part: &str) -> String {
     let error = |value: f64| (1.0 - value).max(1e-4);
     let all = || curve.points.iter().chain(&curve.forecasts);
     let n = |n: u64| (n.max(1) as f64).ln();
@@ -496,15 +542,15 @@ fn learning_curve(outcome: &BuildOutcome) -> String {
         ),
     };
     format!(
-        "<h2>Would more rows help?</h2><div class=\"plots\"><figure><svg viewBox=\"0 0 {} {}\" role=\"img\" aria-label=\"error by training rows\">{inside}\
-         <text x=\"{}\" y=\"{}\" text-anchor=\"middle\">training rows</text><text x=\"{LEFT}\" y=\"8\">1 − {} on validation rows</text></svg>\
+        "<figure><svg viewBox=\"0 0 {} {}\" role=\"img\" aria-label=\"error by training rows\">{inside}\
+         <text x=\"{}\" y=\"{}\" text-anchor=\"middle\">training rows</text><text x=\"{LEFT}\" y=\"8\">1 − {} on {part} rows</text></svg>\
          <figcaption>The rung <code>{}</code>, made again from parts of the training rows; whiskers are 95 % intervals, dashed is what a power law \
-         expects, at most four times the rows there are. {}</figcaption></figure></div>",
+         expects, at most four times the rows there are. {}</figcaption></figure>",
         LEFT + WIDTH + 24.0,
         HEIGHT + BOTTOM + 8.0,
         LEFT + WIDTH / 2.0,
         HEIGHT + BOTTOM + 4.0,
-        escape(&outcome.metric),
+        escape(metric),
         curve.rung.name(),
         escape(&told)
     )
@@ -561,6 +607,7 @@ fn lineage(specialist: &Specialist) -> String {
     html + "</table></div>"
 }
 
-fn escape(text: &str) -> String {
+/// Text as it stands in HTML, inside and outside of attributes.
+pub(crate) fn escape(text: &str) -> String {
     text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
 }

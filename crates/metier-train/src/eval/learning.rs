@@ -197,7 +197,7 @@ fn again(
         n_features: if rung.stage.reads_ngrams() { features.len() } else { 0 },
         dense: dense.as_deref().filter(|_| rung.stage.reads_embedding()),
         dense_scale: rung.record.embedding_scale as f32,
-        classes: &classes,
+        targets: linear::Targets::One(&classes),
         n_classes,
     };
     let weights = linear::Solver::new(rows, shop.seed).solve(rung.record.c as f32, shop.pool);

@@ -164,7 +164,7 @@ pub(crate) fn bootstrap(n: usize, seed: u64, groups: Option<&Groups>, statistic:
 }
 
 /// The statistic of each resample, sorted.
-fn resample(n: usize, seed: u64, groups: Option<&Groups>, statistic: impl Fn(&[usize]) -> f64) -> Vec<f64> {
+pub(crate) fn resample(n: usize, seed: u64, groups: Option<&Groups>, statistic: impl Fn(&[usize]) -> f64) -> Vec<f64> {
     let mut values = match groups {
         None => resample_with(n, seed, RESAMPLES, statistic),
         Some(groups) => resample_with(groups.rows().len(), seed, RESAMPLES, |drawn| {

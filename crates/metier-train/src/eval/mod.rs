@@ -2,6 +2,7 @@
 //!
 //! - [`metrics`]: accuracy, F1, calibration error, each with a 95 % interval.
 //! - [`calibrate`]: fits the calibrator on validation rows.
+//! - [`sets`]: how good are sets of labels?
 //! - [`text`]: how like the expected text is an answer?
 //! - [`certify`]: which test the calibration rows are for, and the certificate that they carry.
 //! - [`cluster`]: the same intervals where rows come in groups.
@@ -21,6 +22,7 @@ pub mod html;
 pub mod learning;
 pub mod metrics;
 pub mod rejection;
+pub mod sets;
 pub mod text;
 
 pub use evaluation::{EvalReport, ScoredRow};

@@ -12,6 +12,7 @@
 mod examples;
 mod report;
 mod tally;
+mod traffic;
 
 use std::{
     fs,
@@ -20,7 +21,7 @@ use std::{
 };
 
 use anyhow::Context as _;
-use clap::Args;
+use clap::{Args, Subcommand};
 use metier_gateway::audit::{self, Receipt};
 use metier_kernels::Pool;
 use metier_model::{Encoder, Progress, SpecialistStore, Tokenizer, Unit, format::Gguf};
@@ -51,15 +52,21 @@ const STAND_IN_DEADLINE_MS: u64 = 60_000;
 
 /// The whole idea on real models: builds four specialists, serves them, defers, proves.
 #[derive(Debug, Args)]
-#[command(after_help = "Examples:
+#[command(
+    args_conflicts_with_subcommands = true,
+    after_help = "Examples:
   metier demo                 about two minutes, then stays up with requests to try
-  metier demo --exit --json   for scripts: one result line, everything ended and removed")]
+  metier demo --exit --json   for scripts: one result line, everything ended and removed
+  metier demo traffic FILE    a synthetic log to try `metier roadmap` on"
+)]
 pub struct DemoArgs {
+    #[command(subcommand)]
+    verb: Option<DemoVerb>,
     /// End when the figures are printed, instead of staying up
     #[arg(long)]
     exit: bool,
     /// The result as one JSON object on stdout; text for people goes to stderr
-    #[arg(long)]
+    #[arg(long, global = true)]
     json: bool,
     /// Folder for specialists, log and keys, empty or not there yet; default: a temporary one that is removed at the end
     #[arg(long, value_name = "DIR")]
@@ -69,8 +76,17 @@ pub struct DemoArgs {
     port: u16,
 }
 
+#[derive(Debug, Subcommand)]
+enum DemoVerb {
+    /// Write a synthetic log: an invented company's traffic of ten tasks and a tail of free questions
+    Traffic(traffic::TrafficArgs),
+}
+
 /// Runs the demo.
 pub fn run(args: &DemoArgs) -> Outcome {
+    if let Some(DemoVerb::Traffic(wanted)) = &args.verb {
+        return traffic::run(wanted, args.json);
+    }
     let begun = Instant::now();
     let place = Place::prepare(args.state.as_deref())?;
     let say = report::Say { to_stderr: args.json };

@@ -21,6 +21,7 @@ pub mod init;
 pub mod inside;
 pub mod models;
 pub mod progress;
+pub mod roadmap;
 pub mod serve;
 pub mod specialists;
 
@@ -45,6 +46,7 @@ enum Verb {
     Dataset(dataset::DatasetArgs),
     Build(build::BuildArgs),
     Eval(eval::EvalArgs),
+    Roadmap(roadmap::RoadmapArgs),
     Specialists(specialists::SpecialistsArgs),
     Serve(serve::ServeArgs),
     Models(models::ModelsArgs),
@@ -176,6 +178,7 @@ fn run(verb: Verb) -> Outcome {
         Verb::Dataset(args) => dataset::run(&args),
         Verb::Build(args) => build::run(&args),
         Verb::Eval(args) => eval::run(&args),
+        Verb::Roadmap(args) => roadmap::run(&args),
         Verb::Specialists(args) => specialists::run(&args),
         Verb::Models(args) => models::run(args),
         Verb::Demo(args) => demo::run(&args),

@@ -435,6 +435,8 @@ impl Shop<'_> {
             may_leave: task.may_leave,
             stage: rung.stage,
             scores: None,
+            scope: None,
+            several: None,
             pairs: None,
             base: bench.encoder.map(Embed::base),
             generation: Some(manifest::Generation {

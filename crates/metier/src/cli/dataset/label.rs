@@ -17,17 +17,19 @@ use anyhow::{Context as _, anyhow};
 use clap::Args;
 use futures_util::{StreamExt as _, stream};
 use metier_gateway::{Caller, Fault, Gateway, GatewayError, Reply, RequestContext};
-use metier_model::{Progress, Unit, extract::Schema, proof::interval::wilson};
+use metier_model::{Progress, Unit, extract::Schema, proof::interval::wilson, specialist::sets::in_json};
 use metier_traffic::{
     price::usd,
-    said::object_in,
+    said::{labels_in, object_in},
     wire::{ChatRequest, Message, ResponseFormat, Role},
 };
 use metier_train::{
     TaskFile,
     data::{
         answers::{Answer, Answers, Asked, Writer, key},
+        sets::is_list,
         table::{Input, inputs},
+        task::Kind,
     },
 };
 use serde::Serialize;
@@ -168,14 +170,29 @@ fn rows(task: &TaskFile) -> Result<Vec<Input>, metier_train::data::DataError> {
     let mut seen = BTreeSet::new();
     let mut rows = Vec::new();
     for file in data.train.iter().chain(&data.validation).chain(&data.calibration).chain(&data.test) {
-        rows.extend(inputs(file, &data.text, &data.label)?.into_iter().filter(|input| seen.insert(key(&input.text))));
+        let mut read = inputs(file, &data.text, &data.label)?;
+        if task.kind == Kind::Classify {
+            // A list in one form, so that it equals an answer's.
+            read.iter_mut().for_each(|input| input.label = input.label.take().map(in_one_form));
+        }
+        rows.extend(read.into_iter().filter(|input| seen.insert(key(&input.text))));
     }
     Ok(rows)
 }
 
+/// A list of labels sorted, each once; anything else as it is.
+fn in_one_form(label: String) -> String {
+    let list: Option<BTreeSet<String>> = is_list(&label).then(|| serde_json::from_str(&label).ok()).flatten();
+    list.map_or(label, |list| in_json(list.iter().map(|label| label.trim())))
+}
+
 /// What the teacher may answer.
 fn labels(args: &LabelArgs, rows: &[Input]) -> Result<Vec<String>, Failure> {
-    let gold = || rows.iter().filter_map(|row| row.label.clone()).collect::<BTreeSet<String>>();
+    let names = |label: &String| match serde_json::from_str::<Vec<String>>(label) {
+        Ok(list) if is_list(label) => list,
+        _ => vec![label.clone()],
+    };
+    let gold = || rows.iter().filter_map(|row| row.label.as_ref()).flat_map(names).collect::<BTreeSet<String>>();
     let labels = if args.labels.is_empty() { gold() } else { args.labels.iter().cloned().collect() };
     match labels.len() {
         0 | 1 => Err(Failure::usage(anyhow!(
@@ -191,6 +208,8 @@ fn labels(args: &LabelArgs, rows: &[Input]) -> Result<Vec<String>, Failure> {
 enum Wanted {
     /// One of these.
     Label(Vec<String>),
+    /// Any number of these.
+    Labels(Vec<String>),
     /// JSON of this schema, whose values stand in the text.
     Values(Box<Schema>),
     /// A text, or JSON of this schema.
@@ -202,7 +221,10 @@ impl Wanted {
         if let Some(extract) = &task.extract {
             return Ok(Self::Values(Box::new(extract.schema.clone())));
         }
-        let Some(generate) = &task.generate else { return labels(args, rows).map(Self::Label) };
+        let Some(generate) = &task.generate else {
+            let several = rows.iter().filter_map(|row| row.label.as_deref()).any(is_list);
+            return labels(args, rows).map(if several { Self::Labels } else { Self::Label });
+        };
         let Some(path) = &generate.schema else { return Ok(Self::Text(None)) };
         let schema = std::fs::read_to_string(path).map_err(anyhow::Error::new);
         let schema = schema.and_then(|text| Ok(serde_json::from_str(&text)?));
@@ -217,6 +239,13 @@ impl Wanted {
                 let list: Vec<String> = labels.iter().map(|label| format!("- {label}")).collect();
                 let list = list.join("\n");
                 format!("{instruction}\nAnswer with exactly one of these labels and nothing else:\n{list}")
+            }
+            Self::Labels(labels) => {
+                let list: Vec<String> = labels.iter().map(|label| format!("- {label}")).collect();
+                let list = list.join("\n");
+                format!(
+                    "{instruction}\nSeveral of these labels may apply, or none. Answer with a JSON object whose `labels` is the list of those that do, and nothing else:\n{list}"
+                )
             }
             Self::Values(schema) => format!(
                 "{instruction}\nAnswer with one JSON object that meets this JSON Schema and nothing else. Give only values that stand in the text; leave out what does not.\n{}",
@@ -234,6 +263,12 @@ impl Wanted {
         let json = |schema: &Value| ResponseFormat::JsonSchema(json!({"name": "answer", "schema": schema}));
         match self {
             Self::Label(labels) => ResponseFormat::Choice(labels.clone()),
+            Self::Labels(labels) => json(&json!({
+                "type": "object",
+                "properties": {"labels": {"type": "array", "items": {"enum": labels}, "maxItems": labels.len()}},
+                "required": ["labels"],
+                "additionalProperties": false
+            })),
             Self::Values(schema) => {
                 serde_json::from_str(schema.source()).map_or(ResponseFormat::JsonObject, |schema| json(&schema))
             }
@@ -249,6 +284,10 @@ impl Wanted {
     fn answer_in(&self, said: &str) -> Option<String> {
         match self {
             Self::Label(labels) => label_in(said, labels).map(str::to_owned),
+            Self::Labels(labels) => {
+                let set = labels_in(said, labels)?;
+                Some(in_json(set.into_iter().map(|label| labels[label].as_str())))
+            }
             Self::Values(schema) => {
                 let value = object_in(said).ok()?;
                 schema.values(&value).is_ok().then(|| value.to_string())

@@ -1,0 +1,280 @@
+//! Do verdicts hold? Tasks cut out of real label sets, tried as a roadmap tries them, then built with all their rows and measured on test files
+//! that no trial saw: `METIER_DATA=… cargo run --release -p metier-train --example roadmap_verdicts -- ENCODER_FOLDER|- [TASKS] [SEED]`.
+//!
+//! A task is some labels of a data set, some rows of its training file, and a stand-in for an LLM that gives the gold label except for a share
+//! of rows, where it gives another label of the task. What a full build is held to is the same stand-in's answers on the test file's rows of
+//! those labels: a certificate that these do not contradict, and for "proven" that as many are answered alone as the verdict asks for.
+#![allow(clippy::print_stdout, clippy::print_stderr, reason = "an example has no other way to answer")]
+#![allow(clippy::disallowed_methods, reason = "an example stands where the roof stands")]
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    error::Error,
+    fs,
+    path::{Path, PathBuf},
+    sync::Mutex,
+    time::Instant,
+};
+
+use metier_kernels::{Pool, Tier};
+use metier_model::{BaseId, Encoder, Progress, SpecialistStore, proof::clopper_pearson};
+use metier_train::{
+    Embed, TaskFile, Workbench, build,
+    craft::encoder::Recipe,
+    data::table,
+    discover::{
+        Task, TaskKind, act,
+        judge::{self, Bench, Verdict},
+        saving::{
+            assumptions::Assumptions,
+            chance::{Attempt, Evidence, brier},
+            draw::Draw,
+        },
+        task::{Example, Identity, KindGuess, Sampling, Traits},
+    },
+};
+use serde_json::json;
+
+type Rows = Vec<(String, String)>;
+
+/// A data set: name, training rows, test rows.
+struct Source {
+    name: &'static str,
+    train: Rows,
+    test: Rows,
+}
+
+/// Each text is embedded once, however many tasks it stands in.
+struct Remembering<'a> {
+    encoder: &'a Encoder,
+    known: Mutex<BTreeMap<String, Vec<f32>>>,
+}
+
+impl Embed for Remembering<'_> {
+    fn dim(&self) -> usize {
+        self.encoder.dim()
+    }
+
+    fn base(&self) -> BaseId {
+        self.encoder.base().clone()
+    }
+
+    fn embed_all(
+        &self,
+        pool: &Pool,
+        texts: &[&str],
+        progress: &mut dyn FnMut(Progress<'_>),
+    ) -> Result<Vec<Vec<f32>>, Box<dyn Error + Send + Sync>> {
+        let mut known = self.known.lock().map_err(|_| "a thread died")?;
+        let new: Vec<&str> = texts.iter().copied().filter(|text| !known.contains_key(*text)).collect();
+        let new: Vec<&str> = new.into_iter().collect::<BTreeSet<_>>().into_iter().collect();
+        let made = self.encoder.embed_all(pool, &new, progress)?;
+        known.extend(new.into_iter().map(str::to_owned).zip(made));
+        Ok(texts.iter().map(|text| known[*text].clone()).collect())
+    }
+}
+
+fn main() -> Result<(), Box<dyn Error>> {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let folder = arguments.first().ok_or("ENCODER_FOLDER|- [TASKS] [SEED]")?;
+    let number = |at: usize, default: u64| arguments.get(at).and_then(|text| text.parse().ok()).unwrap_or(default);
+    let (n_tasks, seed) = (number(1, 80), number(2, 1));
+    let data = PathBuf::from(std::env::var("METIER_DATA").unwrap_or_else(|_| "../shared/data".to_owned()));
+    let sources = [
+        source("banking77", &data, "train.csv", "test.csv", ["text", "category"])?,
+        source("clinc150", &data, "train.jsonl.zst", "test.jsonl", ["text", "intent"])?,
+        source("bitext_support", &data, "train.csv.zst", "test.csv", ["utterance", "intent"])?,
+        source("snips", &data, "train.jsonl.zst", "validate.jsonl", ["text", "intent"])?,
+    ];
+    let pool = Pool::new(std::thread::available_parallelism()?.get(), Tier::detect());
+    let encoder = if folder == "-" { None } else { Some(Encoder::open(Path::new(folder))?) };
+    let remembering = encoder.as_ref().map(|encoder| Remembering { encoder, known: Mutex::default() });
+    let embed = remembering.as_ref().map(|encoder| encoder as &dyn Embed);
+    let start = Instant::now();
+    let clock = || start.elapsed();
+    let assumptions = Assumptions::default();
+    let bench = Bench { encoder: embed, pool: &pool, seed, clock: &clock };
+
+    let mut draw = Draw::new(seed, "verdicts");
+    let made: Vec<(Task, Rows, &str, f64)> = (0..n_tasks)
+        .map(|at| {
+            let source = &sources[draw.below(sources.len())];
+            let noise = [0.0, 0.005, 0.01, 0.03, 0.1][draw.below(5)];
+            let (task, test) = task(at, source, noise, &mut draw);
+            (task, test, source.name, noise)
+        })
+        .collect();
+    let tasks: Vec<Task> = made.iter().map(|(task, ..)| task.clone()).collect();
+    let trials = tasks.iter().map(|task| judge::attempt(task, &assumptions, &bench, &mut |_| ())).collect();
+    let judgements = judge::judge(&tasks, trials, &assumptions);
+    eprintln!("{n_tasks} trials in {:.0} s", start.elapsed().as_secs_f64());
+
+    let (mut proven, mut held, mut certified, mut risk_held, mut attempts) = (0u64, 0u64, 0u64, 0u64, Vec::new());
+    for ((task, test, name, noise), judgement) in made.iter().zip(&judgements) {
+        let dir = tempfile::tempdir()?;
+        let train: Rows = task
+            .examples
+            .iter()
+            .map(|example| (example.input.clone(), example.output.clone().unwrap_or_default()))
+            .collect();
+        let built = full_build(dir.path(), &train, test, &pool, embed, seed, &clock);
+        let (passed, coverage, risk) = match &built {
+            Ok(outcome) => (
+                act::passed(outcome, assumptions.partial_coverage),
+                if outcome.certificate.is_some() { outcome.test_coverage } else { 0.0 },
+                outcome.test_loss.unwrap_or(0.0),
+            ),
+            Err(error) => {
+                eprintln!("{}: {error}", task.name);
+                (false, 0.0, 0.0)
+            }
+        };
+        let is_proven = matches!(judgement.verdict, Verdict::Proven { .. });
+        if is_proven {
+            proven += 1;
+            certified += u64::from(passed);
+            held += u64::from(passed && coverage >= assumptions.proven_coverage);
+            risk_held += u64::from(passed && risk <= assumptions.epsilon);
+        }
+        if judgement.evidence == Evidence::Tried {
+            attempts.push(Attempt {
+                task: task.name.clone(),
+                kind: TaskKind::Classify,
+                evidence: Evidence::Tried,
+                forecast: judgement.chance,
+                passed,
+            });
+        }
+        println!(
+            "{:14} {:28} noise {noise:5.3} rows {:5} labels {:3} {:9} p {:.2} agreement {} | built: coverage {coverage:.3} loss {risk:.4} {}",
+            name,
+            task.name,
+            task.examples.len(),
+            task.traits.labels.len(),
+            judgement.verdict.name(),
+            judgement.chance,
+            judgement.trial.as_ref().map_or("-".to_owned(), |trial| format!("{:.3}", trial.agreement.value)),
+            if passed { "passes" } else { "does not pass" }
+        );
+    }
+    let share = |k: u64| {
+        let [low, high] = clopper_pearson(k, proven, 0.95);
+        format!(
+            "{k} of {proven}, {:.1} % [{:.1}, {:.1}]",
+            100.0 * k as f64 / proven.max(1) as f64,
+            100.0 * low,
+            100.0 * high
+        )
+    };
+    println!("proven: {proven} of {n_tasks} tasks");
+    println!("  a full build has a certificate that the test rows do not contradict: {}", share(certified));
+    println!("  and answers at least {} of them alone: {}", assumptions.proven_coverage, share(held));
+    println!("  and its observed loss lies at or below ε: {}", share(risk_held));
+    match brier(&attempts, seed) {
+        Some(brier) => println!(
+            "Brier score of P(pass) over {} tries {:.3} [{:.3}, {:.3}]; of the base rate {:.3}",
+            brier.n, brier.score, brier.interval[0], brier.interval[1], brier.of_base_rate
+        ),
+        None => println!("too few tries for a Brier score: {}", attempts.len()),
+    }
+    println!("{:.0} s", start.elapsed().as_secs_f64());
+    Ok(())
+}
+
+fn source(
+    name: &'static str,
+    data: &Path,
+    train: &str,
+    test: &str,
+    [text, label]: [&str; 2],
+) -> Result<Source, Box<dyn Error>> {
+    let texts = [text.to_owned()];
+    let columns = table::Columns::new(&texts, label);
+    let read = |file: &str| -> Result<Rows, Box<dyn Error>> {
+        let rows = table::read(&data.join(name).join(file), &columns)?;
+        Ok(rows.into_iter().map(|row| (row.text, row.label)).collect())
+    };
+    Ok(Source { name, train: read(train)?, test: read(test)? })
+}
+
+/// Some labels, some rows, an LLM that errs.
+fn task(at: u64, source: &Source, noise: f64, draw: &mut Draw) -> (Task, Rows) {
+    let all: Vec<&String> = source.train.iter().map(|(_, label)| label).collect::<BTreeSet<_>>().into_iter().collect();
+    let n_labels = (2 + draw.below(all.len().min(30) - 1)).min(all.len());
+    let mut labels: Vec<String> = all.into_iter().cloned().collect();
+    shuffle(&mut labels, draw);
+    labels.truncate(n_labels);
+    labels.sort();
+    let mut answered = |rows: &Rows| -> Rows {
+        let of = rows.iter().filter(|(_, label)| labels.binary_search(label).is_ok());
+        of.map(|(text, label)| {
+            let label = if draw.chance(noise) { labels[draw.below(labels.len())].clone() } else { label.clone() };
+            (text.clone(), label)
+        })
+        .collect()
+    };
+    let (mut train, test) = (answered(&source.train), answered(&source.test));
+    shuffle(&mut train, draw);
+    train.truncate(300 + draw.below(3700));
+    let mut counts: BTreeMap<String, u64> = BTreeMap::new();
+    train.iter().for_each(|(_, label)| *counts.entry(label.clone()).or_default() += 1);
+    let n = train.len() as u64;
+    let example = |(at, (text, label)): (usize, (String, String))| Example {
+        id: format!("r{at}"),
+        place: format!("log:{at}"),
+        time_ms: Some(1_788_134_400_000 + at as u64 * 60_000),
+        group: None,
+        model: "stand-in".to_owned(),
+        input: text,
+        output: Some(label),
+        gold: None,
+        weight: 1.0,
+    };
+    let task = Task {
+        id: format!("t-{at:012x}"),
+        name: format!("{}-{at}", source.name.replace('_', "-")),
+        identity: Identity::default(),
+        kind: KindGuess { kind: TaskKind::Classify, evidence: String::new() },
+        weeks: BTreeMap::new(),
+        undated: BTreeMap::new(),
+        first_ms: None,
+        last_ms: None,
+        examples: train.into_iter().enumerate().map(example).collect(),
+        sampling: Sampling { with_text: n, examples: n, fraction: 1.0, assigned: 0, volume_interval: [1.0, 1.0] },
+        traits: Traits { labels: counts, ..Traits::default() },
+        personal: BTreeMap::new(),
+    };
+    (task, test)
+}
+
+fn shuffle<T>(list: &mut [T], draw: &mut Draw) {
+    for at in (1..list.len()).rev() {
+        list.swap(at, draw.below(at + 1));
+    }
+}
+
+/// `metier build` on all rows, measured on the test file's.
+fn full_build(
+    dir: &Path,
+    train: &Rows,
+    test: &Rows,
+    pool: &Pool,
+    encoder: Option<&dyn Embed>,
+    seed: u64,
+    clock: &dyn Fn() -> std::time::Duration,
+) -> Result<metier_train::BuildOutcome, Box<dyn Error>> {
+    let mut counts: BTreeMap<&str, u64> = BTreeMap::new();
+    train.iter().for_each(|(_, label)| *counts.entry(label).or_default() += 1);
+    // A build refuses rarer ones.
+    let rows = |rows: &Rows| -> String {
+        let of = rows.iter().filter(|(_, label)| counts.get(label.as_str()).is_some_and(|n| *n >= 3));
+        of.map(|(text, label)| json!({ "text": text, "label": label }).to_string() + "\n").collect()
+    };
+    fs::write(dir.join("train.jsonl"), rows(train))?;
+    fs::write(dir.join("test.jsonl"), rows(test))?;
+    let file = "name = \"t\"\nkind = \"classify\"\n[data]\ntrain = \"train.jsonl\"\ntest = \"test.jsonl\"\n[budget]\nup_to = \"both\"\n";
+    let task = TaskFile::parse(file, &dir.join("task.toml"), &|_| None)?;
+    let store = SpecialistStore::open(&dir.join("store"))?;
+    let bench = Workbench { encoder, decoder: None, pool, store: &store, seed, tuning: Recipe::default() };
+    Ok(build(&task, &bench, &mut |_| (), clock)?)
+}
