@@ -42,6 +42,7 @@ pub use self::ship::peak_rss_bytes;
 use self::ship::{Product, ship};
 use crate::{
     craft::{
+        canary::Memorisation,
         checkpoint, decoder,
         encoder::{self as tuning, TuneError},
         ladder::{self, Depth, Embeddings, Ground, Held, Ladder, Run},
@@ -144,6 +145,9 @@ pub struct BuildOutcome {
     /// How the adapter was trained, where there is one.
     #[serde(default)]
     pub training: Option<generate::TrainingLog>,
+    /// Whether secrets that were put among its training rows come out again, where some were.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub memorisation: Option<Memorisation>,
     /// Rows that it gets wrong, worst first: those that it would answer alone, surest first, then those that it defers.
     #[serde(default)]
     pub failures: Vec<FailedRow>,
@@ -345,7 +349,17 @@ pub fn build(
     notes.extend(no_curve);
     notes.extend(no_rule.map(|why| format!("no rule tells what is out of scope: {why}")));
     let training = ladder.decoder.as_ref().map(TrainingLog::of_decoder);
-    let product = Product { specialist, evidence, rungs, failures, learning_curve, training, notes, embed_seconds };
+    let product = Product {
+        specialist,
+        evidence,
+        rungs,
+        failures,
+        learning_curve,
+        training,
+        memorisation: None,
+        notes,
+        embed_seconds,
+    };
     let outcome = ship(task, &splits, bench, product, &elapsed)?;
     checkpoint::remove(bench.store.root(), &task.name, ladder::ENCODER_CHECKPOINT);
     ladder::remove_decoder_checkpoints(bench.store.root(), &task.name);

@@ -357,4 +357,11 @@ pub struct AdapterRecord {
     /// The layers of the decoder that are run, ascending; empty: all.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub kept_layers: Vec<usize>,
+    /// Made-up secrets that were put among the training rows, to see whether they come out again.
+    #[serde(default, skip_serializing_if = "is_none")]
+    pub canaries: u64,
+}
+
+fn is_none(n: &u64) -> bool {
+    *n == 0
 }

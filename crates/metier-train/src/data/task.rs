@@ -50,7 +50,7 @@ const KEYS: [(&str, &[&str]); 8] = [
     ("policy", &["may_leave"]),
     ("budget", &["minutes", "from", "up_to"]),
     ("prune", &["keep", "heal_epochs"]),
-    ("tune", &["rank", "alpha", "epochs", "learning_rate", "batch_rows"]),
+    ("tune", &["rank", "alpha", "epochs", "learning_rate", "batch_rows", "canaries"]),
 ];
 
 /// A task file, read and checked.
@@ -226,6 +226,7 @@ struct RawTune {
     learning_rate: Option<f32>,
     epochs: Option<usize>,
     batch_rows: Option<usize>,
+    canaries: Option<usize>,
 }
 
 #[derive(Deserialize)]
@@ -351,6 +352,10 @@ impl TaskFile {
             ("tune.rank", raw.tune.as_ref().is_some_and(|tune| tune.rank.is_some())),
             ("tune.alpha", raw.tune.as_ref().is_some_and(|tune| tune.alpha.is_some())),
         ];
+        let canaries = raw.tune.as_ref().is_some_and(|tune| tune.canaries.is_some());
+        if kind != Kind::Generate {
+            foreign(&[("tune.canaries", canaries)], "generate")?;
+        }
         let (mut extract, mut generate, mut tune) = (None, None, Tune::decoder());
         let answer = match kind {
             Kind::Classify => {
@@ -500,8 +505,8 @@ impl TaskFile {
 }
 
 fn of_adapters(tune: RawTune) -> generate::RawTune {
-    let RawTune { rank, alpha, learning_rate, epochs, batch_rows: _ } = tune;
-    generate::RawTune { rank, alpha, learning_rate, epochs }
+    let RawTune { rank, alpha, learning_rate, epochs, batch_rows: _, canaries } = tune;
+    generate::RawTune { rank, alpha, learning_rate, epochs, canaries }
 }
 
 fn check_keys(table: &toml::Table, path: &Path) -> Result<(), TaskError> {
