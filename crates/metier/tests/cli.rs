@@ -11,6 +11,8 @@ mod generate;
 mod label;
 #[path = "cli/registry.rs"]
 mod registry;
+#[path = "cli/roadmap.rs"]
+mod roadmap;
 
 use std::{
     fmt::Write as _,

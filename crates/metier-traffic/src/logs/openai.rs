@@ -134,5 +134,5 @@ fn piece(chunk: &Object) -> Result<Row, Unread> {
     if let Some(usage) = object(chunk, &["usage"]) {
         part.usage(&usage);
     }
-    Ok(Row::Piece(Piece { id, part }))
+    Ok(Row::Piece(Box::new(Piece { id, part })))
 }

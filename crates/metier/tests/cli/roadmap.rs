@@ -1,0 +1,97 @@
+//! `metier roadmap` from a log to a report, to task files, to a build, and to what came of it; without a base model.
+
+use std::{fmt::Write as _, fs};
+
+use super::{Desk, rows};
+
+const MONDAY_MS: u64 = 1_788_134_400_000;
+const WEEK_MS: u64 = 7 * 86_400_000;
+
+/// Six weeks of a task whose words tell its labels apart, each call at $2.60.
+fn log(n: usize) -> String {
+    let mut text = String::new();
+    for (at, row) in rows(n).lines().skip(1).enumerate() {
+        let [_, said, label] = row.split(',').collect::<Vec<_>>()[..] else { panic!("{row}") };
+        let call = serde_json::json!({
+            "id": format!("call-{at}"),
+            "time_ms": MONDAY_MS + at as u64 * 6 * WEEK_MS / n as u64,
+            "model": "reference-llm",
+            "messages": [
+                { "by": "system", "text": "You sort the mail of a shop. Answer with one of refund, delivery, account." },
+                { "by": "user", "text": said },
+            ],
+            "answer": label,
+            "tokens": { "input": 800_000, "output": 60_000 },
+        });
+        writeln!(text, "{call}").unwrap();
+    }
+    text
+}
+
+#[test]
+fn from_a_log_to_a_report_to_a_build_and_to_what_came() {
+    let desk = Desk::new();
+    desk.write("log.jsonl", log(1200));
+    let line = "roadmap log.jsonl --no-encoder --loss-per-error 0.5 --write-tasks tasks --json";
+    let ran = desk.run(line).check(0, &[]);
+    let result = ran.result();
+    for key in [
+        "rows",
+        "skipped",
+        "tasks",
+        "verdicts",
+        "saving_p10",
+        "saving_p50",
+        "saving_p90",
+        "seconds",
+        "peak_rss_mb",
+        "report",
+    ] {
+        assert!(result.get(key).is_some(), "`{key}` is promised: {result}");
+    }
+    assert_eq!((result["rows"].as_u64(), result["tasks"].as_u64()), (Some(1200), Some(1)));
+    assert_eq!(result["verdicts"]["proven"], 1, "{result}");
+    let page = fs::read_to_string(desk.path("roadmap-report/roadmap.html")).unwrap();
+    assert!(page.contains("as you stated") && page.contains("proven"), "the page says whose the loss is");
+    for file in ["roadmap.json", "roadmap.csv", "examples.csv"] {
+        assert!(desk.path("roadmap-report").join(file).is_file(), "{file}");
+    }
+    // Nothing of the user's is overwritten.
+    desk.run(line).check(2, &["roadmap-report", "exists"]);
+    let task = desk.files("tasks").into_iter().find(|path| path.ends_with("task.toml")).unwrap();
+    let name = task.parent().unwrap().file_name().unwrap().to_str().unwrap().to_owned();
+    let built = desk.run(&format!("build tasks/{name}/task.toml --no-encoder --json")).check(0, &[]).result();
+    assert!(built["value"].as_f64().unwrap() > 0.9, "{built}");
+    // What became of the forecast is known from now on.
+    desk.run("roadmap log.jsonl --no-encoder --report second --attempts tasks").check(0, &["report", "proven"]);
+    let again = fs::read_to_string(desk.path("second/roadmap.html")).unwrap();
+    assert!(again.contains("1 forecasts were put to the test"), "the build is found");
+    let mut since = String::new();
+    for at in 0..400u64 {
+        let call = serde_json::json!({
+            "time_ms": MONDAY_MS + 8 * WEEK_MS + at * WEEK_MS / 100,
+            "model": if at % 4 == 0 { "reference-llm" } else { name.as_str() },
+            "named": name,
+            "answer": "refund",
+            "tokens": { "input": 10, "output": 1 },
+            "logged_cost_picousd": if at % 4 == 0 { 2_600_000_000_000u64 } else { 1_000_000 },
+        });
+        writeln!(since, "{call}").unwrap();
+    }
+    desk.write("since.jsonl", since);
+    desk.run("roadmap since.jsonl --actuals tasks").check(0, &["400 requests", "came 75.0 %", "no control arm"]);
+}
+
+#[test]
+fn what_is_assumed_is_printed_and_mistakes_are_told() {
+    let desk = Desk::new();
+    let printed = desk.run("roadmap --print-assumptions").check(0, &["engineer_day_usd = 800.0", "# source:"]);
+    desk.write("all.toml", &printed.out);
+    desk.write("log.jsonl", log(60));
+    desk.run("roadmap log.jsonl --no-encoder --assumptions all.toml").check(0, &["not yet", "No specialist pays"]);
+    desk.write("wrong.toml", "engineer_day = 5");
+    desk.run("roadmap log.jsonl --assumptions wrong.toml --report r").check(2, &["wrong.toml", "did you mean"]);
+    desk.run("roadmap log.jsonl --loss-per-error -1 --report r").check(2, &[]);
+    desk.run("roadmap log.jsonl --actuals nowhere --report r").check(2, &["nowhere", "--write-tasks"]);
+    assert!(!desk.path("r").exists());
+}
