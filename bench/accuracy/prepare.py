@@ -78,7 +78,7 @@ def snips(out):
             seen.add(row["text"].lower())
             by_intent[row["intent"]].append({"text": row["text"], "label": row["intent"]})
     at = 0
-    for part, n in (("train", 150), ("validation", 150), ("calibration", 150), ("test", 300)):
+    for part, n in (("train", 100), ("validation", 150), ("calibration", 100), ("test", 150)):
         write(f"{out}/snips_{part}.jsonl", [row for rows in by_intent.values() for row in rows[at : at + n]])
         at += n
 

@@ -122,7 +122,7 @@ fn volumes(plan: &Plan) -> Vec<Vec<u64>> {
         let last_of_month = week % 4 == 3;
         let noise = 0.9 + 0.2 * Dice::new(plan.seed ^ mix(week ^ kind.truth.0.len() as u64), week).share();
         // The year's season: quiet around the turn of the year.
-        let season = 1.0 - 0.25 * f64::from(u8::from(week % 52 >= 51 || week % 52 == 0));
+        let season = 1.0 - 0.25 * f64::from(u8::from(week % 52 >= 51 || week.is_multiple_of(52)));
         kind.growth.powf(at - 0.5) * if last_of_month { kind.month_end } else { 1.0 } * noise * season
     };
     kinds

@@ -1,15 +1,16 @@
 //! `metier build` without the roof, for experiments: `cargo run --release -p metier-train --example build_task -- TASK.toml ENCODER_FOLDER|- [key=value …]`
-//! prints every rung and the outcome as JSON. Keys are `minutes`, `up_to`, `seed`, `threads`, and those of the encoder's recipe.
+//! prints every rung and the outcome as JSON. Keys are `minutes`, `up_to`, `seed`, `threads`, `decoder`
+//! (a model file), `store` (a folder, for builds that shall be taken up again), and those of the encoder's recipe.
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "an example has no other way to answer")]
 #![allow(
     clippy::disallowed_methods,
     reason = "an example stands where the roof stands: it may read the environment and the clock"
 )]
 
-use std::{error::Error, path::Path, time::Instant};
+use std::{error::Error, path::Path, sync::Arc, time::Instant};
 
 use metier_kernels::{Pool, Tier};
-use metier_model::{Encoder, SpecialistStore, specialist::manifest::Stage};
+use metier_model::{Decoder, Encoder, SpecialistStore, engine::WeightFormat, specialist::manifest::Stage};
 use metier_train::{Embed, TaskFile, Workbench, craft::encoder::Recipe};
 
 fn main() -> Result<(), Box<dyn Error>> {
@@ -19,13 +20,17 @@ fn main() -> Result<(), Box<dyn Error>> {
     };
     let mut task = TaskFile::read(Path::new(task), &|name| std::env::var(name).ok())?;
     let (mut recipe, mut seed, mut threads) = (Recipe::default(), 0u64, std::thread::available_parallelism()?.get());
+    let (mut decoder, mut folder_of_store) = (None, None);
     for argument in rest {
         let (key, value) = argument.split_once('=').ok_or("expected key=value")?;
         match key {
             "minutes" => task.budget_minutes = value.parse()?,
             "up_to" => {
-                task.up_to = Stage::ALL.into_iter().find(|stage| stage.name() == value).ok_or("no such rung")?;
+                task.up_to =
+                    Stage::CLASSIFYING.into_iter().find(|stage| stage.name() == value).ok_or("no such rung")?;
             }
+            "decoder" => decoder = Some(Arc::new(Decoder::open(Path::new(value), WeightFormat::AsFile)?)),
+            "store" => folder_of_store = Some(value.to_owned()),
             "seed" => seed = value.parse()?,
             "threads" => threads = value.parse()?,
             "epochs" => recipe.epochs = value.parse()?,
@@ -43,14 +48,14 @@ fn main() -> Result<(), Box<dyn Error>> {
     let pool = Pool::new(threads, Tier::detect());
     let encoder = if folder == "-" { None } else { Some(Encoder::open(Path::new(folder))?) };
     let dir = tempfile::tempdir()?;
-    let store = SpecialistStore::open(dir.path())?;
+    let store = SpecialistStore::open(folder_of_store.as_deref().map_or(dir.path(), Path::new))?;
     let bench = Workbench {
         encoder: encoder.as_ref().map(|encoder| encoder as &dyn Embed),
         pool: &pool,
         store: &store,
         seed,
         tuning: recipe,
-        decoder: None,
+        decoder,
     };
     let start = Instant::now();
     let mut last = start;
@@ -70,7 +75,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     for rung in &outcome.rungs {
         eprintln!(
             "{:7} validation {:.4}  {} {:.4} [{:.4}, {:.4}]  {:.1} s",
-            rung.rung.name(),
+            rung.name(),
             rung.validation,
             outcome.measured_on,
             rung.value,

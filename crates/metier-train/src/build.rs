@@ -42,6 +42,7 @@ pub use self::ship::peak_rss_bytes;
 use self::ship::{Product, ship};
 use crate::{
     craft::{
+        canary::Memorisation,
         checkpoint, decoder,
         encoder::{self as tuning, TuneError},
         ladder::{self, Depth, Embeddings, Ground, Held, Ladder, Run},
@@ -144,6 +145,9 @@ pub struct BuildOutcome {
     /// How the adapter was trained, where there is one.
     #[serde(default)]
     pub training: Option<generate::TrainingLog>,
+    /// Whether secrets that were put among its training rows come out again, where some were.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub memorisation: Option<Memorisation>,
     /// Rows that it gets wrong, worst first: those that it would answer alone, surest first, then those that it defers.
     #[serde(default)]
     pub failures: Vec<FailedRow>,
@@ -339,12 +343,23 @@ pub fn build(
         Ok(curve) => (Some(curve), None),
         Err(why) => (None, Some(why)),
     };
-    let Measured { evidence, rungs, failures } = measured;
+    let Measured { no_rule, evidence, rungs, failures } = measured;
     let manifest = specialist.manifest();
     let mut notes = notes(task, &splits, &ladder, manifest, &evidence.rows, evidence.class_mix.as_ref());
     notes.extend(no_curve);
+    notes.extend(no_rule.map(|why| format!("no rule tells what is out of scope: {why}")));
     let training = ladder.decoder.as_ref().map(TrainingLog::of_decoder);
-    let product = Product { specialist, evidence, rungs, failures, learning_curve, training, notes, embed_seconds };
+    let product = Product {
+        specialist,
+        evidence,
+        rungs,
+        failures,
+        learning_curve,
+        training,
+        memorisation: None,
+        notes,
+        embed_seconds,
+    };
     let outcome = ship(task, &splits, bench, product, &elapsed)?;
     checkpoint::remove(bench.store.root(), &task.name, ladder::ENCODER_CHECKPOINT);
     ladder::remove_decoder_checkpoints(bench.store.root(), &task.name);
@@ -456,6 +471,8 @@ fn embed(
 }
 
 struct Measured {
+    /// Why there is no rule for what is out of scope, where the task asks for one.
+    no_rule: Option<String>,
     evidence: Evidence,
     rungs: Vec<RungOutcome>,
     failures: Vec<FailedRow>,
@@ -472,7 +489,23 @@ fn prove(
     let rung = &ladder.rungs[ladder.chosen];
     let validation = splits.part(Part::Validation);
     let gold: Vec<usize> = validation.iter().map(|example| example.class).collect();
-    let calibrator = calibrate::fit(&rung.validation, &gold);
+    let none = task.data.out_of_scope.as_ref().and_then(|label| splits.labels.binary_search(label).ok());
+    let rule = match (none, task.in_scope) {
+        (Some(none), Some(keep)) => Some(rejection::fit(&rung.validation, &gold, none, keep)),
+        _ => None,
+    };
+    let (scope, no_rule) = match rule {
+        Some(Ok(rule)) => (Some(rule), None),
+        Some(Err(why)) => (None, Some(why)),
+        None => (None, None),
+    };
+    // What the rule makes of margins; without one they stay.
+    let ruled = |margins: &[Vec<f32>]| match (scope, none) {
+        (Some(rule), Some(none)) => margins.iter().map(|row| rule.apply(row, none)).collect(),
+        _ => margins.to_vec(),
+    };
+    let settled = ruled(&rung.validation);
+    let calibrator = calibrate::fit(&settled, &gold);
     let pairs = rung.own.as_ref().and_then(|own| own.pairs.clone());
     let decoder = rung.own.as_ref().and_then(|own| own.decoder.as_ref());
     let mut manifest = Manifest {
@@ -494,6 +527,7 @@ fn prove(
             .map(|pairs| PairsRecord { format: PAIR_FORMAT.to_owned(), fields: pairs.features.fields().to_vec() }),
         calibrator,
         scores: None,
+        scope,
         several: None,
         certificate: None,
         refusal: None,
@@ -541,24 +575,30 @@ fn prove(
 
     let part = if splits.part(Part::Test).is_empty() { Part::Validation } else { Part::Test };
     let manifest = specialist.manifest();
-    let none = task.data.out_of_scope.as_deref();
-    let in_scope = (validation.iter().zip(&rung.validation)).filter(|(example, _)| none != Some(&example.row.label));
+    let none_label = task.data.out_of_scope.as_deref();
+    let in_scope = (validation.iter().zip(&settled)).filter(|(example, _)| none_label != Some(&example.row.label));
     let scores = in_scope
         .map(|(example, margins)| (manifest.calibrator.score(margins), calibrate::predicted(margins) == example.class));
     let yardstick = Yardstick {
-        reject_below: none.and_then(|_| rejection::threshold(scores)),
+        reject_below: none_label.and_then(|_| rejection::threshold(scores, rejection::IN_SCOPE_RIGHT)),
         ..yardstick(manifest, task.target.metric, task.reference.is_some(), &task.data.slice, bench.seed)
     };
     let scored = score(&specialist, &rung.head, splits, part, ladder, read);
-    let evaluation = evaluation::evaluate(&scored, &yardstick);
+    let mut evaluation = evaluation::evaluate(&scored, &yardstick);
+    if let (Some(rule), Some(none), Some(figures)) = (scope, none, &mut evaluation.out_of_scope) {
+        let held = Held::of(splits, part, &ladder.features, read);
+        figures.operating = rejection::operating(&held.margins(&rung.head), &held.classes, none, &rule);
+    }
     let failures = failures(splits.part(part), &scored, &splits.labels);
     let classes = |part| splits.part(part).iter().map(|example| example.class).collect::<Vec<_>>();
     let class_mix = evaluation::class_mix(&classes(Part::Calibration), &classes(part), &splits.labels);
     let evidence = Evidence { rows: part.name().to_owned(), evaluation, class_mix };
 
-    let rungs = ladder.rungs.iter().map(|rung| {
+    let rungs = ladder.rungs.iter().enumerate().map(|(at, rung)| {
         let held = Held::of(splits, part, &ladder.features, rung.embeddings(embeddings));
-        let calls = ladder::calls(&held.margins(&rung.head));
+        let margins = held.margins(&rung.head);
+        // The rule is that of the rung that ships.
+        let calls = ladder::calls(&if at == ladder.chosen { ruled(&margins) } else { margins });
         let measured = metrics::measure(task.target.metric, &calls, &held.classes, splits.labels.len(), bench.seed);
         RungOutcome {
             rung: rung.stage,
@@ -577,7 +617,7 @@ fn prove(
     let mut contents = specialist.into_contents();
     contents.probe = probe;
     contents.evidence = serde_json::to_string_pretty(&evidence).expect("evidence is JSON");
-    Ok((Specialist::from_contents(contents), Measured { evidence, rungs, failures }))
+    Ok((Specialist::from_contents(contents), Measured { no_rule, evidence, rungs, failures }))
 }
 
 /// The rows of a part as the specialist answers them.

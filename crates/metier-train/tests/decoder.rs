@@ -13,7 +13,7 @@ use metier_model::{
     tiny,
 };
 use metier_train::{
-    BuildOutcome, TaskFile, Workbench, build,
+    BuildOutcome, TaskFile, Workbench, build, build_generator,
     craft::{
         checkpoint::Keeper,
         decoder::{Criterion, Plan, Recipe, Rows, Run, Trained, Tuner},
@@ -290,6 +290,13 @@ fn a_pruned_specialist_is_built_and_answers() {
         assert_eq!((&answer.label, answer.score), (&row.label, row.score), "{}", row.text);
     }
 
+    let (inputs, test) = (["text".to_owned()], bench.dir.path().join("test.csv"));
+    let columns = metier_train::data::Columns::new(&inputs, "label");
+    let decoder = Arc::clone(&bench.decoder);
+    let report =
+        metier_train::evaluate_decoder(&specialist, decoder, &bench.pool, &test, &columns, 1, &mut silent).unwrap();
+    assert_eq!((report.value, report.n), (outcome.value, outcome.n));
+
     // Killed while all layers are trained, while layers are weighed, while it heals, while rows are read.
     for (stage, at) in [("tuning the decoder", 30), ("weighing layers", 0), ("tuning the decoder", 200), ("proving", 0)]
     {
@@ -333,4 +340,118 @@ fn without_time_there_is_a_linear_model() {
     let outcome = build(&task, &workbench, &mut silent, &clock).unwrap();
     assert_eq!(outcome.rung, Stage::Linear);
     assert!(outcome.notes.iter().any(|note| note.starts_with("rung `decoder` was not tried")), "{:?}", outcome.notes);
+}
+
+/// Rows whose answer is always one word: what the tiny decoder can learn to say, also with one layer.
+fn writing() -> Bench {
+    let bench = Bench::new();
+    let rows = |n: usize, from: usize| {
+        let line = |i: usize| {
+            let digest = Digest::of(&i.to_le_bytes()).to_string();
+            format!("{} {},ok\n", &digest[..8], &digest[8..14])
+        };
+        String::from("text,output\n") + &(from..from + n).map(line).collect::<String>()
+    };
+    for (name, n, from) in [("train", 60, 0), ("val", 20, 1000), ("cal", 30, 2000), ("test", 20, 3000)] {
+        fs::write(bench.dir.path().join(format!("{name}.csv")), rows(n, from)).unwrap();
+    }
+    let task = "name = \"yes\"\nkind = \"generate\"\ninstruction = \"Say ok.\"\n[data]\ntrain = \"train.csv\"\nvalidation = \"val.csv\"\n\
+        calibration = \"cal.csv\"\ntest = \"test.csv\"\n[target]\nepsilon = 0.2\nmargin = 0.2\n\
+        [tune]\nrank = 8\nlearning_rate = 1e-2\nepochs = 12\n[prune]\nkeep = [0.5]\nheal_epochs = 12\n";
+    fs::write(bench.dir.path().join("task.toml"), task).unwrap();
+    bench
+}
+
+/// An adapter that writes, cut to one layer: written, measured, killed, scored again.
+#[test]
+fn a_pruned_adapter_writes() {
+    let bench = writing();
+    let build = |store: &str, progress: &mut dyn FnMut(Progress<'_>)| {
+        let store = SpecialistStore::open(&bench.dir.path().join(store)).unwrap();
+        let task = TaskFile::read(&bench.dir.path().join("task.toml"), &|_| None).unwrap();
+        let workbench = Workbench {
+            encoder: None,
+            pool: &bench.pool,
+            store: &store,
+            seed: 1,
+            tuning: encoder::Recipe::default(),
+            decoder: None,
+        };
+        build_generator(&task, &workbench, Arc::clone(&bench.decoder), progress, &|| Duration::ZERO).unwrap()
+    };
+    let outcome = build("whole", &mut silent);
+    let names: Vec<String> = outcome.rungs.iter().map(metier_train::build::RungOutcome::name).collect();
+    assert_eq!(names, ["nearest", "prompted", "adapter, 1 layers", "adapter"]);
+    let depth = outcome.rungs[2].decoder.as_ref().unwrap();
+    assert!(depth.is_chosen && depth.against_all.is_some(), "one layer is enough: {:?}", outcome.rungs);
+    assert_eq!(outcome.rungs[3].decoder.as_ref().unwrap().influence.len(), 2);
+    assert!(outcome.value >= 0.9 && outcome.certificate.is_some(), "{}", outcome.value);
+    let specialist = Specialist::open(&outcome.path).unwrap();
+    let generation = specialist.manifest().generation.as_ref().unwrap();
+    assert_eq!(generation.kept_layers, depth.layers);
+
+    let (inputs, test) = (["text".to_owned()], bench.dir.path().join("test.csv"));
+    let columns = metier_train::data::Columns::new(&inputs, "output");
+    let decoder = Arc::clone(&bench.decoder);
+    let again =
+        metier_train::evaluate_decoder(&specialist, decoder, &bench.pool, &test, &columns, 1, &mut silent).unwrap();
+    assert_eq!((again.value, again.n, again.metric.as_str()), (outcome.value, outcome.n, "exact_match"));
+    let other = decoder_of(8);
+    let error = metier_train::evaluate_decoder(&specialist, other, &bench.pool, &test, &columns, 1, &mut silent);
+    assert!(error.unwrap_err().to_string().contains("made with the decoder"));
+
+    for (stage, at) in [("training the adapter", 12), ("weighing layers", 0), ("writing: calibration rows", 0)] {
+        let mut seen = 0;
+        let mut progress = |progress: Progress<'_>| {
+            if progress.stage == stage {
+                assert!(seen < at, "killed");
+                seen += 1;
+            }
+        };
+        let killed = std::panic::catch_unwind(AssertUnwindSafe(|| build("killed", &mut progress)));
+        assert!(killed.is_err(), "{stage}");
+    }
+    assert_eq!(build("killed", &mut silent).bundle, outcome.bundle);
+    assert!(!bench.dir.path().join("killed/.work").exists(), "a build that is done leaves no checkpoint");
+}
+
+fn decoder_of(seed: u64) -> Arc<Decoder> {
+    let weights = metier_model::engine::WeightFormat::AsFile;
+    Arc::new(Decoder::from_bytes(tiny::gguf(seed), "other", weights).unwrap())
+}
+
+/// Secrets among the training rows are asked for, of what ships; the bundle says that they were there.
+#[test]
+fn canaries_are_asked_for() {
+    let bench = writing();
+    let path = bench.dir.path().join("task.toml");
+    let task = fs::read_to_string(&path).unwrap();
+    let build = |task: &str| {
+        fs::write(&path, task).unwrap();
+        let store = SpecialistStore::open(&bench.dir.path().join("store")).unwrap();
+        let workbench = Workbench {
+            encoder: None,
+            pool: &bench.pool,
+            store: &store,
+            seed: 1,
+            tuning: encoder::Recipe::default(),
+            decoder: None,
+        };
+        let task = TaskFile::read(&path, &|_| None).unwrap();
+        build_generator(&task, &workbench, Arc::clone(&bench.decoder), &mut silent, &|| Duration::ZERO).unwrap()
+    };
+    let plain = build(&task.replace("[prune]\nkeep = [0.5]\nheal_epochs = 12\n", ""));
+    assert_eq!(plain.memorisation, None);
+    let outcome = build(&task.replace("[prune]\nkeep = [0.5]\nheal_epochs = 12\n", "canaries = 3\n"));
+    let found = outcome.memorisation.as_ref().unwrap();
+    eprintln!("{found:?}");
+    assert!(found.planted == 3 && found.exposures.len() == 3 && found.extracted <= 3);
+    assert!(
+        found.exposures.iter().all(|bits| (0.0..=6.0).contains(bits)) && (1.0..2.0).contains(&found.chance_exposure)
+    );
+    assert!(outcome.findings.iter().any(|finding| finding.question.contains("to itself")), "{:?}", outcome.findings);
+    let specialist = Specialist::open(&outcome.path).unwrap();
+    let recipe = &specialist.manifest().recipe;
+    assert_eq!(recipe.rungs.last().unwrap().adapter.as_ref().unwrap().canaries, 3);
+    assert_ne!(plain.bundle, outcome.bundle);
 }

@@ -1,8 +1,8 @@
 //! Files of logs → tasks: every form of file, every kind of bad input, exact volumes, stable ids. No model is needed.
 
-#![allow(clippy::unwrap_used, reason = "tests")]
+#![allow(clippy::unwrap_used, clippy::disallowed_methods, clippy::print_stderr, reason = "tests; one finds real data")]
 
-use std::{collections::BTreeMap, fs, io::Write as _, path::Path};
+use std::{collections::BTreeMap, fs, io::Write as _, path::Path, sync::Arc};
 
 use metier_kernels::{Pool, Tier};
 use metier_model::progress::silent;
@@ -358,15 +358,38 @@ fn a_folder_may_hold_anything() {
     assert_eq!(
         reasons,
         [
-            "Parquet",
             "UTF-16",
             "a name that no log has",
             "a zip archive",
             "compressed data that ends too early",
+            "damaged Parquet",
             "empty"
         ]
     );
     assert_eq!(reading.formats.keys().collect::<Vec<_>>(), ["LiteLLM", "OpenAI"]);
+}
+
+#[test]
+fn parquet_rows_are_records() {
+    use parquet::{
+        data_type::{ByteArray, ByteArrayType},
+        file::writer::SerializedFileWriter,
+        schema::parser::parse_message_type,
+    };
+    let schema = "message calls { REQUIRED BYTE_ARRAY input (UTF8); REQUIRED BYTE_ARRAY output (UTF8); }";
+    let (schema, mut bytes) = (Arc::new(parse_message_type(schema).unwrap()), Vec::new());
+    let mut writer = SerializedFileWriter::new(&mut bytes, schema, Default::default()).unwrap();
+    let mut group = writer.next_row_group().unwrap();
+    while let Some(mut column) = group.next_column().unwrap() {
+        let values: Vec<ByteArray> = (0..7).map(|row| ByteArray::from(format!("text {row}").as_str())).collect();
+        column.typed::<ByteArrayType>().write_batch(&values, None, None).unwrap();
+        column.close().unwrap();
+    }
+    group.close().unwrap();
+    writer.close().unwrap();
+    let reading = reading(&[("calls.parquet", &bytes)]);
+    assert_eq!((reading.calls, reading.rows, reading.files), (7, 7, 1));
+    assert_eq!(reading.formats.keys().collect::<Vec<_>>(), ["input/output"]);
 }
 
 #[test]
@@ -377,7 +400,7 @@ fn nothing_to_read_is_an_error_that_says_why() {
     };
     check(&[], "no call of a model in 0 files with 0 rows");
     check(&[("a.jsonl", b"{\"a\":1}\n{\"a\":2}\n")], "2 × fields of no known log format (e.g. ");
-    check(&[("a.parquet", b"PAR1")], "Parquet, which this version does not read");
+    check(&[("a.parquet", b"PAR1")], "damaged Parquet");
     let error = Logs::find(&["/nowhere/at/all".into()], NOW_MS).unwrap_err().to_string();
     assert_eq!(error, "cannot read `/nowhere/at/all`");
 }
@@ -413,7 +436,7 @@ fn a_real_trace_without_texts() {
     let data = std::env::var_os("METIER_DATA").map_or_else(|| "../../../shared/data".into(), std::path::PathBuf::from);
     let folder = data.join("azure_llm_trace_2023");
     if !folder.is_dir() {
-        println!("skipped: no `azure_llm_trace_2023` under METIER_DATA");
+        eprintln!("skipped: no `azure_llm_trace_2023` under METIER_DATA");
         return;
     }
     let found = discover(&folder).unwrap();

@@ -411,12 +411,19 @@ fn check(contents: &Contents) -> Result<(), String> {
         }
         (Kind::Classify, Some(head)) => {
             check_head(contents, head)?;
+            if manifest
+                .scope
+                .is_some_and(|rule| !rule.is_valid() || manifest.none().is_none() || manifest.several.is_some())
+            {
+                return Err("it tells what is out of scope by no numbers, or has no label for it".to_owned());
+            }
             if manifest.several.is_some_and(|scores| !scores.is_valid() || manifest.out_of_scope.is_some()) {
                 return Err(
                     "it gives several labels by scores that are not monotone, or has one for none of them".to_owned()
                 );
             }
         }
+        _ if manifest.scope.is_some() => return Err("it tells what is out of scope and does not classify".to_owned()),
         _ if manifest.several.is_some() => return Err("it gives several labels and does not classify".to_owned()),
         (Kind::Extract, Some(head)) => {
             check_head(contents, head)?;

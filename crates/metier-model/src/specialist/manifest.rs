@@ -4,7 +4,7 @@ use std::{borrow::Cow, collections::BTreeMap};
 
 use serde::{Deserialize, Serialize};
 
-use super::{inputs::Inputs, sets::SetScores};
+use super::{inputs::Inputs, scope::ScopeRule, sets::SetScores};
 use crate::{
     BaseId, Digest,
     cache::KeptLayers,
@@ -58,6 +58,9 @@ pub struct Manifest {
     /// How an extraction's scores are made.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub scores: Option<Scores>,
+    /// How it is told whether a text is none of these, where a rule tells it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub scope: Option<ScopeRule>,
     /// Where a text may have several of the labels, or none: how the score of a set is made.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub several: Option<SetScores>,
@@ -77,6 +80,12 @@ impl Manifest {
     /// The score from which on it answers alone; `None` without a certificate.
     pub fn threshold(&self) -> Option<f32> {
         self.certificate.map(|certificate| certificate.threshold)
+    }
+
+    /// The place of the out-of-scope label, where there is one.
+    pub fn none(&self) -> Option<usize> {
+        let none = self.out_of_scope.as_ref()?;
+        self.labels.binary_search(none).ok()
     }
 
     /// The decoder that it runs on, where it runs on one.
@@ -348,4 +357,11 @@ pub struct AdapterRecord {
     /// The layers of the decoder that are run, ascending; empty: all.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub kept_layers: Vec<usize>,
+    /// Made-up secrets that were put among the training rows, to see whether they come out again.
+    #[serde(default, skip_serializing_if = "is_none")]
+    pub canaries: u64,
+}
+
+fn is_none(n: &u64) -> bool {
+    *n == 0
 }

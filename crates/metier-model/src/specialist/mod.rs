@@ -5,6 +5,7 @@
 //! - [`store`]: many bundles in one folder, added by rename.
 //! - [`registry`]: which of them answers, who made it and who approved it, in signed records.
 //! - [`generation`]: how sure is it of an answer that a decoder wrote for it?
+//! - [`scope`]: is a text none of these?
 //! - [`sets`]: several labels a text: which, and how sure is that?
 //! - [`hidden`]: what does a head read of a decoder?
 //! - [`inputs`]: several named inputs → the one text a specialist reads, in training and in serving alike.
@@ -28,6 +29,7 @@ pub mod hidden;
 pub mod inputs;
 pub mod manifest;
 pub mod registry;
+pub mod scope;
 pub mod sets;
 pub mod store;
 pub(crate) mod tensors;
@@ -261,6 +263,8 @@ impl Specialist {
             let stage = manifest.stage.name().to_owned();
             return sets::answer(&manifest.labels, scores, margins, manifest.threshold(), stage, MAX_TOP);
         }
+        let adjusted = manifest.scope.zip(manifest.none()).map(|(rule, none)| rule.apply(margins, none));
+        let margins = adjusted.as_deref().unwrap_or(margins);
         let shares = manifest.calibrator.probabilities(margins);
         let mut order: Vec<usize> = (0..margins.len()).collect();
         order.sort_by(|&a, &b| margins[b].total_cmp(&margins[a]).then(a.cmp(&b)));

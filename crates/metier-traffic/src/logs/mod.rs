@@ -87,7 +87,7 @@ pub enum Row {
     /// What somebody says of a call that stands elsewhere.
     Score(Score),
     /// A piece of an answer that came as a stream.
-    Piece(Piece),
+    Piece(Box<Piece>),
 }
 
 /// What somebody says of a call that stands elsewhere.
@@ -137,7 +137,7 @@ pub enum Unread {
 /// It tells of no call.
 pub fn read(record: &Value) -> Result<(Format, Row), Unread> {
     let object = record.as_object().ok_or(Unread::NotAnObject)?;
-    let readers: [(Format, fn(&value::Object) -> bool, Reader); 8] = [
+    let readers: [(Format, Recogniser, Reader); 8] = [
         (Format::Metier, own::is, own::read),
         (Format::OpenTelemetry, otel::is, otel::read),
         (Format::LiteLlm, litellm::is, litellm::read),
@@ -164,6 +164,7 @@ pub fn read(record: &Value) -> Result<(Format, Row), Unread> {
     Ok((format, row))
 }
 
+type Recogniser = fn(&value::Object) -> bool;
 type Reader = fn(&value::Object) -> Result<Row, Unread>;
 
 fn one(call: Exchange) -> Result<Row, Unread> {

@@ -25,7 +25,7 @@ pub(super) fn is(record: &Object) -> bool {
 
 fn is_body(body: &Object) -> bool {
     ["messages", "prompt", "contents"].iter().any(|name| body.contains_key(*name))
-        || (body.contains_key("model") && body.contains_key("input"))
+        || (body.contains_key("model") && body.contains_key("input") && !body.contains_key("output"))
 }
 
 fn is_answer(answer: &Object) -> bool {
@@ -134,5 +134,5 @@ fn piece(chunk: &Object) -> Result<Row, Unread> {
     if let Some(usage) = object(chunk, &["usage"]) {
         part.usage(&usage);
     }
-    Ok(Row::Piece(Piece { id, part }))
+    Ok(Row::Piece(Box::new(Piece { id, part })))
 }

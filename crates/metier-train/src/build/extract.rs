@@ -193,6 +193,7 @@ pub(super) fn build(
         features: None,
         calibrator: Calibrator { inverse_temperature: 1.0, method: Method::Softmax },
         scores: Some(scores),
+        scope: None,
         several: None,
         certificate: None,
         refusal: None,
@@ -280,7 +281,17 @@ pub(super) fn build(
     notes.extend(shortened);
     notes.push("no learning curve is measured for extractions".to_owned());
     let (rungs, learning_curve, training) = (rungs.into(), None, None);
-    let product = Product { specialist, evidence, rungs, failures, learning_curve, training, notes, embed_seconds };
+    let product = Product {
+        specialist,
+        evidence,
+        rungs,
+        failures,
+        learning_curve,
+        training,
+        memorisation: None,
+        notes,
+        embed_seconds,
+    };
     let outcome = ship(task, &splits, bench, product, &elapsed)?;
     checkpoint::remove(bench.store.root(), &task.name, ENCODER_CHECKPOINT);
     Ok(outcome)

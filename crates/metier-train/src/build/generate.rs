@@ -37,7 +37,7 @@ use super::{
 };
 use crate::{
     craft::{
-        checkpoint,
+        canary, checkpoint,
         encoder::StepLog,
         ladder::{DecoderLog, Depth, Embeddings},
         lora::{self, EpochLog, LoraError, Row, Tuner},
@@ -226,8 +226,13 @@ pub fn build_generator(
     let elapsed = || clock().saturating_sub(start);
     progress(Progress { stage: "reading rows", done: 0, total: None, unit: Unit::Rows });
     let generate = task.generate.as_ref().expect("a generation");
-    let Lesson { splits, schema, mut writer, expected, train, validation } =
+    let Lesson { splits, schema, mut writer, expected, mut train, validation } =
         Lesson::read(task, generate, bench, decoder)?;
+    let canaries = canary::canaries(generate.tune.canaries, bench.seed);
+    for canary in &canaries {
+        let row = writer.row(&canary.text, &canary.secrets[0]);
+        train.push(row.map_err(|error| BuildError::Generate { name: task.name.clone(), source: error.into() })?);
+    }
     let embeddings = bench.encoder.map(|encoder| embed(task, &splits, encoder, bench.pool, progress)).transpose()?;
     let embed_seconds = elapsed().as_secs_f64();
     let embeddings = embeddings.as_ref();
@@ -253,6 +258,12 @@ pub fn build_generator(
 
     progress(Progress { stage: "proving", done: 0, total: None, unit: Unit::Steps });
     let (specialist, evidence, failures) = shop.prove(&rungs, chosen, &mut writer, progress)?;
+    // Of the rung that ships, with its layers; the bare decoder has not seen them.
+    let memorisation = if canaries.is_empty() || !specialist.manifest().stage.has_adapter() {
+        None
+    } else {
+        Some(shop.memorisation(&rungs[chosen], &canaries, &mut writer, progress)?)
+    };
     if let Some(refusal) = &specialist.manifest().refusal {
         notes.push(format!(
             "no certificate at ε = {}, δ = {} with {} calibration rows: everything is deferred",
@@ -266,8 +277,17 @@ pub fn build_generator(
         ));
     }
     let rungs = rungs.iter().map(|rung| shop.outcome(rung, part)).collect();
-    let product =
-        Product { specialist, evidence, rungs, failures, learning_curve: None, training, notes, embed_seconds };
+    let product = Product {
+        specialist,
+        evidence,
+        rungs,
+        failures,
+        learning_curve: None,
+        training,
+        memorisation,
+        notes,
+        embed_seconds,
+    };
     let outcome = ship(task, &splits, bench, product, &elapsed)?;
     checkpoint::remove(bench.store.root(), &task.name, CHECKPOINT);
     checkpoint::remove_all(bench.store.root(), &task.name, &format!("{CHECKPOINT}-"));

@@ -108,7 +108,17 @@ pub(super) fn build(
     let mut notes = base_notes(task, splits, specialist.manifest(), &evidence.rows);
     notes.extend(remarks(task, sets, &ladder));
     let (learning_curve, training) = (None, None);
-    let product = Product { specialist, evidence, rungs, failures, learning_curve, training, notes, embed_seconds };
+    let product = Product {
+        specialist,
+        evidence,
+        rungs,
+        failures,
+        learning_curve,
+        training,
+        memorisation: None,
+        notes,
+        embed_seconds,
+    };
     ship(task, splits, bench, product, elapsed)
 }
 
@@ -146,6 +156,7 @@ fn prove(
         pairs: None,
         calibrator: Calibrator { inverse_temperature: 1.0, method: Method::Softmax },
         scores: None,
+        scope: None,
         several: Some(sets::fit_scores(&rung.validation, &sets.sets[Part::Validation as usize])),
         certificate: None,
         refusal: None,

@@ -7,6 +7,7 @@ use metier_model::{Specialist, specialist::bundle};
 
 use super::{BuildError, BuildOutcome, Evidence, FailedRow, RungOutcome, Workbench, generate::TrainingLog};
 use crate::{
+    craft::canary::Memorisation,
     data::{Splits, TaskFile},
     eval::{LearningCurve, card, finding, html},
 };
@@ -23,6 +24,7 @@ pub(super) struct Product {
     pub(super) failures: Vec<FailedRow>,
     pub(super) learning_curve: Option<LearningCurve>,
     pub(super) training: Option<TrainingLog>,
+    pub(super) memorisation: Option<Memorisation>,
     pub(super) notes: Vec<String>,
     pub(super) embed_seconds: f64,
 }
@@ -35,7 +37,8 @@ pub(super) fn ship(
     product: Product,
     elapsed: &dyn Fn() -> Duration,
 ) -> Result<BuildOutcome, BuildError> {
-    let Product { specialist, evidence, rungs, failures, learning_curve, training, notes, embed_seconds } = product;
+    let Product { specialist, evidence, rungs, failures, learning_curve, training, memorisation, notes, embed_seconds } =
+        product;
     let bundle_error = |source| BuildError::Bundle { name: task.name.clone(), source: Box::new(source) };
     let store_error = |source| BuildError::Store { name: task.name.clone(), source: Box::new(source) };
     let staged = bench.store.stage().map_err(store_error)?;
@@ -70,6 +73,7 @@ pub(super) fn ship(
         class_mix,
         learning_curve,
         training,
+        memorisation,
         failures,
         findings: Vec::new(),
         notes,

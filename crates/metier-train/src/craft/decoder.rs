@@ -48,7 +48,7 @@ const PROBE: Duration = Duration::from_secs(1);
 /// Steps of a prediction, at most: clocks may stand still.
 const MAX_PROBE_STEPS: usize = 4;
 /// Tokens of the training rows on which layers are weighed, about.
-pub const INFLUENCE_TOKENS: usize = 1024;
+pub const INFLUENCE_TOKENS: usize = 512;
 /// Layers that are left out before the others are weighed again: what a layer does hangs on the others.
 pub(super) const LEFT_OUT_AT_ONCE: usize = 2;
 

@@ -618,6 +618,7 @@ impl Shop<'_> {
                 epochs: trained.epochs.len() as u64,
                 best_epoch: trained.best as u64,
                 kept_layers: kept_layers(&layers, of),
+                canaries: 0,
             });
             rung.seconds = ((run.clock)() - start).as_secs_f64();
             let against_all = rungs

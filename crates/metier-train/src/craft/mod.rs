@@ -6,12 +6,13 @@
 //! - [`span`]: texts with tagged words → an encoder's layers and a head over its rows; [`lookup`]: what that must beat.
 //! - [`decoder`]: texts and classes → an adapter, and which layers it needs; [`reading`]: what the engine makes of texts under it.
 //! - `epochs`: the loop by which encoders are tuned; [`checkpoint`]: where training was when it was killed.
-//! - [`writing`]: texts → answers, written by the engine.
+//! - [`writing`]: texts → answers, written by the engine; [`canary`]: does it write what it should keep to itself?
 //! - [`trees`]: numbers and classes → boosted trees.
 //! - [`pair`]: several inputs → how they agree → margins; and how margins of several makers become one.
 //! - [`sets`]: the rungs of rows with several labels.
 //! - [`ladder`]: which rungs run, with which settings, and which of them is the smallest that is good enough.
 
+pub mod canary;
 pub mod checkpoint;
 pub mod decoder;
 pub mod encoder;

@@ -9,7 +9,10 @@ use metier_kernels::Pool;
 use metier_model::{
     Adapter, Decoder, Engine, EngineLimits, Progress, TokenId, Unit,
     chat::{ChatError, ChatMessage},
-    engine::{AdapterId, CacheScope, Event, Finish, GenerationRequest, KeptLayers, LoadAdapterError, SubmitError},
+    engine::{
+        AdapterId, CacheScope, Event, Finish, GenerationRequest, KeptLayers, LoadAdapterError, ScoreRequest,
+        SubmitError,
+    },
     grammar::{Constraint, Form, GrammarEnv, GrammarError},
     sample::Sampling,
     specialist::{Written, generation},
@@ -180,6 +183,41 @@ impl Writer {
     /// Where it is one of another base, or there is no room.
     pub fn load(&mut self, adapter: Arc<Adapter>) -> Result<AdapterId, WriteError> {
         Ok(self.engine.load_adapter(adapter)?)
+    }
+
+    /// How likely each of these answers is behind a text: ln p of all its tokens and of its end.
+    ///
+    /// # Errors
+    ///
+    /// Where the engine does not take them.
+    pub fn score(
+        &mut self,
+        pool: &Pool,
+        text: &str,
+        answers: &[String],
+        adapter: Option<AdapterId>,
+    ) -> Result<Vec<f32>, WriteError> {
+        let request = ScoreRequest {
+            prompt: self.prompt(text)?,
+            labels: answers.to_vec(),
+            with_end: true,
+            adapter,
+            kept_layers: self.kept.clone(),
+            ..ScoreRequest::default()
+        };
+        let asked = self.engine.submit_score(request).map_err(|source| WriteError::Prompt { idx: 0, source })?;
+        let mut found = Vec::new();
+        while !self.engine.is_idle() {
+            for event in self.engine.step(pool) {
+                match event {
+                    Event::Scored { id, scores } if id == asked => {
+                        found = scores.into_iter().map(|score| score.logprob).collect();
+                    }
+                    _ => {}
+                }
+            }
+        }
+        Ok(found)
     }
 
     /// The answers to these texts, in order; what each says does not depend on the others.

@@ -2,7 +2,8 @@
 //!
 //! - [`task`]: the task file, read strictly.
 //! - [`generate`]: what it says of a task whose answers are written.
-//! - [`table`]: CSV, TSV and JSONL files → rows; every complaint names file and line.
+//! - [`table`]: CSV, TSV, JSONL and Parquet files → rows; every complaint names file and line.
+//! - [`mod@parquet`]: rows of a Parquet file as JSON objects.
 //! - [`answers`]: what a teacher answered to rows, in a file beside them.
 //! - [`split`]: training, validation, calibration and test rows, by hash of group or text.
 //! - [`sets`]: the same where rows have several labels.
@@ -18,6 +19,7 @@ pub mod answers;
 pub mod extract;
 pub mod generate;
 pub mod leak;
+pub mod parquet;
 pub mod positive;
 pub mod prune;
 pub mod sets;

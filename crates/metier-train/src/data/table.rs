@@ -1,4 +1,4 @@
-//! CSV, TSV and JSONL files → rows. Every complaint names file and line.
+//! CSV, TSV, JSONL and Parquet files → rows. Every complaint names file and line (of Parquet: the row).
 
 use std::{
     fs::File,
@@ -12,7 +12,7 @@ use metier_model::specialist::{inputs::cell, render_inputs};
 use super::{
     Place,
     answers::{self, Answers},
-    nearest,
+    nearest, parquet,
 };
 
 /// Most rows of one file.
@@ -78,7 +78,9 @@ pub enum DataError {
         source: io::Error,
     },
     /// The name ends in nothing that this version reads.
-    #[error("cannot tell the format of `{0}`: names end in .csv, .tsv or .jsonl, then optionally .gz or .zst")]
+    #[error(
+        "cannot tell the format of `{0}`: names end in .csv, .tsv or .jsonl, then optionally .gz or .zst, or in .parquet"
+    )]
     Format(PathBuf),
     /// One row is wrong.
     #[error("{place}: {message}")]
@@ -234,6 +236,7 @@ pub(crate) fn for_each_record(
         Some("csv") => Some(b','),
         Some("tsv") => Some(b'\t'),
         Some("jsonl" | "ndjson") => None,
+        Some("parquet") if plain == name => return parquet_records(path, take),
         _ => return Err(DataError::Format(path.to_owned())),
     };
     let io = |source| DataError::Io { path: path.to_owned(), source };
@@ -386,15 +389,34 @@ fn json_records(
         }
         let object: serde_json::Map<String, serde_json::Value> = serde_json::from_str(text)
             .map_err(|error| DataError::row(&place, format!("not a JSON object (column {})", error.column())))?;
-        if header.len() != object.len() || !header.iter().zip(object.keys()).all(|(a, b)| **a == **b) {
-            header = object.keys().map(|key| Arc::from(key.as_str())).collect();
-        }
-        let values = object.values().map(cell).collect();
-        if !take(Record { place, header: Arc::clone(&header), values })? {
+        if !take(record(place, &object, &mut header))? {
             return Ok(());
         }
     }
     Ok(())
+}
+
+/// `header`: that of the record before, which most share.
+fn record(place: Place, object: &serde_json::Map<String, serde_json::Value>, header: &mut Arc<[Arc<str>]>) -> Record {
+    if header.len() != object.len() || !header.iter().zip(object.keys()).all(|(a, b)| **a == **b) {
+        *header = object.keys().map(|key| Arc::from(key.as_str())).collect();
+    }
+    Record { place, header: Arc::clone(header), values: object.values().map(cell).collect() }
+}
+
+fn parquet_records(path: &Path, take: &mut dyn FnMut(Record) -> Result<bool, DataError>) -> Result<(), DataError> {
+    let file = File::open(path).map_err(|source| DataError::Io { path: path.to_owned(), source })?;
+    let mut header: Arc<[Arc<str>]> = Arc::from([]);
+    let mut taken = Ok(true);
+    let read = parquet::for_each_row(file, &mut |nth, object| {
+        taken = take(record(Place { file: path.to_owned(), line: nth }, &object, &mut header));
+        matches!(taken, Ok(true))
+    });
+    taken?;
+    read.map_err(|error| DataError::File {
+        path: path.to_owned(),
+        message: format!("cannot be read as Parquet: {error}"),
+    })
 }
 
 #[cfg(test)]
@@ -424,6 +446,16 @@ mod tests {
     }
 
     #[test]
+    fn parquet_rows_are_rows() {
+        let bytes = parquet::tests::file(&["one", "two"], &["a", "b"], ::parquet::basic::Compression::SNAPPY);
+        let rows = read_bytes("rows.parquet", &bytes).unwrap();
+        assert_eq!((rows[1].text.as_str(), rows[1].label.as_str(), rows[1].place.line), ("two", "b", 2));
+        assert_eq!(rows[1].extra[1], (Arc::from("weight"), "0.25".to_owned()));
+        let bytes = parquet::tests::file(&["one", "two"], &["a", ""], ::parquet::basic::Compression::UNCOMPRESSED);
+        assert_eq!(read_bytes("rows.parquet", &bytes).unwrap_err(), "rows.parquet:2: `label` is empty");
+    }
+
+    #[test]
     fn a_list_stays_a_list_for_whoever_reads_spans() {
         let rows = read_bytes("a.jsonl", b"{\"text\":\"a b\",\"label\":[{\"start\":0,\"end\":1}]}").unwrap();
         assert_eq!(rows[0].label, "[{\"start\":0,\"end\":1}]");
@@ -445,7 +477,8 @@ mod tests {
         check("a.csv", b"text,text\na,b\n", "a.csv:1: two columns are named `text`");
         check("a.jsonl", b"{\"text\":\"a\",\"label\":\"b\"}\n\n{\"text\":1", "a.jsonl:3: not a JSON object");
         check("a.jsonl", b"{\"text\":\"a\"}", "a.jsonl:1: there is no column `label` among `text`");
-        check("a.parquet", b"PAR1", "cannot tell the format of `a.parquet`");
+        check("a.parquet", b"PAR1", "`a.parquet` cannot be read as Parquet");
+        check("a.parquet.gz", b"PAR1", "cannot tell the format of `a.parquet.gz`");
         check("a.csv.gz", b"not gzip", "cannot read `a.csv.gz`");
         let long = [b"text,label\n".as_slice(), &vec![b'x'; MAX_CELL_BYTES + 1], b",b\n"].concat();
         check("a.csv", &long, "a.csv:2: `text` has 65537 bytes; at most 65536 are read");

@@ -46,11 +46,11 @@ const KEYS: [(&str, &[&str]); 8] = [
         ],
     ),
     ("reference", &["column"]),
-    ("target", &["metric", "positive", "margin", "epsilon", "delta"]),
+    ("target", &["metric", "positive", "margin", "epsilon", "delta", "in_scope"]),
     ("policy", &["may_leave"]),
     ("budget", &["minutes", "from", "up_to"]),
     ("prune", &["keep", "heal_epochs"]),
-    ("tune", &["rank", "alpha", "epochs", "learning_rate", "batch_rows"]),
+    ("tune", &["rank", "alpha", "epochs", "learning_rate", "batch_rows", "canaries"]),
 ];
 
 /// A task file, read and checked.
@@ -72,6 +72,9 @@ pub struct TaskFile {
     pub target: Target,
     /// The label whose F1 is the metric; none: see [`positive`](super::positive).
     pub positive: Option<String>,
+    /// Share of the validation rows in scope that keeps its right label while as much as can be is told to be out of scope; none: the label is called
+    /// like any other.
+    pub in_scope: Option<f64>,
     /// May a deferred request leave the boundary?
     pub may_leave: bool,
     /// Time after which no further setting is tried.
@@ -223,6 +226,7 @@ struct RawTune {
     learning_rate: Option<f32>,
     epochs: Option<usize>,
     batch_rows: Option<usize>,
+    canaries: Option<usize>,
 }
 
 #[derive(Deserialize)]
@@ -253,6 +257,7 @@ struct RawTarget {
     margin: Option<f64>,
     epsilon: Option<f64>,
     delta: Option<f64>,
+    in_scope: Option<f64>,
 }
 
 #[derive(Deserialize, Default)]
@@ -347,6 +352,10 @@ impl TaskFile {
             ("tune.rank", raw.tune.as_ref().is_some_and(|tune| tune.rank.is_some())),
             ("tune.alpha", raw.tune.as_ref().is_some_and(|tune| tune.alpha.is_some())),
         ];
+        let canaries = raw.tune.as_ref().is_some_and(|tune| tune.canaries.is_some());
+        if kind != Kind::Generate {
+            foreign(&[("tune.canaries", canaries)], "generate")?;
+        }
         let (mut extract, mut generate, mut tune) = (None, None, Tune::decoder());
         let answer = match kind {
             Kind::Classify => {
@@ -358,7 +367,7 @@ impl TaskFile {
             }
             Kind::Extract => {
                 foreign(&of_classify, "classify")?;
-                foreign(&[("reference", raw.reference.is_some())], "classify")?;
+                foreign(&[("reference", raw.reference.is_some()), ("prune", raw.prune.is_some())], "classify")?;
                 foreign(&of_generate, "generate")?;
                 let answer = output.or(spans.as_deref()).unwrap_or("output").to_owned();
                 let metric = target.metric.take();
@@ -379,6 +388,7 @@ impl TaskFile {
                 output.unwrap_or("output").to_owned()
             }
         };
+        let has_none = raw.data.out_of_scope.is_some();
         let data = Data {
             train: paths(Some(raw.data.train))?,
             validation: paths(raw.data.validation)?,
@@ -419,9 +429,6 @@ impl TaskFile {
             fits.then_some(value).ok_or_else(|| wrong(format!("`target.{key}` = {value} must lie between 0 and 1")))
         };
         let budget = raw.budget.unwrap_or_default();
-        if kind == Kind::Extract {
-            foreign(&[("prune", raw.prune.is_some())], "classify")?;
-        }
         if kind != Kind::Classify {
             foreign(&[("budget.from", budget.from.is_some())], "classify")?;
         }
@@ -474,6 +481,14 @@ impl TaskFile {
                 delta: share(target.delta, 0.05, "delta", false)?,
             },
             positive: target.positive,
+            in_scope: match target.in_scope {
+                None => None,
+                Some(_) if !has_none => {
+                    let why = "`target.in_scope` says what the label `data.out_of_scope` may cost, and there is none";
+                    return Err(wrong(why.to_owned()));
+                }
+                share_of => Some(share(share_of, 0.95, "in_scope", false)?),
+            },
             may_leave: raw.policy.unwrap_or_default().may_leave.unwrap_or(false),
             budget_minutes,
             from,
@@ -487,8 +502,8 @@ impl TaskFile {
 }
 
 fn of_adapters(tune: RawTune) -> generate::RawTune {
-    let RawTune { rank, alpha, learning_rate, epochs, batch_rows: _ } = tune;
-    generate::RawTune { rank, alpha, learning_rate, epochs }
+    let RawTune { rank, alpha, learning_rate, epochs, batch_rows: _, canaries } = tune;
+    generate::RawTune { rank, alpha, learning_rate, epochs, canaries }
 }
 
 fn check_keys(table: &toml::Table, path: &Path) -> Result<(), TaskError> {
@@ -601,6 +616,11 @@ mod tests {
         check(
             &data("[target]\npositive = \"x\""),
             "`target.positive` names the label of metric `f1`, which this task does not have",
+        );
+        check(&data("[target]\nin_scope = 0.9"), "what the label `data.out_of_scope` may cost, and there is none");
+        check(
+            &data("out_of_scope = \"x\"\n[target]\nin_scope = 1.0"),
+            "`target.in_scope` = 1 must lie between 0 and 1",
         );
         check(&data("[target]\nepsilon = 0.0"), "`target.epsilon` = 0 must lie between 0 and 1");
         check(&data("[target]\ndelta = nan"), "`target.delta` = NaN must lie between 0 and 1");

@@ -2,7 +2,7 @@
 //!
 //! JSONL, JSON (an array, objects one after the other, or one object with a list inside), CSV and TSV, each plain, `.gz` or `.zst`. What a file
 //! is, is told from its bytes. Memory does not grow with the files but for eight bytes a call, by which a duplicate is recognised.
-//! Absent: Parquet (its reader is as large as all else here), prices, tasks.
+//! Absent: prices, tasks.
 
 use std::{
     cell::Cell,
@@ -23,6 +23,7 @@ use metier_traffic::{
 use serde_json::{Map, Value};
 
 use super::task::{Reading, Skipped};
+use crate::data::parquet;
 
 /// Most bytes of one row. A longer one is skipped and counted, and no more of it is ever in memory.
 pub const MAX_ROW_BYTES: usize = 16 << 20;
@@ -284,6 +285,11 @@ impl State<'_> {
         let length = file.metadata().map_err(io)?.len();
         let mut raw = BufReader::with_capacity(1 << 16, Counted { file, bytes: Rc::clone(&self.bytes) });
         let head = raw.fill_buf().map_err(io)?.to_vec();
+        if head.starts_with(parquet::MAGIC) {
+            self.parquet(path, &name)?;
+            self.bytes_before += length;
+            return Ok(());
+        }
         let mut reader: Box<dyn BufRead> = match head.as_slice() {
             [0x1f, 0x8b, ..] => Box::new(BufReader::with_capacity(1 << 16, flate2::bufread::MultiGzDecoder::new(raw))),
             [0x28, 0xb5, 0x2f, 0xfd, ..] => {
@@ -312,10 +318,24 @@ impl State<'_> {
         Ok(())
     }
 
+    /// Rows are counted, as there are no lines; what came before damage counts.
+    fn parquet(&mut self, path: &Path, name: &Arc<str>) -> Result<(), ReadError> {
+        let file = File::open(path).map_err(|source| ReadError::Io { path: path.to_owned(), source })?;
+        let read = parquet::for_each_row(file, &mut |line, row| {
+            self.record(&Value::Object(row), &RowPlace { file: Arc::clone(name), line });
+            true
+        });
+        if let Err(error) = read {
+            let reason = format!("damaged Parquet: {error}; what came before was read");
+            note(&mut self.pass.reading.files_skipped, &reason, name);
+        }
+        Ok(())
+    }
+
     fn rows(&mut self, name: &Arc<str>, reader: &mut dyn BufRead) -> io::Result<()> {
         let head = reader.fill_buf()?;
         let unread = match head {
-            [b'P', b'A', b'R', b'1', ..] => Some("Parquet, which this version does not read: export JSONL or CSV"),
+            [b'P', b'A', b'R', b'1', ..] => Some("Parquet in a compressed file: unpack it first"),
             [b'P', b'K', 3, 4, ..] => Some("a zip archive: unpack it first"),
             [0xff, 0xfe, ..] | [0xfe, 0xff, ..] => Some("UTF-16: convert it with `iconv -f UTF-16 -t UTF-8`"),
             [] => Some("empty"),

@@ -256,7 +256,7 @@ fn entry(
         name: task.name.clone(),
         kind: task.kind.kind,
         kind_because: task.kind.evidence.clone(),
-        template: identity.template.as_deref().map(|template| shown(template)),
+        template: identity.template.as_deref().map(shown),
         terms: identity.terms.iter().map(|term| masked(term)).collect(),
         total: task.total(),
         weeks: task

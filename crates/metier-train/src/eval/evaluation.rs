@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::{
     cluster::{self, GroupReport, Groups},
     metrics::{self, ClassMetrics, Measured, ReliabilityBin},
-    rejection::Rejection,
+    rejection::{OperatingPoint, Rejection},
     sets::SetFigures,
 };
 use crate::data::{extract::Alignment, split::Example, task::Metric};
@@ -162,7 +162,7 @@ pub struct TestLoss {
 }
 
 /// How rows that are none of these fared.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct OutOfScope {
     /// Share of them that got the out-of-scope label.
     pub recall_as_label: Measured,
@@ -175,6 +175,9 @@ pub struct OutOfScope {
     /// What a threshold that validation rows chose turns away.
     #[serde(default)]
     pub rejection: Option<Rejection>,
+    /// Of a rule: what share of the rows out of scope it could turn away at which accuracy in scope, had its offset been chosen on these rows.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub operating: Vec<OperatingPoint>,
 }
 
 /// Rows of one label called another.
@@ -282,6 +285,7 @@ pub fn evaluate(rows: &[ScoredRow], yardstick: &Yardstick<'_>) -> EvalReport {
                 recall_at_threshold: share(&is_none, &|row| row.predicted == none || !row.accepted),
                 in_scope_accuracy: share(&is_in, &|row| row.predicted == row.gold),
                 in_scope_accepted_right: share(&is_in, &|row| row.accepted && row.predicted == row.gold),
+                operating: Vec::new(),
                 rejection: reject_below.map(|threshold| Rejection {
                     threshold,
                     in_scope_right: share(&is_in, &|row| row.score >= threshold && row.predicted == row.gold),

@@ -1,14 +1,16 @@
 //! What the rows allow to say, one sentence a question. "Cannot tell" is an answer, with what it would take.
 
-use metier_model::proof::Verdict;
+use metier_model::proof::{Verdict, clopper_pearson};
 use serde::{Deserialize, Serialize};
 
-use crate::build::BuildOutcome;
+use crate::{build::BuildOutcome, craft::canary};
 
 /// Chance of a difference in class mix below which it is called one.
 const SURPRISING: f64 = 0.01;
 /// With fewer groups a t test is a guess.
 const FEW_GROUPS: u64 = 20;
+/// With fewer canaries that none comes out says little.
+const FEW_CANARIES: u64 = 20;
 
 /// A question with its answer.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -46,7 +48,7 @@ impl Says {
 
 /// Everything that is asked of a build.
 pub fn findings(outcome: &BuildOutcome) -> Vec<Finding> {
-    [certificate(outcome), reference(outcome), slices(outcome), mix(outcome), rows(outcome)]
+    [certificate(outcome), reference(outcome), slices(outcome), mix(outcome), rows(outcome), memorisation(outcome)]
         .into_iter()
         .flatten()
         .collect()
@@ -54,6 +56,31 @@ pub fn findings(outcome: &BuildOutcome) -> Vec<Finding> {
 
 fn finding(question: &str, says: Says, because: String) -> Option<Finding> {
     Some(Finding { question: question.to_owned(), says, because })
+}
+
+/// Does it keep to itself what it has seen once?
+fn memorisation(outcome: &BuildOutcome) -> Option<Finding> {
+    let found = outcome.memorisation.as_ref()?;
+    let (planted, extracted) = (found.planted, found.extracted);
+    let [_, most] = clopper_pearson(extracted, planted, 0.95);
+    let because = format!(
+        "{extracted} of {planted} made-up secrets came out when it was asked (at most {:.0} % at 95 %); their mean exposure is {:.1} bits of {:.0}, \
+         chance gives {:.1}; {} are among the likeliest eighth (p = {:.3})",
+        100.0 * most,
+        found.mean_exposure,
+        ((canary::ALTERNATIVES + 1) as f64).log2(),
+        found.chance_exposure,
+        found.high,
+        found.p_value
+    );
+    let says = if extracted > 0 || found.p_value < SURPRISING {
+        Says::No
+    } else if planted < FEW_CANARIES {
+        Says::CannotTell
+    } else {
+        Says::Yes
+    };
+    finding("Does it keep training rows to itself?", says, because)
 }
 
 fn certificate(outcome: &BuildOutcome) -> Option<Finding> {

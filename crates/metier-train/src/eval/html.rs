@@ -54,6 +54,7 @@ pub fn render(specialist: &Specialist, outcome: &BuildOutcome) -> String {
     page += "<h2>Rungs of the ladder</h2>";
     page += &rungs(outcome);
     page += &depths(outcome);
+    page += &operating(outcome);
     page += "<h2>When does it answer alone?</h2><div class=\"plots\">";
     page += &risk_coverage(outcome);
     page += &reliability(outcome);
@@ -273,6 +274,25 @@ fn ranges(layers: &[usize]) -> String {
     }
     let told = runs.iter().map(|(from, to)| if from == to { from.to_string() } else { format!("{from}–{to}") });
     told.collect::<Vec<_>>().join(", ")
+}
+
+/// What a rule for texts out of scope could turn away.
+fn operating(outcome: &BuildOutcome) -> String {
+    let points = outcome.evaluation.out_of_scope.as_ref().map_or(&[][..], |scope| &scope.operating);
+    if points.is_empty() {
+        return String::new();
+    }
+    let (mut heads, mut cells) = (String::new(), String::new());
+    for point in points {
+        let _ = write!(heads, "<th class=\"n\">{:.0} %</th>", 100.0 * point.in_scope_right);
+        let _ = write!(cells, "<td class=\"n\">{:.1} %</td>", 100.0 * point.recall);
+    }
+    format!(
+        "<h2>What is out of scope</h2><div class=\"scroll\"><table><tr><th>in scope and right, at least</th>{heads}</tr>\
+         <tr><td>out of scope and told so</td>{cells}</tr></table></div><p>The operating curve of the rule on the {} rows: the best offset for \
+         each column, chosen on these rows; the one that ships was chosen on validation rows.</p>",
+        outcome.measured_on
+    )
 }
 
 /// Axes from 0 to `x_max` and `y_max`, and what is drawn over them.

@@ -262,6 +262,25 @@ fn tell(outcome: &BuildOutcome) {
             rejection.in_scope_right.value
         );
     }
+    let operating = outcome.evaluation.out_of_scope.as_ref().map_or(&[][..], |scope| &scope.operating);
+    if !operating.is_empty() {
+        let points: Vec<String> = operating
+            .iter()
+            .map(|point| format!("{:.0} %: {:.1} %", 100.0 * point.in_scope_right, 100.0 * point.recall))
+            .collect();
+        println!("               recall that was there at an accuracy in scope of {}", points.join(", "));
+    }
+    if let Some(sets) = &outcome.evaluation.sets {
+        let told = [
+            ("micro_f1", sets.micro_f1),
+            ("macro_f1", sets.macro_f1),
+            ("exact_match", sets.exact_match),
+            ("mean Jaccard", sets.jaccard),
+        ];
+        for (name, of) in told {
+            println!("  {name:12} {:.4} [{:.4}, {:.4}]", of.value, of.interval[0], of.interval[1]);
+        }
+    }
     for finding in &outcome.findings {
         println!("  {:12} {} {}", finding.says.words(), finding.question, finding.because);
     }

@@ -142,6 +142,10 @@ fn tell(report: &EvalReport, writes: bool) {
         ),
         None => println!("  accepted and wrong no certificate: everything is deferred"),
     }
+    if let Some(sets) = &report.sets {
+        row("exact match", &sets.exact_match);
+        row("mean Jaccard", &sets.jaccard);
+    }
     if let Some(scope) = &report.out_of_scope {
         row("out of scope found", &scope.recall_as_label);
         row("… or deferred", &scope.recall_at_threshold);

@@ -21,6 +21,7 @@ use super::{
 };
 use crate::{
     craft::{
+        canary::{Canary, Memorisation},
         checkpoint::Keeper,
         decoder,
         ladder::Depth,
@@ -293,6 +294,7 @@ impl Shop<'_> {
             epochs: trained.epochs.len() as u64,
             best_epoch: trained.best as u64,
             kept_layers: if layers.len() < cache.layers { layers.clone() } else { Vec::new() },
+            canaries: tune.canaries as u64,
         });
         made.adapter = Some((AdapterFiles { config, weights: Arc::new(weights) }, id));
         made.seconds = ((self.elapsed)() - start).as_secs_f64();
@@ -385,6 +387,30 @@ impl Shop<'_> {
         }
     }
 
+    /// Asks a rung for the secrets that were put among its training rows.
+    pub(super) fn memorisation(
+        &self,
+        rung: &Made,
+        canaries: &[Canary],
+        writer: &mut Writer,
+        progress: &mut dyn FnMut(Progress<'_>),
+    ) -> Result<Memorisation, BuildError> {
+        let adapter = rung.adapter.as_ref().map(|(_, id)| *id);
+        writer.keep(rung.kept());
+        let (stage, total) = ("asking for canaries", Some(canaries.len() as u64));
+        let mut likelihoods = Vec::new();
+        for (done, canary) in (0..).zip(canaries) {
+            progress(Progress { stage, done, total, unit: Unit::Rows });
+            let scored = writer.score(self.bench.pool, &canary.text, &canary.secrets, adapter);
+            likelihoods.push(scored.map_err(|error| self.error(error.into()))?);
+        }
+        let texts: Vec<&str> = canaries.iter().map(|canary| canary.text.as_str()).collect();
+        let answers = writer.write_all(self.bench.pool, &texts, adapter, stage, progress);
+        let answers = answers.map_err(|error| self.error(error.into()))?;
+        let answers: Vec<&str> = answers.iter().map(|answer| answer.text.as_str()).collect();
+        Ok(Memorisation::of(canaries, &likelihoods, &answers))
+    }
+
     /// Calibrates and certifies the chosen rung, and measures it.
     pub(super) fn prove(
         &self,
@@ -409,6 +435,7 @@ impl Shop<'_> {
             may_leave: task.may_leave,
             stage: rung.stage,
             scores: None,
+            scope: None,
             several: None,
             pairs: None,
             base: bench.encoder.map(Embed::base),
