@@ -24,6 +24,8 @@ const COMPRESSED_BYTES: usize = 1 << 20;
 const PERSONAL_BYTES: usize = 8 << 10;
 /// Examples that are searched for personal data and near-repeats.
 const SEARCHED: usize = 2000;
+/// Bytes of an input whose words are compared.
+const NEAR_BYTES: usize = 4 << 10;
 /// Words whose sets are alike from here on (Jaccard).
 const NEAR: f64 = 0.85;
 /// Terms that are kept of a task.
@@ -218,7 +220,7 @@ fn near_repeats(examples: &[Example]) -> f64 {
     let mut sets: Vec<BTreeSet<u64>> = Vec::new();
     let mut near = 0;
     for example in examples.iter().take(SEARCHED) {
-        let folded = fold(&example.input);
+        let folded = fold(&example.input[..example.input.floor_char_boundary(NEAR_BYTES)]);
         let set: BTreeSet<u64> = folded.split(' ').map(|word| xxhash_rust::xxh3::xxh3_64(word.as_bytes())).collect();
         let sketch: Vec<u64> =
             (0..12u64).map(|seed| set.iter().map(|word| mix(word ^ mix(seed + 1))).min().unwrap_or(0)).collect();
