@@ -25,7 +25,7 @@ pub(super) fn is(record: &Object) -> bool {
 
 fn is_body(body: &Object) -> bool {
     ["messages", "prompt", "contents"].iter().any(|name| body.contains_key(*name))
-        || (body.contains_key("model") && body.contains_key("input"))
+        || (body.contains_key("model") && body.contains_key("input") && !body.contains_key("output"))
 }
 
 fn is_answer(answer: &Object) -> bool {

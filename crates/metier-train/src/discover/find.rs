@@ -40,7 +40,9 @@ pub const MAX_EXAMPLES: usize = 20_000;
 /// Bytes of an example's input, and of its output.
 pub const MAX_EXAMPLE_BYTES: usize = 16 << 10;
 /// Bytes of prompts that wait for their template.
-const MAX_WAITING_BYTES: usize = 64 << 20;
+const MAX_WAITING_BYTES: usize = 128 << 20;
+/// Bytes of all examples together.
+const MAX_EXAMPLES_BYTES: usize = 256 << 20;
 /// Kinds of calls (tools, schema, name) that are told apart.
 const MAX_KEYS: usize = 4096;
 /// Names that a log gives its calls: more than these are names of single calls, not of tasks.
@@ -109,7 +111,7 @@ impl Finder<'_> {
         logs.read("reading: templates", pass, progress)?;
         let templates = miner.finish(&mut |prompt, kept| free.offer(prompt, kept));
         // What a template that was learned later takes after all.
-        free.rows.retain(|row| templates.find(row.row.key, &row.prompt).is_none());
+        free.rows.retain(|row| templates.find(row.row.key, &row.set).is_none());
         Ok((templates, free))
     }
 
@@ -202,7 +204,7 @@ impl Finder<'_> {
         let mut bins: BTreeMap<Bin, Gathered> = BTreeMap::new();
         let mut repeats = Repeats::default();
         let mut unpriced: BTreeMap<String, u64> = BTreeMap::new();
-        let mut kept = 0;
+        let (mut kept, mut kept_bytes, mut limit) = (0, 0, MAX_EXAMPLES);
         let pass = &mut |call: Exchange, place: &RowPlace| {
             let key = keys.of(&call);
             let prompt = prompt(&call);
@@ -210,7 +212,7 @@ impl Finder<'_> {
             let mut assigned = false;
             let bin = match &prompt {
                 None => Bin::Caller(keys.caller(&call, key)),
-                Some(prompt) => match templates.find(key, prompt) {
+                Some(prompt) => match templates.find(key, prompt.set()) {
                     Some(at) => Bin::Template(at),
                     None => {
                         let (group, by_words) = groups.find(key, hash, &call);
@@ -243,20 +245,25 @@ impl Finder<'_> {
             }
             let input = if variables.trim().is_empty() { last_user(&call) } else { variables };
             gathered.schema = gathered.schema.take().or_else(|| call.schema.clone());
-            gathered.examples.push(Kept { hash, example: example(call, place, &input) });
+            let example = example(call, place, &input);
             kept += 1;
+            kept_bytes += size(&example);
+            gathered.examples.push(Kept { hash, example });
             if let Some(level) = gathered.level {
                 while gathered.examples.len() > level {
-                    gathered.examples.pop();
+                    kept_bytes -= gathered.examples.pop().map_or(0, |kept| size(&kept.example));
                     kept -= 1;
                 }
             }
-            if kept >= 2 * MAX_EXAMPLES {
-                kept = trim(&mut bins);
+            if kept_bytes > MAX_EXAMPLES_BYTES {
+                limit = kept / 2;
+            }
+            if kept >= 2 * MAX_EXAMPLES || kept_bytes > MAX_EXAMPLES_BYTES {
+                (kept, kept_bytes) = trim(&mut bins, limit);
             }
         };
         let pass = logs.read("reading: volumes", pass, progress)?;
-        trim(&mut bins);
+        trim(&mut bins, limit);
         let mut reading = pass.reading;
         reading.unpriced = unpriced;
         Ok(Counted { bins, reading, verdicts: pass.verdicts })
@@ -447,25 +454,29 @@ impl Ord for Kept {
     }
 }
 
-/// Lowers the water until all examples together are at most [`MAX_EXAMPLES`]; how many are left.
-fn trim(bins: &mut BTreeMap<Bin, Gathered>) -> usize {
+fn size(example: &Example) -> usize {
+    size_of::<Example>() + example.input.len() + example.output.as_ref().map_or(0, String::len)
+}
+
+/// Lowers the water until all examples together are at most `limit`, one a task at least; how many are left, and their bytes.
+fn trim(bins: &mut BTreeMap<Bin, Gathered>, limit: usize) -> (usize, usize) {
     let sizes: Vec<usize> = bins.values().map(|gathered| gathered.examples.len()).collect();
     let held = |level: usize| sizes.iter().map(|&n| n.min(level)).sum::<usize>();
-    if held(usize::MAX) <= MAX_EXAMPLES {
-        return held(usize::MAX);
-    }
-    let (mut low, mut high) = (1, MAX_EXAMPLES);
-    while low < high {
-        let middle = (low + high).div_ceil(2);
-        if held(middle) <= MAX_EXAMPLES { low = middle } else { high = middle - 1 }
-    }
-    for gathered in bins.values_mut() {
-        gathered.level = Some(low);
-        while gathered.examples.len() > low {
-            gathered.examples.pop();
+    if held(usize::MAX) > limit {
+        let (mut low, mut high) = (1, MAX_EXAMPLES);
+        while low < high {
+            let middle = (low + high).div_ceil(2);
+            if held(middle) <= limit { low = middle } else { high = middle - 1 }
+        }
+        for gathered in bins.values_mut() {
+            gathered.level = Some(gathered.level.map_or(low, |level| level.min(low)));
+            while gathered.examples.len() > low {
+                gathered.examples.pop();
+            }
         }
     }
-    held(low)
+    let all = || bins.values().flat_map(|gathered| gathered.examples.iter());
+    (all().count(), all().map(|kept| size(&kept.example)).sum())
 }
 
 /// Kinds of calls: what is told apart before any text is looked at.
@@ -544,7 +555,7 @@ struct Free {
 
 struct FreeKept {
     row: FreeRow,
-    prompt: Prompt,
+    set: Vec<u64>,
 }
 
 struct FreeRow {
@@ -562,7 +573,7 @@ impl Free {
         }
         row.input = beginning(&row.input, MAX_EXAMPLE_BYTES).to_owned();
         row.answer = row.answer.map(|answer| beginning(&answer, MAX_EXAMPLE_BYTES).to_owned());
-        self.rows.push(FreeKept { row, prompt });
+        self.rows.push(FreeKept { row, set: prompt.into_set() });
         if self.rows.len() > self.max + self.max / 4 {
             self.rows.sort_by_key(|kept| kept.row.hash);
             self.rows.truncate(self.max);

@@ -89,9 +89,21 @@ impl Prompt {
         self.tokens.iter().fold(self.tokens.len() as u64, |hash, token| mix(hash ^ token.hash))
     }
 
-    /// Bytes of its text.
+    /// Bytes that it takes.
     pub fn bytes(&self) -> usize {
         self.text.len()
+            + self.tokens.len() * size_of::<Token>()
+            + (self.shingles.len() + self.set.len()) * size_of::<u64>()
+    }
+
+    /// Its shingles, sorted, each once: what [`Templates::find`] looks at.
+    pub fn into_set(self) -> Vec<u64> {
+        self.set
+    }
+
+    /// The same, lent.
+    pub fn set(&self) -> &[u64] {
+        &self.set
     }
 
     /// Which tokens the template's constant part covers.
@@ -240,8 +252,8 @@ impl Template {
         shingles
     }
 
-    fn fit(&self, prompt: &Prompt) -> f64 {
-        let has = self.shingles.iter().filter(|shingle| prompt.set.binary_search(shingle).is_ok()).count();
+    fn fit(&self, set: &[u64]) -> f64 {
+        let has = self.shingles.iter().filter(|shingle| set.binary_search(shingle).is_ok()).count();
         has as f64 / self.shingles.len() as f64
     }
 }
@@ -259,10 +271,10 @@ impl Templates {
         &self.all
     }
 
-    /// The template that fits a prompt, the longest of several.
-    pub fn find(&self, key: u32, prompt: &Prompt) -> Option<usize> {
+    /// The template that fits the shingles of a prompt, the longest of several.
+    pub fn find(&self, key: u32, set: &[u64]) -> Option<usize> {
         let mut candidates: Vec<u32> = Vec::new();
-        for shingle in &prompt.set {
+        for shingle in set {
             if let Some(found) = self.by_anchor.get(shingle) {
                 candidates.extend(found);
             }
@@ -271,7 +283,7 @@ impl Templates {
         candidates.dedup();
         let fits = candidates.into_iter().map(|at| at as usize).filter(|&at| {
             let template = &self.all[at];
-            template.key == key && template.fit(prompt) >= FIT
+            template.key == key && template.fit(set) >= FIT
         });
         fits.max_by_key(|&at| (self.all[at].shingles.len(), std::cmp::Reverse(at)))
     }
@@ -310,7 +322,7 @@ impl<T> Miner<T> {
 
     /// Takes a prompt. `settle` is called with every prompt that fits no template, now or later.
     pub fn observe(&mut self, key: u32, prompt: Prompt, with: T, settle: &mut dyn FnMut(Prompt, T)) {
-        if self.templates.find(key, &prompt).is_some() {
+        if self.templates.find(key, &prompt.set).is_some() {
             return;
         }
         self.waiting_bytes += prompt.bytes();
@@ -375,7 +387,7 @@ impl<T> Miner<T> {
         let n_rows = rows.len();
         let mut unsettled = 0;
         for (prompt, with) in rows {
-            if self.templates.find(key, &prompt).is_none() {
+            if self.templates.find(key, &prompt.set).is_none() {
                 unsettled += 1;
                 settle(prompt, with);
             }
@@ -459,7 +471,7 @@ mod tests {
         let mut free = 0;
         prompts.iter().for_each(|prompt| miner.observe(0, prompt.clone(), (), &mut |_, ()| free += 1));
         let templates = miner.finish(&mut |_, ()| free += 1);
-        let places: Vec<_> = prompts.iter().map(|prompt| templates.find(0, prompt)).collect();
+        let places: Vec<_> = prompts.iter().map(|prompt| templates.find(0, &prompt.set)).collect();
         assert_eq!(free, places.iter().filter(|place| place.is_none()).count(), "each free prompt is settled once");
         (templates, places)
     }
@@ -497,8 +509,8 @@ mod tests {
             "You are a weather clerk. Answer with one of sunny, rain or snow.\nWhat will the weather in {} be like on day {} of the month? One word."
         );
         assert_eq!(weather("San Marino", 3).variables(template).0, "San Marino");
-        assert!(templates.find(0, &weather("Addis Ababa", 40)) == places[0], "a new value is the same template");
-        assert!(templates.find(1, &weather("Addis Ababa", 40)).is_none(), "another key is another template");
+        assert!(templates.find(0, weather("Addis Ababa", 40).set()) == places[0], "a new value is the same template");
+        assert!(templates.find(1, weather("Addis Ababa", 40).set()).is_none(), "another key is another template");
     }
 
     #[test]

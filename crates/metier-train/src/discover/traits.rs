@@ -398,9 +398,8 @@ pub fn name(tasks: &mut [Task]) {
 /// Words of a task with the share of its texts that hold them; the template's count most.
 fn bag(task: &Task) -> HashMap<String, f64> {
     let mut bag: HashMap<String, f64> = HashMap::new();
-    let telling = |word: &str| {
-        word.len() > 2 && word.len() <= 24 && !is_plain(word) && word.chars().all(|c| c.is_alphabetic() || c == '_')
-    };
+    let telling =
+        |word: &str| word.len() > 2 && word.len() <= 24 && !is_plain(word) && word.chars().all(char::is_alphabetic);
     if let Some(template) = &task.identity.template {
         let lower = template.to_lowercase();
         for (at, word) in words(&lower).filter(|word| telling(word)).enumerate() {
