@@ -61,7 +61,8 @@ pub fn label(output: &str) -> String {
             _ => {}
         }
     }
-    inner.trim_matches(['"', '\'', '`']).trim_end_matches('.').trim().to_owned()
+    let inner = inner.trim_end_matches('.').trim_matches(['"', '\'', '`']);
+    inner.trim_end_matches('.').trim().to_owned()
 }
 
 /// The rows of a classification that can be used: with text and answer, each text once, the first time that it came.
