@@ -1,6 +1,6 @@
 //! `metier build` without the roof, for experiments: `cargo run --release -p metier-train --example build_task -- TASK.toml ENCODER_FOLDER|- [key=value …]`
 //! prints every rung and the outcome as JSON. Keys are `minutes`, `up_to`, `seed`, `threads`, `decoder`
-//! (a model file), `store` (a folder, for builds that shall be taken up again), and those of the encoder's recipe.
+//! (a model file; `decoder_int8`: its weights in 8 bits), `store` (a folder, for builds that shall be taken up again), and those of the encoder's recipe.
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "an example has no other way to answer")]
 #![allow(
     clippy::disallowed_methods,
@@ -30,6 +30,7 @@ fn main() -> Result<(), Box<dyn Error>> {
                     Stage::CLASSIFYING.into_iter().find(|stage| stage.name() == value).ok_or("no such rung")?;
             }
             "decoder" => decoder = Some(Arc::new(Decoder::open(Path::new(value), WeightFormat::AsFile)?)),
+            "decoder_int8" => decoder = Some(Arc::new(Decoder::open(Path::new(value), WeightFormat::Int8)?)),
             "store" => folder_of_store = Some(value.to_owned()),
             "seed" => seed = value.parse()?,
             "threads" => threads = value.parse()?,

@@ -116,7 +116,8 @@ fn live(seed: u64, weather: Weather) -> (metier_train::discover::saving::Quantil
             }
             saved += before - requests * unit - other.days * truth.own_overrun * overrun * a.engineer_day_usd;
         }
-        if !portfolio.order.iter().any(|place| place.above_line && place.id == case.id) {
+        let is_made = !(priced.only_if_cheaper_fails && truth.cheaper_works);
+        if !is_made || !portfolio.order.iter().any(|place| place.above_line && place.id == case.id) {
             continue;
         }
         (setup, *if case.kind == TaskKind::Generate { &mut decoder } else { &mut encoder }) =

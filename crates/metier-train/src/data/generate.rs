@@ -176,8 +176,5 @@ mod tests {
         check("[tune]\nlearning_rate = nan", "`tune.learning_rate` = NaN must be more than 0");
         check("[tune]\nrnk = 4", "there is no key `tune.rnk`; did you mean `tune.rank`?");
         check("[budget]\nup_to = \"tuned\"", "there is no rung `tuned`");
-        let classify = "name = \"a\"\nkind = \"classify\"\n[data]\ntrain = \"a.csv\"\n[tune]\nrank = 4";
-        let error = TaskFile::parse(classify, Path::new("t.toml"), &|_| None).unwrap_err();
-        assert!(error.to_string().contains("`tune` belongs to `kind = \"generate\"`"));
     }
 }

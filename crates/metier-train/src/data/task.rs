@@ -367,7 +367,7 @@ impl TaskFile {
             }
             Kind::Extract => {
                 foreign(&of_classify, "classify")?;
-                foreign(&[("reference", raw.reference.is_some())], "classify")?;
+                foreign(&[("reference", raw.reference.is_some()), ("prune", raw.prune.is_some())], "classify")?;
                 foreign(&of_generate, "generate")?;
                 let answer = output.or(spans.as_deref()).unwrap_or("output").to_owned();
                 let metric = target.metric.take();
@@ -429,9 +429,6 @@ impl TaskFile {
             fits.then_some(value).ok_or_else(|| wrong(format!("`target.{key}` = {value} must lie between 0 and 1")))
         };
         let budget = raw.budget.unwrap_or_default();
-        if kind == Kind::Extract {
-            foreign(&[("prune", raw.prune.is_some())], "classify")?;
-        }
         if kind != Kind::Classify {
             foreign(&[("budget.from", budget.from.is_some())], "classify")?;
         }

@@ -188,8 +188,14 @@ pub fn draw_up(
         attempts: attempts.len() as u64,
         brier: brier(attempts, seed),
         seed,
-        synthetic: false,
+        synthetic: is_synthetic(discovery),
     }
+}
+
+/// What `metier demo traffic` writes says so in every id.
+fn is_synthetic(discovery: &Discovery) -> bool {
+    let mut ids = discovery.tasks.iter().flat_map(|task| &task.examples).map(|example| &example.id).peekable();
+    ids.peek().is_some() && ids.all(|id| id.starts_with("synthetic/"))
 }
 
 /// Why a task is not on offer, whatever it would save.

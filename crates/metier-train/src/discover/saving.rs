@@ -274,7 +274,11 @@ pub struct Priced {
     pub if_passed: Quantiles,
     /// The same in running costs alone: without labels, builds and work.
     pub running: Quantiles,
-    /// Saving with the chance of a failure: what counts. Own costs, without those that specialists share.
+    /// A cheaper LLM is tried first, and a specialist made only if it does not do: where it does, a specialist would not pay.
+    pub only_if_cheaper_fails: bool,
+    /// Share of draws in which it is made at all.
+    pub made: f64,
+    /// Saving with the chance of a failure: what counts. Nothing where it is not made; P(S < 0) is of the draws in which it is. Own costs, without those that specialists share.
     pub saving: Quantiles,
     /// Work, before any overrun.
     pub days: f64,
@@ -297,6 +301,8 @@ pub struct Priced {
 pub struct Drawn {
     /// The saving, own costs alone.
     saving: Vec<f64>,
+    /// Is it made?
+    made: Vec<bool>,
     /// Its part V·e·L at one dollar an error.
     errors: Vec<f64>,
     /// Saving of what needs no training.
@@ -387,10 +393,11 @@ impl<'a> Forecast<'a> {
             used.cost_usd *= factor * price_factor;
             let llm = if used.requests > 0.0 { used.cost_usd / used.requests } else { 0.0 };
             let (mut requests, mut next) = (used.requests, llm);
-            let mut alternatives = 0.0;
+            let (mut alternatives, mut cheaper) = (0.0, false);
             for (step, column) in chain.iter().zip(&mut all.alternatives) {
                 let before = requests * next;
                 if draw.chance(step.leaves.works) {
+                    cheaper |= step.alternative == Alternative::CheaperLlm;
                     requests *= step.leaves.requests;
                     next *= step.leaves.unit;
                 }
@@ -421,14 +428,17 @@ impl<'a> Forecast<'a> {
             };
             let p = draw.beta(case.chance.a, case.chance.b);
             let passes = draw.chance(p);
-            all.push(&used, &terms, passes, made, live * wrong, alternatives, next);
+            all.push(&used, terms, passes, made, live * wrong, alternatives, next);
+            all.cheaper.push(cheaper);
+            all.if_hours.push((live + shadowed) * seconds / SECONDS_PER_HOUR);
             all.hours.push(if passes { (live + shadowed) * seconds / SECONDS_PER_HOUR } else { 0.0 });
-            all.if_hours += (live + shadowed) * seconds / SECONDS_PER_HOUR / DRAWS as f64;
-            all.kept_inside += live * (1.0 - deferred) / DRAWS as f64;
+            all.kept_inside.push(live * (1.0 - deferred));
         }
+        all.decide(a.stop_loss_probability);
         let priced = self.conclude(case, &chain, days, &all, unit);
         let drawn = Drawn {
             spend: all.spend,
+            made: all.made,
             saving: all.saving,
             errors: all.errors,
             without_training: all.without_training,
@@ -448,8 +458,16 @@ impl<'a> Forecast<'a> {
             days: step.days,
             works: step.leaves.works,
         });
-        let saving = Quantiles::of(&all.saving);
-        let terms = all.terms.each(&Terms::default(), |sum, _| sum / DRAWS as f64);
+        let made = |values: &[f64]| -> Vec<f64> {
+            values.iter().zip(&all.made).filter(|(_, made)| **made).map(|(value, _)| *value).collect()
+        };
+        let n_made = all.made.iter().filter(|made| **made).count().max(1) as f64;
+        let saving = Quantiles { p_loss: Quantiles::of(&made(&all.saving)).p_loss, ..Quantiles::of(&all.saving) };
+        let sum = all.terms.iter().zip(&all.made).filter(|(_, made)| **made);
+        let sum = sum.fold(Terms::default(), |sum, (terms, _)| sum.each(terms, |sum, term| sum + term));
+        let terms = sum.each(&Terms::default(), |sum, _| sum / n_made);
+        let live = mean(&made(&all.live)).max(f64::MIN_POSITIVE);
+        let (if_hours, kept_inside) = (mean(&made(&all.if_hours)), mean(&made(&all.kept_inside)));
         let requests = Quantiles::of(&all.requests);
         let losses = [0.0, 0.01, 0.1, 1.0, 10.0, a.loss_per_error_usd];
         let mut by_loss: Vec<(f64, f64)> = losses.iter().map(|loss| (*loss, without_errors - loss * errors)).collect();
@@ -460,25 +478,24 @@ impl<'a> Forecast<'a> {
             requests,
             spend: Quantiles::of(&all.spend),
             llm_usd: unit,
-            next_best_usd: mean(&all.next),
-            own_usd: if requests.mean > 0.0 && terms.replaced > 0.0 { terms.own / all.live() } else { 0.0 },
+            next_best_usd: mean(&made(&all.next)),
+            own_usd: terms.own / live,
             alternatives: alternatives.collect(),
             without_training: Quantiles::of(&all.without_training),
             chance: case.chance,
             terms,
-            if_passed: Quantiles::of(&all.if_passed),
-            running: Quantiles::of(&all.running),
+            if_passed: Quantiles::of(&made(&all.if_passed)),
+            running: Quantiles::of(&made(&all.running)),
+            only_if_cheaper_fails: all.only_if_cheaper_fails,
+            made: n_made / DRAWS as f64,
             saving,
             days,
             value_per_day: saving.mean / days.max(f64::MIN_POSITIVE),
             break_even_loss: (without_errors > 0.0 && errors > 0.0).then(|| without_errors / errors),
             by_loss,
-            machine_hours: all.if_hours,
-            energy_kwh: [
-                all.if_hours * a.machine_watts / WATTS_PER_KW,
-                all.kept_inside * a.llm_wh_per_request / WATTS_PER_KW,
-            ],
-            private_requests: all.kept_inside * case.personal,
+            machine_hours: if_hours,
+            energy_kwh: [if_hours * a.machine_watts / WATTS_PER_KW, kept_inside * a.llm_wh_per_request / WATTS_PER_KW],
+            private_requests: kept_inside * case.personal,
         }
     }
 
@@ -506,10 +523,13 @@ struct Columns {
     errors: Vec<f64>,
     next: Vec<f64>,
     hours: Vec<f64>,
-    terms: Terms,
-    if_hours: f64,
-    kept_inside: f64,
-    live: f64,
+    terms: Vec<Terms>,
+    if_hours: Vec<f64>,
+    kept_inside: Vec<f64>,
+    live: Vec<f64>,
+    cheaper: Vec<bool>,
+    made: Vec<bool>,
+    only_if_cheaper_fails: bool,
 }
 
 impl Columns {
@@ -527,10 +547,13 @@ impl Columns {
             errors: column(),
             next: column(),
             hours: column(),
-            terms: Terms::default(),
-            if_hours: 0.0,
-            kept_inside: 0.0,
-            live: 0.0,
+            terms: Vec::with_capacity(DRAWS),
+            if_hours: column(),
+            kept_inside: column(),
+            live: column(),
+            cheaper: Vec::with_capacity(DRAWS),
+            made: vec![true; DRAWS],
+            only_if_cheaper_fails: false,
         }
     }
 
@@ -538,9 +561,9 @@ impl Columns {
     fn push(
         &mut self,
         used: &WeekUse,
-        terms: &Terms,
+        terms: Terms,
         passes: bool,
-        made: f64,
+        labour: f64,
         errors: f64,
         alternatives: f64,
         next: f64,
@@ -550,17 +573,29 @@ impl Columns {
         self.without_training.push(alternatives);
         self.if_passed.push(terms.saving());
         self.running.push(terms.saving() + terms.fixed());
-        self.saving.push(if passes { terms.saving() } else { -terms.sunk(made) });
-        self.without_errors.push(if passes { terms.saving() + terms.errors } else { -terms.sunk(made) });
+        self.saving.push(if passes { terms.saving() } else { -terms.sunk(labour) });
+        self.without_errors.push(if passes { terms.saving() + terms.errors } else { -terms.sunk(labour) });
         self.errors.push(if passes { errors } else { 0.0 });
         self.next.push(next);
-        self.terms = self.terms.each(terms, |sum, term| sum + term);
-        self.live += if next > 0.0 { terms.replaced / next } else { 0.0 };
+        self.live.push(if next > 0.0 { terms.replaced / next } else { 0.0 });
+        self.terms.push(terms);
     }
 
-    /// Mean of the requests that it could answer.
-    fn live(&self) -> f64 {
-        (self.live / DRAWS as f64).max(f64::MIN_POSITIVE)
+    /// A cheaper LLM is tried before a specialist is made. Where it does, and a specialist would then lose or risk to, none is made.
+    fn decide(&mut self, most_loss: f64) {
+        let of = |cheaper: bool| -> Vec<f64> {
+            self.saving.iter().zip(&self.cheaper).filter(|(_, is)| **is == cheaper).map(|(saved, _)| *saved).collect()
+        };
+        let (does, fails) = (Quantiles::of(&of(true)), Quantiles::of(&of(false)));
+        let pays = |of: &Quantiles| of.mean > 0.0 && of.p_loss <= most_loss;
+        self.only_if_cheaper_fails = self.cheaper.contains(&true) && !pays(&does) && pays(&fails);
+        if !self.only_if_cheaper_fails {
+            return;
+        }
+        for at in (0..self.saving.len()).filter(|&at| self.cheaper[at]) {
+            self.made[at] = false;
+            (self.saving[at], self.without_errors[at], self.errors[at], self.hours[at]) = (0.0, 0.0, 0.0, 0.0);
+        }
     }
 }
 

@@ -158,7 +158,15 @@ fn a_cheaper_llm_that_may_not_do_is_a_coin() {
     assert_eq!(other.alternative, Alternative::CheaperLlm);
     near(other.saving.p90, 135_200.0 * 0.9 - 800.0);
     near(other.saving.p10, -800.0);
-    assert!((priced.next_best_usd / 0.0026 - 0.55).abs() < 0.02, "{}", priced.next_best_usd);
+    // Where it does, 50 M · (0.00026 · 0.8 − 0.0005) is a loss: then no specialist is made, and what it is compared with is the other half.
+    assert!(priced.only_if_cheaper_fails && (priced.made - 0.5).abs() < 0.04, "{}", priced.made);
+    near(priced.next_best_usd, 0.0026);
+    near(priced.saving.p90, 78_950.0 - 1634.0);
+    assert_eq!((priced.saving.p10, priced.saving.p_loss), (0.0, 0.0));
+    let careless = Case { differs: Count { k: 0.0, n: SURE }, ..case("t", 1e6) };
+    let both = price(&careless, &assumptions);
+    assert!(!both.only_if_cheaper_fails && both.made == 1.0, "without errors it pays beside the cheaper LLM too");
+    assert!((both.next_best_usd / 0.0026 - 0.55).abs() < 0.02, "{}", both.next_best_usd);
     let own = Case { cheaper_ratio: 1.0, ..case("t", 1e6) };
     assert!(price(&own, &assumptions).alternatives.is_empty(), "it is the cheapest already");
 }

@@ -24,7 +24,7 @@ const MAX_SECTIONS: usize = 60;
 const OWN_STYLE: &str = "
 :root{--proven:#2f7d5b;--partial:#2d5d8c;--cheaper:#9a6b1f;--notyet:#8a8f98;--none:#b4472f}
 @media(prefers-color-scheme:dark){:root{--proven:#5fae86;--partial:#6a9fd0;--cheaper:#d0a050;--notyet:#80868f;--none:#d9785f}}
-.headline{font-size:22px;line-height:1.4;margin:18px 0 6px}.headline b{font-variant-numeric:tabular-nums}.warn{border-left:4px solid var(--bad);padding:4px 0 4px 14px;margin:14px 0}
+main{max-width:1240px}td.n,th.n{white-space:nowrap;padding-left:10px}.roadmap td{font-size:13.5px}.roadmap td:nth-child(2){min-width:190px}.headline{font-size:22px;line-height:1.4;margin:18px 0 6px}.headline b{font-variant-numeric:tabular-nums}.warn{border-left:4px solid var(--bad);padding:4px 0 4px 14px;margin:14px 0}
 .badge{display:inline-block;border-radius:9px;padding:1px 9px;font-size:13px;font-weight:650;color:#fff;white-space:nowrap}
 .proven{background:var(--proven)}.partial{background:var(--partial)}.cheaper{background:var(--cheaper)}.notyet{background:var(--notyet)}.none{background:var(--none)}
 rect.proven{fill:var(--proven)}rect.partial{fill:var(--partial)}rect.cheaper{fill:var(--cheaper)}rect.notyet{fill:var(--notyet)}rect.none{fill:var(--none)}rect.rest{fill:var(--line)}
@@ -250,7 +250,7 @@ fn tiles(roadmap: &Roadmap) -> String {
 fn waterfall(roadmap: &Roadmap) -> String {
     let portfolio = &roadmap.portfolio;
     let above: Vec<&Priced> = roadmap.above_line().filter_map(|task| task.priced.as_ref()).collect();
-    let sum = |of: &dyn Fn(&Terms) -> f64| above.iter().map(|p| p.chance.mean() * of(&p.terms)).sum::<f64>();
+    let sum = |of: &dyn Fn(&Terms) -> f64| above.iter().map(|p| p.made * p.chance.mean() * of(&p.terms)).sum::<f64>();
     let mut steps: Vec<(String, f64)> = Vec::new();
     for (alternative, saved) in roadmap.by_alternative() {
         let name = match alternative {
@@ -266,7 +266,7 @@ fn waterfall(roadmap: &Roadmap) -> String {
             "machine, idle time too".to_owned(),
             sum(&|t| t.own + t.shadow + t.training + t.retraining) + portfolio.shared_usd[1],
         ));
-        let spent: f64 = above.iter().map(|p| p.if_passed.mean * p.chance.mean() - p.saving.mean).sum();
+        let spent: f64 = above.iter().map(|p| p.made * p.if_passed.mean * p.chance.mean() - p.saving.mean).sum();
         steps.push(("labels".to_owned(), sum(&|t| t.labels) - portfolio.shared_labels_usd));
         steps.push(("work".to_owned(), sum(&|t| t.labour + t.operations) + portfolio.shared_usd[0]));
         steps.push(("attempts that fail".to_owned(), spent.max(0.0)));
@@ -520,7 +520,7 @@ fn timeline(roadmap: &Roadmap) -> String {
 }
 
 fn table(roadmap: &Roadmap) -> String {
-    let mut html = "<h2>The roadmap</h2><div class=\"scroll\"><table><tr><th></th><th>task</th><th>verdict</th><th class=\"n\">calls</th><th class=\"n\">costs today</th>\
+    let mut html = "<h2>The roadmap</h2><div class=\"scroll\"><table class=\"roadmap\"><tr><th></th><th>task</th><th>verdict</th><th class=\"n\">calls</th><th class=\"n\">costs today</th>\
                     <th class=\"n\">saving, median</th><th class=\"n\">80 %</th><th class=\"n\">P(S&lt;0)</th><th class=\"n\">P(pass)</th><th class=\"n\">days</th><th class=\"n\">$ a day</th>\
                     <th class=\"n\">stays inside</th><th>personal data</th><th class=\"n\">kWh saved</th></tr>"
         .to_owned();
@@ -774,6 +774,13 @@ fn money(task: &Entry, priced: &Priced, roadmap: &Roadmap) -> String {
         100.0 * priced.saving.p_loss
     );
     html += "</table></div>";
+    if priced.only_if_cheaper_fails {
+        let _ = write!(
+            html,
+            "<p>A cheaper LLM is tried first. Where it does, a specialist would not pay and none is made; the terms above are of the other {:.0} % of the draws.</p>",
+            100.0 * priced.made
+        );
+    }
     match priced.break_even_loss {
         Some(loss) => {
             let _ = write!(html, "<p>Nothing is left of it at a loss of {} an error.</p>", usd(loss));

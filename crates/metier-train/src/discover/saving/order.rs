@@ -171,7 +171,10 @@ impl Desk<'_> {
                 .filter_map(|group| {
                     let after = self.draws(&[taken.as_slice(), &group].concat());
                     let gain: Vec<f64> = after.iter().zip(&before).map(|(after, before)| after - before).collect();
-                    let gain = Quantiles::of(&gain);
+                    let made = |at: usize| group.iter().any(|&task| self.drawn[task].made[at]);
+                    let of_made: Vec<f64> =
+                        gain.iter().enumerate().filter(|(at, _)| made(*at)).map(|(_, gain)| *gain).collect();
+                    let gain = Quantiles { p_loss: Quantiles::of(&of_made).p_loss, ..Quantiles::of(&gain) };
                     let limit = self.forecast.assumptions.stop_loss_probability;
                     (gain.mean > 0.0 && gain.p_loss <= limit).then(|| (gain.mean / days(&group), group))
                 })
@@ -208,7 +211,8 @@ impl Desk<'_> {
         let day = self.forecast.assumptions.engineer_day_usd;
         (0..DRAWS)
             .map(|at| {
-                if tasks.is_empty() {
+                // Where none of them is made, nothing is shared either.
+                if !tasks.iter().any(|&task| self.drawn[task].made[at]) {
                     return 0.0;
                 }
                 let own: f64 = tasks.iter().map(|&task| self.drawn[task].saving[at]).sum();
@@ -253,9 +257,14 @@ impl Desk<'_> {
         });
         let mean = |values: &[f64]| values.iter().sum::<f64>() / values.len() as f64;
         let hours: Vec<f64> = (0..DRAWS).map(|at| taken.iter().map(|&task| self.drawn[task].hours[at]).sum()).collect();
-        let idle: Vec<f64> =
-            hours.iter().map(|&hours| if taken.is_empty() { 0.0 } else { self.forecast.idle_usd(hours) }).collect();
+        let any = |at: usize| taken.iter().any(|&task| self.drawn[task].made[at]);
+        let idle: Vec<f64> = hours
+            .iter()
+            .enumerate()
+            .map(|(at, &hours)| if any(at) { self.forecast.idle_usd(hours) } else { 0.0 })
+            .collect();
         let shared_days = self.shared_days(taken);
+        let made = (0..DRAWS).filter(|&at| any(at)).count() as f64 / DRAWS as f64;
         // Requests of all tasks together, at the draws' own weeks.
         let spend = sum(&|drawn, at| drawn.spend[at]);
         Portfolio {
@@ -265,7 +274,7 @@ impl Desk<'_> {
             without_training: Quantiles::of(&without_training),
             saving: Quantiles::of(&saving),
             by_loss: by_loss.collect(),
-            shared_usd: [shared_days * self.forecast.overrun() * a.engineer_day_usd, mean(&idle)],
+            shared_usd: [made * shared_days * self.forecast.overrun() * a.engineer_day_usd, mean(&idle)],
             shared_labels_usd: self.shared_labels(taken),
             days: shared_days + taken.iter().map(|&at| self.priced[at].days).sum::<f64>(),
             machine_hours: mean(&hours),
