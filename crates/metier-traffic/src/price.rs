@@ -156,10 +156,15 @@ impl PriceBook {
         let bare = bare.rsplit_once("anthropic.").map_or(bare, |(_, bare)| bare);
         let bare = bare.split(['@', ':']).next().unwrap_or_default();
         let dated = |name: &str| {
-            let name = name.strip_suffix("-v1").or_else(|| name.strip_suffix("-v2")).unwrap_or(name).to_owned();
-            let digits = name.trim_end_matches(|c: char| c.is_ascii_digit() || c == '-');
-            let date: String = name[digits.len()..].chars().filter(char::is_ascii_digit).collect();
-            if date.len() == 8 && date.starts_with("20") { digits.to_owned() } else { name }
+            let name = name.strip_suffix("-v1").or_else(|| name.strip_suffix("-v2")).unwrap_or(name);
+            // `-20241022` or `-2024-10-22`; a version such as `-4-5` before it stays.
+            let is_date = |text: &str| text.starts_with("20") && text.bytes().all(|byte| byte.is_ascii_digit());
+            let short = name.rsplit_once('-').filter(|(_, date)| date.len() == 8 && is_date(date));
+            let long = name.len().checked_sub(11).and_then(|at| name.split_at_checked(at));
+            let long = long.filter(|(_, date)| {
+                date.starts_with('-') && is_date(&date.replace('-', "")) && date.matches('-').count() == 3
+            });
+            short.or(long).map_or(name, |(name, _)| name).to_owned()
         };
         [bare.to_owned(), dated(bare)].iter().find(|name| self.knows(name)).and_then(|name| self.price(name, time_ms))
     }

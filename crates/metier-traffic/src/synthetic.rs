@@ -272,13 +272,24 @@ impl Dice {
         let mut rest = pattern;
         while let Some(at) = rest.find(['[', '<']) {
             out.push_str(&rest[..at]);
-            let close = if rest.as_bytes()[at] == b'[' { ']' } else { '>' };
-            let Some(end) = rest[at..].find(close) else { break };
+            let (open, close) = if rest.as_bytes()[at] == b'[' { ('[', ']') } else { ('<', '>') };
+            let mut depth = 0;
+            let end = rest[at..].find(|c: char| {
+                depth += i32::from(c == open) - i32::from(c == close);
+                depth == 0
+            });
+            let Some(end) = end else { break };
             let inner = &rest[at + 1..at + end];
             if close == ']' {
-                let choices: Vec<&str> = inner.split('|').collect();
+                // Choices may hold choices and slots of their own.
+                let mut depth = 0;
+                let choices: Vec<&str> = inner
+                    .split(|c: char| {
+                        depth += i32::from(c == '[') - i32::from(c == ']');
+                        c == '|' && depth == 0
+                    })
+                    .collect();
                 let chosen = self.one(&choices);
-                // Slots may stand inside of choices.
                 let chosen = self.fill(chosen);
                 out.push_str(&chosen);
             } else {

@@ -165,13 +165,13 @@ mod tests {
         let mut embeddings = Vec::new();
         let mut shapes = Vec::new();
         for at in 0..90 {
-            let noise = (mix(at) % 100) as f32 / 1000.0;
+            let noise = (mix(at) % 100) as f32 / 10_000.0;
             let (x, y, output): (f32, f32, &str) = match at % 3 {
-                0 => (0.9, 0.2, "lost_card"),
-                1 => (0.7, 0.6, "new_card"),
+                0 => (0.9, 0.3, "lost_card"),
+                1 => (0.85, 0.42, "new_card"),
                 _ => (
-                    0.75,
-                    0.5,
+                    0.87,
+                    0.36,
                     "The customer has lost a card and asks in some detail what is to be done about it, and when.",
                 ),
             };
@@ -179,11 +179,11 @@ mod tests {
             embeddings.push(vec![x + noise, y, z]);
             shapes.push(shape("my card is lost", Some(output)));
         }
-        let found = cluster(&embeddings, &shapes, 0.25);
+        let found = cluster(&embeddings, &shapes, 0.1);
         assert_eq!(found.n, 2, "{found:?}");
         assert!((0..90).all(|at| found.of[at] == found.of[at % 3]));
         assert_eq!((found.of[0], found.of[1], found.of[2]), (Some(0), Some(0), Some(1)));
-        assert_eq!(cluster(&embeddings[..3], &shapes[..3], 0.25).n, 0);
+        assert_eq!(cluster(&embeddings[..3], &shapes[..3], 0.1).n, 0);
         assert_eq!(cluster(&[], &[], 0.25).n, 0);
     }
 }

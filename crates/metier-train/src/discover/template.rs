@@ -23,6 +23,8 @@ use super::traits::is_plain;
 pub const SHINGLE_TOKENS: usize = 5;
 /// Shingles that a template has at least: nine tokens.
 pub const MIN_SHINGLES: usize = 5;
+/// And a finer one beside the preamble that it shares: a value of three tokens already makes seven new shingles.
+const MIN_FINER_SHINGLES: usize = 8;
 /// Different prompts from which templates are learned at a time.
 pub const LEARN_ROWS: usize = 512;
 /// Tokens of a prompt that are looked at: so many at its beginning,
@@ -436,7 +438,7 @@ fn closures(sets: &[&[u64]], mut rows: Vec<usize>, base: &[u64], min_rows: usize
         let at_least = (with.len() as f64 * CONSTANT).ceil() as u32;
         let closure: Vec<u64> =
             counts.into_iter().filter(|(_, n)| *n >= at_least).map(|(shingle, _)| shingle).collect();
-        if closure.len() < MIN_SHINGLES {
+        if closure.len() < if depth == 0 { MIN_SHINGLES } else { MIN_FINER_SHINGLES } {
             ignored.extend(closure);
             continue;
         }
