@@ -56,6 +56,12 @@ fn from_a_log_to_a_report_to_a_build_and_to_what_came() {
     for file in ["roadmap.json", "roadmap.csv", "examples.csv"] {
         assert!(desk.path("roadmap-report").join(file).is_file(), "{file}");
     }
+    // A log that is one of two calls speaks of twice as many.
+    let half = "roadmap log.jsonl --no-encoder --log-share 0.5 --report half --json";
+    let half = desk.run(half).check(0, &[]).result();
+    let times = half["spend"].as_f64().unwrap() / result["spend"].as_f64().unwrap();
+    assert!((1.9..2.1).contains(&times), "{times}");
+    desk.run("roadmap log.jsonl --log-share 2 --report none").check(2, &["log_share"]);
     // Nothing of the user's is overwritten.
     desk.run(line).check(2, &["roadmap-report", "exists"]);
     let task = desk.files("tasks").into_iter().find(|path| path.ends_with("task.toml")).unwrap();

@@ -229,7 +229,7 @@ fn tiles(roadmap: &Roadmap) -> String {
             usd(portfolio.without_training.p50),
             format!("of it without training<br>80 %: {}", range(&portfolio.without_training)),
         ),
-        (format!("{:.1}", portfolio.days), "days of work, before any overrun".to_owned()),
+        (format!("{:.1}", portfolio.days), "days of work on specialists, before any overrun".to_owned()),
         (count(private), "requests with personal data that would stay inside".to_owned()),
         (
             format!("{} kWh", thousands(energy[1])),

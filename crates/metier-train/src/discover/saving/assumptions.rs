@@ -192,6 +192,8 @@ assumptions! {
         "spread of how all volumes grow or shrink together within a year", "nobody's figure: no log of some weeks shows it";
     volume_week_sd = 0.2 ["log"] in 0.0..=3.0,
         "spread of weeks that is expected where a log has few of them", "our own estimate; it is divided by the root of the number of weeks";
+    log_share = 1.0 ["share"] in 1e-6..=1.0,
+        "of the traffic that the log holds, drawn evenly", "the log is taken for all of it; state the sampling rate with --log-share";
     undated_weeks = 4.345 ["weeks"] in 0.01..=1040.0,
         "that a log without times is taken to span", "a month";
     cache_valid_share = 0.8 ["share"] in 0.0..=1.0,

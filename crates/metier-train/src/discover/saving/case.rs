@@ -59,13 +59,19 @@ pub fn case(
     let cost = total.cost_picousd as f64 / PICOUSD_PER_USD * all_over_priced;
     let cheaper = (input * assumptions.cheaper_llm_input_usd + output * assumptions.cheaper_llm_output_usd) / 1e6;
     let trial = judgement.trial.as_ref();
-    let [low, high] = task.sampling.volume_interval;
+    let [low, high] = volume_interval(task, total.calls, assumptions.log_share);
+    if assumptions.log_share < 1.0 {
+        notes.push(format!(
+            "the log holds a share of {} of the traffic, as stated: volumes are that much larger; repeats are those within the log, so a cache may save more",
+            assumptions.log_share
+        ));
+    }
     let personal = task.personal.values().map(|count| count.examples).max().unwrap_or(0) as f64;
     let case = Case {
         id: task.id.clone(),
         kind: task.kind.kind,
         weeks,
-        volume_interval: if low > 0.0 && high >= low { [low, high] } else { [1.0, 1.0] },
+        volume_interval: [low, high],
         input_cost_share: if input + output > 0.0 {
             input / (input + assumptions.output_price_ratio * output)
         } else {
@@ -89,6 +95,16 @@ pub fn case(
     Ok((case, notes))
 }
 
+/// By which factors the volume may be off: what was grouped wrongly, and what an even sample of the traffic happens to hold.
+fn volume_interval(task: &Task, calls: u64, log_share: f64) -> [f64; 2] {
+    const NORMAL_95: f64 = 1.96;
+    let [low, high] = task.sampling.volume_interval;
+    let [low, high] = if low > 0.0 && high >= low { [low, high] } else { [1.0, 1.0] };
+    // Calls of a sample are binomial.
+    let spread = (NORMAL_95 * ((1.0 - log_share) / calls.max(1) as f64).sqrt()).exp();
+    [low / spread, high * spread]
+}
+
 /// Tasks with the same labels may be checked with the same people's labels.
 fn shares_labels(task: &Task) -> Option<String> {
     let labels: Vec<&str> = task.traits.labels.keys().map(String::as_str).collect();
@@ -106,11 +122,14 @@ fn weeks(
     let total = task.total();
     let by_week = task.by_week();
     let dated: u64 = by_week.values().map(|volume| volume.calls).sum();
-    let used = |volume: &Volume, factor: f64| WeekUse {
-        requests: volume.calls as f64 * factor,
-        cost_usd: volume.cost_picousd as f64 / PICOUSD_PER_USD * all_over_priced * factor,
-        input_tokens: volume.input_tokens as f64 * factor,
-        output_tokens: volume.output_tokens as f64 * factor,
+    let used = |volume: &Volume, factor: f64| {
+        let factor = factor / assumptions.log_share;
+        WeekUse {
+            requests: volume.calls as f64 * factor,
+            cost_usd: volume.cost_picousd as f64 / PICOUSD_PER_USD * all_over_priced * factor,
+            input_tokens: volume.input_tokens as f64 * factor,
+            output_tokens: volume.output_tokens as f64 * factor,
+        }
     };
     let span = reading.first_ms.zip(reading.last_ms).filter(|(first, last)| first < last);
     let (Some((&first, _)), Some((begin, end)), true) = (by_week.first_key_value(), span, dated > 0) else {

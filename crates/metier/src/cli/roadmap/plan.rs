@@ -34,6 +34,9 @@ pub(super) struct PlanArgs {
     /// What one answer costs you that is wrong where the LLM was right, in dollars
     #[arg(long, value_name = "USD")]
     loss_per_error: Option<f64>,
+    /// Share of the traffic that the logs hold, where they are an even sample of it: 0.01 for one call of a hundred
+    #[arg(long, value_name = "SHARE")]
+    log_share: Option<f64>,
     /// Numbers of your own in the place of what is assumed (TOML)
     #[arg(long, value_name = "FILE")]
     assumptions: Option<PathBuf>,
@@ -77,6 +80,9 @@ impl PlanArgs {
         };
         if let Some(loss) = self.loss_per_error {
             assumptions.state("loss_per_error_usd", loss).map_err(Failure::usage)?;
+        }
+        if let Some(share) = self.log_share {
+            assumptions.state("log_share", share).map_err(Failure::usage)?;
         }
         if self.actuals.is_none() {
             must_be_new(&self.report)?;
@@ -186,7 +192,7 @@ pub(super) fn tell(drawn: &Drawn) {
         html::usd(portfolio.spend.p50)
     );
     println!(
-        "  of it        {} by specialists, {} by what needs no training; {:.1} days of work",
+        "  of it        {} by specialists, {} by what needs no training; {:.1} days of work on specialists",
         html::usd(portfolio.specialists.p50),
         html::usd(portfolio.without_training.p50),
         portfolio.days
