@@ -264,15 +264,18 @@ fn full_build(
     clock: &dyn Fn() -> std::time::Duration,
 ) -> Result<metier_train::BuildOutcome, Box<dyn Error>> {
     let mut counts: BTreeMap<&str, u64> = BTreeMap::new();
+    // As the roadmap's task files part their rows.
+    let (calibration, train): (Rows, Rows) = train.iter().cloned().partition(|(text, _)| act::calibrates(text));
     train.iter().for_each(|(_, label)| *counts.entry(label).or_default() += 1);
     // A build refuses rarer ones.
-    let rows = |rows: &Rows| -> String {
+    let rows = |rows: &[(String, String)]| -> String {
         let of = rows.iter().filter(|(_, label)| counts.get(label.as_str()).is_some_and(|n| *n >= 3));
         of.map(|(text, label)| json!({ "text": text, "label": label }).to_string() + "\n").collect()
     };
-    fs::write(dir.join("train.jsonl"), rows(train))?;
+    fs::write(dir.join("train.jsonl"), rows(&train))?;
+    fs::write(dir.join("calibration.jsonl"), rows(&calibration))?;
     fs::write(dir.join("test.jsonl"), rows(test))?;
-    let file = "name = \"t\"\nkind = \"classify\"\n[data]\ntrain = \"train.jsonl\"\ntest = \"test.jsonl\"\n[budget]\nup_to = \"both\"\n";
+    let file = "name = \"t\"\nkind = \"classify\"\n[data]\ntrain = \"train.jsonl\"\ncalibration = \"calibration.jsonl\"\ntest = \"test.jsonl\"\n[budget]\nup_to = \"both\"\n";
     let task = TaskFile::parse(file, &dir.join("task.toml"), &|_| None)?;
     let store = SpecialistStore::open(&dir.join("store"))?;
     let bench = Workbench { encoder, decoder: None, pool, store: &store, seed, tuning: Recipe::default() };
