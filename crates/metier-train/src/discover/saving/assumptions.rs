@@ -85,7 +85,7 @@ macro_rules! assumptions {
         /// The numbers, by name; [`TABLE`] says what each one is.
         #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
         pub struct Assumptions {
-            $(#[doc = concat!($what, " [", $unit, "]")] pub $name: f64,)*
+            $(#[doc = concat!($what, " (in ", $unit, ")")] pub $name: f64,)*
             /// Names of those that the user said.
             pub by_user: Vec<String>,
         }
