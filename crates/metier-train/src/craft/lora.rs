@@ -1,6 +1,6 @@
 //! The trade of adapters: prompts with their answers in, PEFT's two files of deltas out.
 //!
-//! **Question:** which low-rank deltas over this decoder? **In:** a decoder of Llama's blocks, rows of ids, a recipe. **Out:** files that
+//! **Question:** which low-rank deltas over this decoder? **In:** a decoder of Llama's kind, rows of ids, a recipe. **Out:** files that
 //! the engine's [`adapter`](metier_model::adapter) room, Transformers and vLLM read. **Absent:** texts and templates: whoever makes rows
 //! knows how its prompts will be asked.
 //!
