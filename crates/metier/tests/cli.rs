@@ -9,6 +9,8 @@ mod bad_rows;
 mod generate;
 #[path = "cli/label.rs"]
 mod label;
+#[path = "cli/quantise.rs"]
+mod quantise;
 #[path = "cli/registry.rs"]
 mod registry;
 #[path = "cli/roadmap.rs"]

@@ -195,6 +195,51 @@ impl LlamaNet {
         }
     }
 
+    /// `[outputs, inputs]` of one of [`MAPS`].
+    pub fn shape(&self, map: usize) -> [usize; 2] {
+        shape(&self.plain, map)
+    }
+
+    /// The base's weights of one of [`MAPS`]: (outputs, inputs).
+    pub fn weight_mut(&mut self, layer: usize, map: usize) -> &mut [f32] {
+        let PlainLayer { q, k, v, output, gate, up, down, .. } = &mut self.plain.layers[layer];
+        [q, k, v, output, gate, up, down][map]
+    }
+
+    /// What goes into the first layer: (ids, width).
+    ///
+    /// # Panics
+    ///
+    /// Where an id lies outside the vocabulary.
+    pub fn embed(&self, ids: &[TokenId]) -> Vec<f32> {
+        let config = &self.plain.config;
+        let mut x = vec![0.0; ids.len() * config.width];
+        embedding::forward(&self.plain.embedding, config.width, ids, &mut x);
+        if config.embedding_scale != 1.0 {
+            x.iter_mut().for_each(|x| *x *= config.embedding_scale);
+        }
+        x
+    }
+
+    /// One layer of the network as it is.
+    pub fn step(&self, pool: &Pool, segments: &Segments, layer: usize, x: &mut [f32]) {
+        self.layer(pool, &self.params.values, segments, layer, &mut LayerPass::default(), x);
+    }
+
+    /// What the maps of a layer read, where `x` goes into it: Q, K and V the same rows; O; gate and up the same; down.
+    pub fn inputs_of(&self, pool: &Pool, segments: &Segments, layer: usize, x: &[f32]) -> [Vec<f32>; 4] {
+        let (mut pass, mut out) = (LayerPass::default(), x.to_vec());
+        self.layer(pool, &self.params.values, segments, layer, &mut pass, &mut out);
+        let (plain, eps) = (&self.plain.layers[layer], self.plain.config.eps);
+        let normed = |x: &[f32], weight: &[f32]| {
+            let mut normed = vec![0.0; x.len()];
+            norm::rms_norm(pool, x, weight, eps, &mut normed);
+            normed
+        };
+        let product = self.product(pool, &pass);
+        [normed(x, &plain.attention_norm), pass.mixed, normed(&pass.middle, &plain.ffn_norm), product]
+    }
+
     /// Elements of a row.
     pub fn width(&self) -> usize {
         self.plain.config.width
@@ -227,15 +272,9 @@ impl LlamaNet {
     /// Where an id lies outside the vocabulary, or a segment is longer than the context.
     pub fn forward(&self, pool: &Pool, values: &[f32], ids: &[TokenId], segments: &Segments, pass: &mut Pass) {
         assert_eq!(ids.len(), segments.rows(), "one id a row");
-        let config = &self.plain.config;
-        let width = config.width;
         pass.segments.clone_from(segments);
         pass.layers.resize_with(self.kept.len(), LayerPass::default);
-        pass.hidden.resize(ids.len() * width, 0.0);
-        embedding::forward(&self.plain.embedding, width, ids, &mut pass.hidden);
-        if config.embedding_scale != 1.0 {
-            pass.hidden.iter_mut().for_each(|x| *x *= config.embedding_scale);
-        }
+        pass.hidden = self.embed(ids);
         for (idx, layer) in pass.layers.iter_mut().enumerate() {
             self.layer(pool, values, segments, idx, layer, &mut pass.hidden);
         }
