@@ -1,4 +1,4 @@
-//! How does a decoder with its adapter leave for other programs?
+//! How does a decoder with its adapter leave for other programs? ([`classifier`]: a head on an encoder.)
 //!
 //! **Question:** which files say the same to Transformers and llama.cpp? **In:** a decoder's plain weights, an adapter's files, the GGUF that the
 //! decoder was read from. **Out:** weights with the deltas added: a folder of Hugging Face's kind, or a GGUF file. **Absent:** folders and
@@ -11,10 +11,13 @@
 //! Everything but tensors is copied from the base's GGUF as it stands there, byte by byte: other programs ask for types of metadata that ours
 //! does not tell apart.
 
+pub mod classifier;
+
 use serde_json::{Map, Value, json};
 
 use crate::{
     arch::transformer::{Activation, PlainLayer, PlainTransformer, RopePairs, TransformerConfig},
+    encoder::EncoderError,
     format::{FormatError, Gguf, Safetensors, Tensor, TensorInfo, TensorType, gguf::Value as Entry},
 };
 
@@ -42,6 +45,9 @@ pub enum ExportError {
     /// A file cannot be read.
     #[error("cannot read the files of the adapter or of the base")]
     Format(#[from] FormatError),
+    /// The encoder cannot be read again, or cannot read a text.
+    #[error(transparent)]
+    Encoder(#[from] EncoderError),
     /// The adapter's settings are not those that this version writes.
     #[error("the adapter's settings lack `{0}`")]
     Settings(&'static str),

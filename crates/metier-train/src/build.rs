@@ -10,6 +10,7 @@
 mod decoded;
 mod extract;
 pub mod generate;
+mod lesson;
 mod sets;
 mod ship;
 
@@ -32,7 +33,7 @@ use metier_model::{
     proof::{Certificate, NonInferiority},
     specialist::{
         AnswerError, BundleError, Contents, Neighbours, ProbeRow, StoreError, bundle,
-        manifest::{FORMAT, Hidden, Kind, Manifest, PairsRecord, Recipe, Stage},
+        manifest::{FORMAT, Hidden, Kind, Manifest, PairsRecord, Recipe, Stage, TeacherRecord},
     },
 };
 use serde::{Deserialize, Serialize};
@@ -46,6 +47,7 @@ use crate::{
         checkpoint, decoder,
         encoder::{self as tuning, TuneError},
         ladder::{self, Depth, Embeddings, Ground, Held, Ladder, Run},
+        teaching::{TeachError, Teacher},
     },
     data::{
         DataError, LeakReport, Part, Splits, TaskError, TaskFile, positive,
@@ -86,6 +88,8 @@ pub struct Workbench<'a> {
     pub tuning: tuning::Recipe,
     /// The decoder, where the task asks for a rung that runs on one.
     pub decoder: Option<Arc<Decoder>>,
+    /// Whom the task names as its teacher.
+    pub teacher: Option<Teacher>,
 }
 
 /// What a build made and measured; the result line of `metier build --json`, and `run.json` beside the bundle.
@@ -284,6 +288,15 @@ pub enum BuildError {
         #[source]
         source: generate::GenerateError,
     },
+    /// Whom the task names as its teacher cannot teach it.
+    #[error("cannot distil `{name}`")]
+    Teach {
+        /// The task.
+        name: String,
+        /// Why.
+        #[source]
+        source: TeachError,
+    },
     /// A specialist reads embeddings and there is no encoder, or another one.
     #[error("specialist `{name}` cannot answer: {why}")]
     Encoder {
@@ -307,11 +320,16 @@ pub fn build(
     let start = clock();
     let elapsed = || clock().saturating_sub(start);
     progress(Progress { stage: "reading rows", done: 0, total: None, unit: Unit::Rows });
-    let splits = match split::load_any(task, bench.seed)? {
+    let mut splits = match split::load_any(task, bench.seed)? {
         Loaded::Classes(splits) => *splits,
+        Loaded::Sets(_) if task.distil.is_some() => {
+            return Err(DataError::Task(lesson::SETS.to_owned()).into());
+        }
         Loaded::Sets(loaded) => return sets::build(task, &loaded, bench, progress, &elapsed),
     };
     let task = &TaskFile { target: positive::resolve(task, &splits)?, ..task.clone() };
+    let lesson = lesson::learn(task, &mut splits, bench, progress)?;
+    let splits = splits;
     let embeddings = bench.encoder.map(|encoder| embed(task, &splits, encoder, bench.pool, progress)).transpose()?;
     let embed_seconds = elapsed().as_secs_f64();
     let deadline = Duration::from_secs_f64(task.budget_minutes * 60.0);
@@ -328,6 +346,7 @@ pub fn build(
         up_to: task.up_to,
         tuning: &bench.tuning,
         decoding: &decoding,
+        lesson: lesson.as_ref(),
     };
     let ladder = ladder::climb(ground, &task.target, &run, progress)
         .map_err(|source| BuildError::Tune { name: task.name.clone(), source })?;
@@ -375,6 +394,7 @@ fn decoding(task: &TaskFile) -> decoder::Recipe {
         learning_rate: tune.learning_rate,
         heal_epochs: prune.heal_epochs,
         depths: prune.keep.clone(),
+        weights: tune.weights,
         ..decoder::Recipe::default()
     }
 }
@@ -520,7 +540,11 @@ fn prove(
         stage: rung.stage,
         base: bench.encoder.map(Embed::base),
         generation: None,
-        hidden: decoder.map(|own| Hidden { decoder: own.base.clone(), kept_layers: own.kept_layers() }),
+        hidden: decoder.map(|own| Hidden {
+            decoder: own.base.clone(),
+            kept_layers: own.kept_layers(),
+            adapter_weights: task.tune.weights,
+        }),
         features: rung.stage.reads_ngrams().then(|| FEATURE_FORMAT.to_owned()),
         pairs: pairs
             .as_ref()
@@ -544,6 +568,7 @@ fn prove(
             rows: splits.counts(),
             data: splits.files.clone(),
             rungs: ladder.rungs.iter().map(|rung| rung.record.clone()).collect(),
+            teacher: ladder.teacher.clone(),
         },
         files: BTreeMap::new(),
     };
@@ -751,6 +776,9 @@ fn notes(
     if let Some((stage, why)) = &ladder.not_made {
         notes.push(format!("rung `{}` was not made: {why}", stage.name()));
     }
+    notes.extend(ladder.teacher.as_ref().map(TeacherRecord::told));
+    let rounded = ladder.rungs[ladder.chosen].record.adapter.as_ref().and_then(|adapter| adapter.rounded);
+    notes.extend(rounded.map(|rounded| rounded.told(task.target.metric.name())));
     if manifest.base.is_none() && task.up_to > Stage::Linear && ladder.rungs[ladder.chosen].stage == Stage::Linear {
         notes.push(
             "no encoder was at hand: only the n-gram rung ran, and `auto` cannot find this specialist".to_owned(),

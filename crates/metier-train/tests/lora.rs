@@ -52,7 +52,7 @@ fn ids(n: usize, salt: usize) -> Vec<TokenId> {
 /// As in `make_lora_trace.py`.
 fn rows() -> Vec<Row> {
     [((9, 1), (3, 2)), ((1, 3), (5, 4)), ((14, 5), (1, 6))]
-        .map(|((n, a), (m, b))| Row { prompt: ids(n, a), answer: ids(m, b) })
+        .map(|((n, a), (m, b))| Row { prompt: ids(n, a), answer: ids(m, b), ..Row::default() })
         .to_vec()
 }
 
@@ -151,7 +151,8 @@ fn the_engine_answers_with_what_was_learnt() {
         let base = decoder(&format!("{family}.gguf"));
         let recipe = Recipe { step_tokens: 100, learning_rate: 1e-2, ..recipe() };
         let mut tuner = Tuner::new(base.network().plain().unwrap(), &recipe, 5);
-        let rows: Vec<Row> = (0..32).map(|i| Row { prompt: ids(4 + i % 5, i), answer: ids(2, 100 + i % 4) }).collect();
+        let rows: Vec<Row> =
+            (0..32).map(|i| Row { prompt: ids(4 + i % 5, i), answer: ids(2, 100 + i % 4), ..Row::default() }).collect();
         let before = tuner.net().params.clone();
         let mut losses = Vec::new();
         tuner.learn(&pool, &rows, &recipe, 5, &mut silent, &mut |step| losses.push(step.loss)).unwrap();
@@ -187,9 +188,9 @@ fn rows_that_do_not_fit_are_refused() {
     let mut tuner = Tuner::new(decoder("llama.gguf").network().plain().unwrap(), &recipe(), 1);
     let mut learn = |rows: &[Row]| tuner.learn(&pool, rows, &recipe(), 1, &mut silent, &mut |_| ()).err().unwrap();
     assert!(matches!(learn(&[]), LoraError::NoRows));
-    let long = Row { prompt: ids(200, 1), answer: ids(1, 1) };
+    let long = Row { prompt: ids(200, 1), answer: ids(1, 1), ..Row::default() };
     assert!(learn(&[rows().remove(0), long]).to_string().contains("row 1 has 200 prompt and 1 answer tokens"));
-    assert!(matches!(learn(&[Row { prompt: ids(2, 1), answer: Vec::new() }]), LoraError::Row { .. }));
+    assert!(matches!(learn(&[Row { prompt: ids(2, 1), answer: Vec::new(), ..Row::default() }]), LoraError::Row { .. }));
 }
 
 fn trained(outcome: Outcome) -> Trained {
@@ -205,7 +206,7 @@ fn killed_and_taken_up_it_is_the_same() {
     let pool = pool();
     let base = decoder("llama.gguf");
     let recipe = Recipe { step_tokens: 60, learning_rate: 1e-2, epochs: 6, patience: 2, ..recipe() };
-    let row = |i: usize| Row { prompt: ids(4 + i % 5, i), answer: ids(2, 100 + i % 4) };
+    let row = |i: usize| Row { prompt: ids(4 + i % 5, i), answer: ids(2, 100 + i % 4), ..Row::default() };
     let rows: Vec<Row> = (0..24).map(row).collect();
     let validation: Vec<Row> = (24..32).map(row).collect();
     // Every look at this clock is a second later, so that every second step is kept.
@@ -253,7 +254,7 @@ fn killed_and_taken_up_it_is_the_same() {
 fn what_does_not_fit_into_the_budget_is_not_begun() {
     let pool = pool();
     let base = decoder("llama.gguf");
-    let rows: Vec<Row> = (0..8).map(|i| Row { prompt: ids(4, i), answer: ids(2, i % 4) }).collect();
+    let rows: Vec<Row> = (0..8).map(|i| Row { prompt: ids(4, i), answer: ids(2, i % 4), ..Row::default() }).collect();
     let ticks = Cell::new(0);
     let clock = || {
         ticks.set(ticks.get() + 1);

@@ -79,6 +79,7 @@ impl Bench {
 
     fn bench(&self) -> Workbench<'_> {
         Workbench {
+            teacher: None,
             encoder: None,
             pool: &self.pool,
             store: &self.store,

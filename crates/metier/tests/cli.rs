@@ -5,6 +5,8 @@
 
 #[path = "cli/rows.rs"]
 mod bad_rows;
+#[path = "cli/distil.rs"]
+mod distil;
 #[path = "cli/generate.rs"]
 mod generate;
 #[path = "cli/label.rs"]

@@ -4,7 +4,7 @@ use std::{path::Path, sync::Arc};
 
 use metier_kernels::Pool;
 use metier_model::{
-    Adapter, Decoder, LoraFormat, Progress, Specialist,
+    Adapter, Decoder, Progress, Specialist,
     engine::AdapterId,
     specialist::{Judgement, manifest::Kind},
 };
@@ -66,7 +66,7 @@ pub fn evaluate_decoder(
     let texts: Vec<_> = examples.iter().map(|example| specialist.encoder_text(&example.row.text)).collect();
     let texts: Vec<&str> = texts.iter().map(AsRef::as_ref).collect();
     let read = |source: ReadError| BuildError::Embed { name: manifest.name.clone(), source: source.into() };
-    let mut reader = Reader::new(decoder, files, manifest.kept_layers(), LoraFormat::F16).map_err(read)?;
+    let mut reader = Reader::new(decoder, files, manifest.kept_layers(), manifest.adapter_format()).map_err(read)?;
     let vectors = reader.read_all(pool, &texts, "reading rows with the decoder", progress).map_err(read)?;
     let scored = examples
         .iter()
@@ -99,7 +99,8 @@ fn written(
         None => None,
         Some(files) => {
             let config = decoder.network().config();
-            let adapter = Adapter::from_bytes(files.config.as_bytes(), &files.weights, config, LoraFormat::F16);
+            let adapter =
+                Adapter::from_bytes(files.config.as_bytes(), &files.weights, config, manifest.adapter_format());
             let adapter = adapter.map_err(|error| failed(error.into()))?;
             Some(writer.load(Arc::new(adapter)).map_err(|error| failed(error.into()))?)
         }

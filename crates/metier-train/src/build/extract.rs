@@ -207,6 +207,7 @@ pub(super) fn build(
             rows: splits.counts(),
             data: splits.files.clone(),
             rungs: records.clone(),
+            teacher: None,
         },
         files: BTreeMap::new(),
     };

@@ -170,6 +170,7 @@ fn prove(
             rows: splits.counts(),
             data: splits.files.clone(),
             rungs: ladder.rungs.iter().map(|rung| rung.record.clone()).collect(),
+            teacher: None,
         },
         files: BTreeMap::new(),
     };

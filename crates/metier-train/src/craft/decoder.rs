@@ -21,7 +21,7 @@ use metier_kernels::{Pool, Target};
 use metier_model::{
     Progress, TokenId, Unit,
     arch::{WeightsError, transformer::PlainTransformer},
-    specialist::mix,
+    specialist::{manifest::AdapterWeights, mix},
 };
 use serde::{Deserialize, Serialize};
 
@@ -83,6 +83,8 @@ pub struct Recipe {
     pub patience: usize,
     /// What epochs are compared by.
     pub metric: Metric,
+    /// How deltas are kept in memory where they are served, and so where rows are read for the head that ships.
+    pub weights: AdapterWeights,
 }
 
 impl Default for Recipe {
@@ -102,6 +104,7 @@ impl Default for Recipe {
             logit_scale: 16.0,
             patience: 2,
             metric: Metric::Accuracy,
+            weights: AdapterWeights::F16,
         }
     }
 }

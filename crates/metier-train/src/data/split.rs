@@ -94,6 +94,19 @@ impl Splits {
         Self { labels, parts, files: Vec::new(), leak, moved_to_train: 0 }
     }
 
+    /// Further training rows, less those that are like rows that are measured on and those whose text is there already; how many are left.
+    pub(crate) fn extend(&mut self, rows: Vec<Example>, inputs: &[String]) -> usize {
+        let mut known: BTreeSet<String> = self.part(Part::Train).iter().map(|row| fold(&row.row.text)).collect();
+        let rows: Vec<Example> = rows.into_iter().filter(|row| known.insert(fold(&row.row.text))).collect();
+        let [_, validation, calibration, test] = &self.parts;
+        let mut parts = [rows, validation.clone(), calibration.clone(), test.clone()];
+        self.leak.removed += leak::check(&mut parts, inputs).removed;
+        let [rows, ..] = parts;
+        let n = rows.len();
+        self.parts[Part::Train as usize].extend(rows);
+        n
+    }
+
     /// The rows of a part.
     pub fn part(&self, part: Part) -> &[Example] {
         &self.parts[part as usize]

@@ -11,6 +11,7 @@ use serde::Deserialize;
 use metier_model::specialist::manifest::Stage;
 
 use super::{
+    distil::{Distil, RawDistil, Teacher},
     extract::{self, ExtractTask},
     generate::{self, GenerateTask, Tune},
     nearest,
@@ -26,8 +27,11 @@ const MAX_BUDGET_MINUTES: f64 = 525_600.0;
 const ANSWERS: &str = ".jsonl";
 
 /// Every key there is, by table; the empty table is the top of the file.
-const KEYS: [(&str, &[&str]); 8] = [
-    ("", &["name", "kind", "instruction", "data", "reference", "target", "policy", "budget", "tune", "prune"]),
+const KEYS: [(&str, &[&str]); 9] = [
+    (
+        "",
+        &["name", "kind", "instruction", "data", "reference", "target", "policy", "budget", "tune", "prune", "distil"],
+    ),
     (
         "data",
         &[
@@ -50,7 +54,8 @@ const KEYS: [(&str, &[&str]); 8] = [
     ("policy", &["may_leave"]),
     ("budget", &["minutes", "from", "up_to"]),
     ("prune", &["keep", "heal_epochs"]),
-    ("tune", &["rank", "alpha", "epochs", "learning_rate", "batch_rows", "canaries"]),
+    ("distil", &["teacher", "temperature", "weight", "rows"]),
+    ("tune", &["rank", "alpha", "epochs", "learning_rate", "batch_rows", "canaries", "adapter"]),
 ];
 
 /// A task file, read and checked.
@@ -87,6 +92,8 @@ pub struct TaskFile {
     pub tune: Tune,
     /// Which shares of a decoder's layers are tried.
     pub prune: Prune,
+    /// Whom it learns from beside its rows.
+    pub distil: Option<Distil>,
     /// What an extraction needs beside that, where it is one.
     pub extract: Option<ExtractTask>,
     /// What a generation needs beside that, where it is one.
@@ -216,6 +223,7 @@ struct RawTask {
     budget: Option<RawBudget>,
     tune: Option<RawTune>,
     prune: Option<RawPrune>,
+    distil: Option<RawDistil>,
 }
 
 /// `[tune]` of all kinds that are tuned.
@@ -227,6 +235,7 @@ struct RawTune {
     epochs: Option<usize>,
     batch_rows: Option<usize>,
     canaries: Option<usize>,
+    adapter: Option<String>,
 }
 
 #[derive(Deserialize)]
@@ -274,13 +283,13 @@ struct RawBudget {
 
 #[derive(Deserialize)]
 #[serde(untagged)]
-enum OneOrMany {
+pub(super) enum OneOrMany {
     One(String),
     Many(Vec<String>),
 }
 
 impl OneOrMany {
-    fn list(self) -> Vec<String> {
+    pub(super) fn list(self) -> Vec<String> {
         match self {
             Self::One(one) => vec![one],
             Self::Many(many) => many,
@@ -351,6 +360,7 @@ impl TaskFile {
         let of_generate = [
             ("tune.rank", raw.tune.as_ref().is_some_and(|tune| tune.rank.is_some())),
             ("tune.alpha", raw.tune.as_ref().is_some_and(|tune| tune.alpha.is_some())),
+            ("tune.adapter", raw.tune.as_ref().is_some_and(|tune| tune.adapter.is_some())),
         ];
         let canaries = raw.tune.as_ref().is_some_and(|tune| tune.canaries.is_some());
         if kind != Kind::Generate {
@@ -388,6 +398,25 @@ impl TaskFile {
                 output.unwrap_or("output").to_owned()
             }
         };
+        let in_folder = |file: &str| expand(file, environment).map(|file| folder.join(file));
+        let distil = raw.distil.map(|distil| Distil::new(distil, &in_folder)).transpose().map_err(wrong)?;
+        match (&distil, kind) {
+            (None, _) => {}
+            (Some(_), Kind::Extract) => {
+                return Err(wrong("`distil` is for `classify` and `generate`, and this is `extract`".to_owned()));
+            }
+            (Some(Distil { teacher: Teacher::Decoder(_), .. }), Kind::Classify) => {
+                return Err(wrong(
+                    "`distil.teacher` of a classification is a specialist: write `specialist:NAME`".to_owned(),
+                ));
+            }
+            (Some(distil), Kind::Generate) if !distil.rows.is_empty() => {
+                return Err(wrong(
+                    "`distil.rows` are for `classify`: a teacher's answers to rows without any come from `metier dataset label`".to_owned(),
+                ));
+            }
+            _ => {}
+        }
         let has_none = raw.data.out_of_scope.is_some();
         let data = Data {
             train: paths(Some(raw.data.train))?,
@@ -495,6 +524,7 @@ impl TaskFile {
             up_to,
             tune,
             prune,
+            distil,
             extract,
             generate,
         })
@@ -502,8 +532,8 @@ impl TaskFile {
 }
 
 fn of_adapters(tune: RawTune) -> generate::RawTune {
-    let RawTune { rank, alpha, learning_rate, epochs, batch_rows: _, canaries } = tune;
-    generate::RawTune { rank, alpha, learning_rate, epochs, canaries }
+    let RawTune { rank, alpha, learning_rate, epochs, batch_rows: _, canaries, adapter } = tune;
+    generate::RawTune { rank, alpha, learning_rate, epochs, canaries, adapter }
 }
 
 fn check_keys(table: &toml::Table, path: &Path) -> Result<(), TaskError> {
@@ -621,6 +651,16 @@ mod tests {
         check(
             &data("out_of_scope = \"x\"\n[target]\nin_scope = 1.0"),
             "`target.in_scope` = 1 must lie between 0 and 1",
+        );
+        check(&data("[distil]\nteacher = \"specialist:\""), "`distil.teacher` = `specialist:` lacks a name");
+        check(&data("[distil]\nteacher = \"a.gguf\""), "is a specialist: write `specialist:NAME`");
+        check(
+            &data("[distil]\nteacher = \"specialist:a\"\nweight = 2"),
+            "`distil.weight` = 2 must lie between 0 and 1",
+        );
+        check(
+            &data("[distil]\nteacher = \"specialist:a\"\ntemperature = 0"),
+            "`distil.temperature` = 0 must be more than 0, at most 20",
         );
         check(&data("[target]\nepsilon = 0.0"), "`target.epsilon` = 0 must lie between 0 and 1");
         check(&data("[target]\ndelta = nan"), "`target.delta` = NaN must lie between 0 and 1");

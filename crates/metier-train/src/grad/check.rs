@@ -275,6 +275,7 @@ fn a_whole_decoder() {
     use metier_model::{Decoder, arch::transformer::WeightFormat, format::TensorType};
 
     use super::llama::{LlamaNet, LoraConfig, Pass};
+    use crate::objective::distil::Soft;
     let pool = pool();
     let file = tiny::gguf_with(3, TensorType::F32);
     let decoder = Decoder::from_bytes(file, "tiny", WeightFormat::F32).unwrap();
@@ -287,23 +288,31 @@ fn a_whole_decoder() {
     let segments = Segments::of([5, 1, 8]);
     let ids: Vec<TokenId> = (0..14).map(|i| TokenId((i * 37 + 2) % 262)).collect();
     let targets = [(2, TokenId(7)), (3, TokenId(200)), (5, TokenId(31)), (13, TokenId(7))];
-    let run = |values: &[f32]| {
-        let mut pass = Pass::default();
-        net.forward(&pool, values, &ids, &segments, &mut pass);
-        let (loss, dhidden) = net.loss(&pool, &pass, &targets);
-        (loss, dhidden, pass)
-    };
-    let mut grads = vec![0.0; values.len()];
-    let (_, dhidden, mut pass) = run(&values);
-    net.backward(&pool, &values, &mut pass, dhidden, &mut grads);
-    for tensor in net.params.tensors() {
-        let range = tensor.range.clone();
-        assert!(grads[range.clone()].iter().any(|d| *d != 0.0), "`{}` has a derivative", tensor.name);
-        check(&tensor.name, &values[range.clone()], &grads[range.clone()], |part| {
-            let mut moved = values.clone();
-            moved[range.clone()].copy_from_slice(part);
-            run(&moved).0
-        });
+    // Alone, and beside a teacher that has seen all of them but one, once a part of the vocabulary and once all of it.
+    let softs = [5, 262].map(|top| {
+        let soft = |i: usize| Soft::of(pool.isa(), &numbers(262, 90 + i as u64), 2.0, top);
+        (0..4).map(|i| (i != 1).then(|| soft(i))).collect::<Vec<Option<Soft>>>()
+    });
+    for softs in [&[][..], &softs[0], &softs[1]] {
+        let softs: Vec<Option<&Soft>> = softs.iter().map(Option::as_ref).collect();
+        let run = |values: &[f32]| {
+            let mut pass = Pass::default();
+            net.forward(&pool, values, &ids, &segments, &mut pass);
+            let (loss, dhidden) = net.taught_loss(&pool, &pass, &targets, &softs, (0.7, 2.0));
+            (loss, dhidden, pass)
+        };
+        let mut grads = vec![0.0; values.len()];
+        let (_, dhidden, mut pass) = run(&values);
+        net.backward(&pool, &values, &mut pass, dhidden, &mut grads);
+        for tensor in net.params.tensors() {
+            let range = tensor.range.clone();
+            assert!(grads[range.clone()].iter().any(|d| *d != 0.0), "`{}` has a derivative", tensor.name);
+            check(&tensor.name, &values[range.clone()], &grads[range.clone()], |part| {
+                let mut moved = values.clone();
+                moved[range.clone()].copy_from_slice(part);
+                run(&moved).0
+            });
+        }
     }
 }
 

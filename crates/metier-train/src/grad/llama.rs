@@ -40,6 +40,7 @@ use super::{
     norm,
     rope::Turns,
 };
+use crate::objective::distil::{Soft, divergence};
 
 /// PEFT's names of the seven maps, in the order in which they are computed.
 pub const MAPS: [&str; 7] = [
@@ -486,11 +487,24 @@ impl LlamaNet {
 
     /// Mean cross entropy of the next ids at `targets`, and its derivative with respect to the last rows.
     pub fn loss(&self, pool: &Pool, pass: &Pass, targets: &[(usize, TokenId)]) -> (f64, Vec<f32>) {
+        self.taught_loss(pool, pass, targets, &[], (0.0, 1.0))
+    }
+
+    /// The same where a teacher has seen some of the targets: there `(1 − weight)·cross entropy + weight·T²·KL(teacher ‖ student)`.
+    pub fn taught_loss(
+        &self,
+        pool: &Pool,
+        pass: &Pass,
+        targets: &[(usize, TokenId)],
+        softs: &[Option<&Soft>],
+        (weight, temperature): (f32, f32),
+    ) -> (f64, Vec<f32>) {
         let (width, vocabulary) = (self.width(), self.plain.config.vocabulary);
         let mut dhidden = vec![0.0; pass.hidden.len()];
         let mut loss = 0.0;
         let mut room = vec![0.0; targets.len().min(LOGIT_ROWS) * vocabulary];
-        for some in targets.chunks(LOGIT_ROWS) {
+        for (at, some) in targets.chunks(LOGIT_ROWS).enumerate() {
+            let softs = softs.get(at * LOGIT_ROWS..).unwrap_or_default();
             let rows: Vec<usize> = some.iter().map(|(row, _)| *row).collect();
             let x = self.gather(&pass.hidden, &rows);
             let logits = &mut room[..rows.len() * vocabulary];
@@ -507,9 +521,17 @@ impl LlamaNet {
                 let mut log_sum = 0.0;
                 elementwise::log_sum_exp(isa, row, &mut log_sum);
                 **loss = f64::from(log_sum - row[target]);
+                let (mut hard, mut taught) = (1.0, Vec::new());
+                if let Some(soft) = softs.get(i).copied().flatten() {
+                    hard -= weight;
+                    taught.resize(vocabulary, 0.0);
+                    let far = divergence(isa, row, soft, temperature, weight * factor, &mut taught);
+                    **loss = f64::from(hard) * **loss + f64::from(weight) * far;
+                }
                 elementwise::softmax(isa, row);
                 row[target] -= 1.0;
-                row.iter_mut().for_each(|d| *d *= factor);
+                row.iter_mut().for_each(|d| *d *= factor * hard);
+                row.iter_mut().zip(&taught).for_each(|(d, taught)| *d += taught);
             });
             drop(each);
             loss += losses.iter().sum::<f64>() / targets.len() as f64;

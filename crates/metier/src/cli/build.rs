@@ -6,14 +6,19 @@ use std::{
     time::Instant,
 };
 
+use anyhow::Context as _;
 use clap::Args;
 use metier_model::{
     Decoder, SpecialistStore,
+    arch::transformer::WeightFormat,
     proof::{Certificate, Verdict},
     specialist::{RegistryError, manifest::Stage, registry::State},
 };
 use metier_train::{
-    BuildError, BuildOutcome, Embed, Plan, TaskFile, Workbench, build::RungOutcome, data::LeakReport,
+    BuildError, BuildOutcome, Embed, Plan, TaskFile, Workbench,
+    build::RungOutcome,
+    craft::teaching::Teacher,
+    data::{LeakReport, distil},
     eval::evaluation::ExtractFigures,
 };
 use serde::Serialize;
@@ -63,7 +68,10 @@ pub fn run(args: &BuildArgs) -> Outcome {
     let (settings, environment) = args.common.settings()?;
     let root = specialists::root(args.store.as_deref(), &args.common)?;
     let encoder = if args.no_encoder { None } else { Some(bases::encoder(&settings, &environment)?) };
-    let decoder = if task.generate.is_some() || task.up_to == Stage::Decoder {
+    let teacher = teacher(&task, &root)?;
+    let is_taught_by_decoder =
+        matches!(&teacher, Some(Teacher::Specialist(specialist)) if specialist.manifest().decoder().is_some());
+    let decoder = if task.generate.is_some() || task.up_to == Stage::Decoder || is_taught_by_decoder {
         Some(decoder(&task, &settings, &environment)?)
     } else {
         None
@@ -74,6 +82,7 @@ pub fn run(args: &BuildArgs) -> Outcome {
     let store = SpecialistStore::open(scratch.as_ref().map_or(root.as_path(), tempfile::TempDir::path))
         .map_err(Failure::environment)?;
     let bench = Workbench {
+        teacher,
         encoder: encoder.as_ref().map(|encoder| encoder as &dyn Embed),
         pool: &pool,
         store: &store,
@@ -118,6 +127,19 @@ pub fn run(args: &BuildArgs) -> Outcome {
         tell_state(&outcome, state, desk.registry.serving(&outcome.name, &trust).err());
     }
     if outcome.held == Some(false) { Err(Failure::Found) } else { Ok(()) }
+}
+
+/// Whom the task names as its teacher.
+fn teacher(task: &TaskFile, root: &Path) -> Result<Option<Teacher>, Failure> {
+    let Some(distil) = &task.distil else { return Ok(None) };
+    Ok(Some(match &distil.teacher {
+        distil::Teacher::Specialist(name) => Teacher::Specialist(Arc::new(specialists::open(root, name)?.0)),
+        distil::Teacher::Decoder(path) => {
+            let opened = Decoder::open(path, WeightFormat::AsFile);
+            let opened = opened.with_context(|| format!("cannot open the teacher `{}`", path.display()));
+            Teacher::Decoder(Arc::new(opened.map_err(Failure::Usage)?))
+        }
+    }))
 }
 
 /// The decoder that writes the answers of a generation, or that a head reads.

@@ -1,5 +1,6 @@
 //! `metier specialists`: which specialists there are, which of them answers, who said that it may, and how they come and go.
 
+mod classifier;
 mod diff;
 mod leave;
 mod transfer;
@@ -39,6 +40,7 @@ Examples:
   metier specialists rollback support-tickets        the bundle that was live before answers again
   metier specialists export support-tickets          one signed file for another machine
   metier specialists export shelf-labels --format gguf  what it generates with, for llama.cpp
+  metier specialists export intents --format transformers  a head on an encoder, for Transformers
   metier specialists import support-tickets-3f2a91c4.metier"
 )]
 pub struct SpecialistsArgs {
@@ -150,6 +152,9 @@ pub fn run(args: &SpecialistsArgs) -> Outcome {
         SpecialistsVerb::Export { specialist, format, output } if *format != leave::Form::Bundle => {
             let (specialist, _) = open(&root, specialist)?;
             let (settings, environment) = args.common.settings()?;
+            if *format == leave::Form::Transformers {
+                return classifier::run(&specialist, output.as_deref(), &settings, &environment, as_json);
+            }
             leave::run(&specialist, *format, output.as_deref(), &settings, &environment, as_json)
         }
         SpecialistsVerb::Export { specialist, output, .. } => {
