@@ -133,6 +133,8 @@ pub enum Odd {
     NegativeCost,
     /// Token counts below zero.
     NegativeTokens,
+    /// The time is before there were such logs, or ahead of the reader's.
+    WrongClock,
 }
 
 impl Odd {
@@ -144,6 +146,7 @@ impl Odd {
             Self::EndsBeforeItBegins => "ends before it begins; its duration is left out",
             Self::NegativeCost => "cost below zero; costs are computed from tokens anyway",
             Self::NegativeTokens => "token counts below zero; tokens are estimated from the texts",
+            Self::WrongClock => "time before 2015 or in the future; the call is counted without a week",
         }
     }
 }

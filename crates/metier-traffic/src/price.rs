@@ -4,7 +4,7 @@
 //! (0.3 µ$ a request) is still a whole number. Rounding happens once, when a price is read; sums are exact. A model without a
 //! price is unpriced (`None`), never free.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::Deserialize;
 
@@ -103,6 +103,21 @@ impl Price {
 pub struct PriceBook {
     /// model → first day (`YYYY-MM-DD`, which sorts as dates do) → price
     prices: BTreeMap<String, BTreeMap<String, Price>>,
+    /// Models whose prices came with [`overlaid`](Self::overlaid).
+    own: BTreeSet<String>,
+}
+
+/// A price with the line of the book that it stands in: what a cost can be checked against.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Quote<'a> {
+    /// The price.
+    pub price: Price,
+    /// The model as the book calls it.
+    pub model: &'a str,
+    /// The first day on which it holds, `YYYY-MM-DD`.
+    pub from: &'a str,
+    /// Whether it came from the book laid over the list.
+    pub own: bool,
 }
 
 impl PriceBook {
@@ -122,7 +137,7 @@ impl PriceBook {
                 return Err(PriceError::Twice { model, from });
             }
         }
-        Ok(Self { prices })
+        Ok(Self { prices, own: BTreeSet::new() })
     }
 
     /// The book that ships with metier.
@@ -132,12 +147,20 @@ impl PriceBook {
 
     /// List prices of well-known models, and the example's.
     pub fn list() -> Self {
-        Self::example().overlaid(Self::parse(LIST_BOOK).expect("the shipped list is read by a test"))
+        let mut list = Self::example();
+        list.prices.extend(Self::parse(LIST_BOOK).expect("the shipped list is read by a test").prices);
+        list
     }
 
     /// The price of a model at a moment, in milliseconds since 1970; `None` when it is unpriced then.
     pub fn price(&self, model: &str, time_ms: u64) -> Option<Price> {
-        self.prices.get(model)?.range(..=date_of(time_ms)).next_back().map(|(_, price)| *price)
+        self.quote(model, time_ms).map(|quote| quote.price)
+    }
+
+    fn quote(&self, model: &str, time_ms: u64) -> Option<Quote<'_>> {
+        let (model, days) = self.prices.get_key_value(model)?;
+        let (from, price) = days.range(..=date_of(time_ms)).next_back()?;
+        Some(Quote { price: *price, model, from, own: self.own.contains(model) })
     }
 
     /// Cost of a request in picodollars; `None` when the model is unpriced.
@@ -148,8 +171,13 @@ impl PriceBook {
     /// The price of a model under the name that a log gives it: as it stands; else without what a gateway puts before it
     /// (`azure/gpt-4o`), without region or version behind a colon or an `@`, or without a date at its end (`gpt-4o-2024-08-06`).
     pub fn logged_price(&self, model: &str, time_ms: u64) -> Option<Price> {
+        self.logged_quote(model, time_ms).map(|quote| quote.price)
+    }
+
+    /// The line of the book that [`logged_price`](Self::logged_price) takes.
+    pub fn logged_quote(&self, model: &str, time_ms: u64) -> Option<Quote<'_>> {
         if self.knows(model) {
-            return self.price(model, time_ms);
+            return self.quote(model, time_ms);
         }
         let lower = model.to_ascii_lowercase();
         let bare = lower.rsplit('/').next().unwrap_or_default();
@@ -166,12 +194,13 @@ impl PriceBook {
             });
             short.or(long).map_or(name, |(name, _)| name).to_owned()
         };
-        [bare.to_owned(), dated(bare)].iter().find(|name| self.knows(name)).and_then(|name| self.price(name, time_ms))
+        [bare.to_owned(), dated(bare)].iter().find(|name| self.knows(name)).and_then(|name| self.quote(name, time_ms))
     }
 
     /// This book with another one's prices in the place of its own where both know a model.
     #[must_use]
     pub fn overlaid(mut self, own: Self) -> Self {
+        self.own.extend(own.prices.keys().cloned());
         self.prices.extend(own.prices);
         self
     }

@@ -24,7 +24,11 @@ use metier_train::{
     data::table,
     discover::{
         Task, TaskKind, act,
-        judge::{self, Bench, Verdict},
+        judge::{
+            self, Bench,
+            predict::{Rehearsal, predict},
+            rows,
+        },
         saving::{
             assumptions::Assumptions,
             chance::{Attempt, Evidence, brier},
@@ -33,6 +37,7 @@ use metier_train::{
         task::{Example, Identity, KindGuess, Sampling, Traits},
     },
 };
+use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 type Rows = Vec<(String, String)>;
@@ -74,11 +79,81 @@ impl Embed for Remembering<'_> {
     }
 }
 
+/// Data sets on whose tasks P(pass) was worked on; what it is worth is told of the others.
+const DEVELOPMENT: [&str; 2] = ["banking77", "bitext_support"];
+
+/// What a trial measured and what became of it: enough to forecast again without training.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+struct Outcome {
+    source: String,
+    task: String,
+    verdict: String,
+    /// None where nothing was tried.
+    tried: Option<Tried>,
+    passed: bool,
+    coverage: f64,
+    risk: f64,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+struct Tried {
+    scored: Vec<(f32, bool)>,
+    exponent: Option<[f64; 3]>,
+    trained: [u64; 2],
+    build: [u64; 2],
+    little_losses: u64,
+}
+
+impl Tried {
+    /// As a roadmap forecasts it.
+    fn chance(&self, task: &str, assumptions: &Assumptions) -> f64 {
+        let rehearsal = Rehearsal {
+            scored: &self.scored,
+            design: 1.0,
+            exponent: self.exponent,
+            trained: self.trained,
+            build: self.build,
+            epsilon: assumptions.epsilon,
+            delta: assumptions.delta,
+            coverage: assumptions.partial_coverage,
+        };
+        predict(&rehearsal, 1, task).passes
+    }
+
+    /// As roadmaps forecast it before builds were rehearsed: the posterior that the risk at one threshold lies below ε.
+    fn once(&self, assumptions: &Assumptions) -> f64 {
+        let (losses, n) = (self.little_losses as f64, self.scored.len() as f64);
+        statrs::function::beta::beta_reg(losses + 1.0, (n - losses + 1.0).max(1.0), assumptions.epsilon)
+    }
+}
+
 fn main() -> Result<(), Box<dyn Error>> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
-    let folder = arguments.first().ok_or("ENCODER_FOLDER|- [TASKS] [SEED]")?;
+    let folder = arguments.first().ok_or("ENCODER_FOLDER|- [TASKS] [SEED] [OUTCOMES.jsonl]")?;
     let number = |at: usize, default: u64| arguments.get(at).and_then(|text| text.parse().ok()).unwrap_or(default);
     let (n_tasks, seed) = (number(1, 80), number(2, 1));
+    let kept = arguments.get(3).map(PathBuf::from);
+    let assumptions = Assumptions::default();
+    let outcomes: Vec<Outcome> = match kept.as_ref().filter(|path| path.is_file()) {
+        Some(path) => fs::read_to_string(path)?.lines().map(serde_json::from_str).collect::<Result<_, _>>()?,
+        None => {
+            let outcomes = run(folder, n_tasks, seed, &assumptions)?;
+            if let Some(path) = &kept {
+                let lines: Vec<String> = outcomes.iter().map(serde_json::to_string).collect::<Result<_, _>>()?;
+                fs::write(path, lines.join("\n"))?;
+            }
+            outcomes
+        }
+    };
+    let is_development = |outcome: &&Outcome| DEVELOPMENT.contains(&outcome.source.as_str());
+    tell("development data sets", &outcomes.iter().filter(is_development).collect::<Vec<_>>(), seed, &assumptions);
+    tell("held-out data sets", &outcomes.iter().filter(|o| !is_development(o)).collect::<Vec<_>>(), seed, &assumptions);
+    tell("all", &outcomes.iter().collect::<Vec<_>>(), seed, &assumptions);
+    Ok(())
+}
+
+/// Trials, then full builds.
+fn run(folder: &str, n_tasks: u64, seed: u64, assumptions: &Assumptions) -> Result<Vec<Outcome>, Box<dyn Error>> {
     let data = PathBuf::from(std::env::var("METIER_DATA").unwrap_or_else(|_| "../shared/data".to_owned()));
     let sources = [
         source("banking77", &data, "train.csv", "test.csv", ["text", "category"])?,
@@ -92,32 +167,34 @@ fn main() -> Result<(), Box<dyn Error>> {
     let embed = remembering.as_ref().map(|encoder| encoder as &dyn Embed);
     let start = Instant::now();
     let clock = || start.elapsed();
-    let assumptions = Assumptions::default();
     let bench = Bench { encoder: embed, pool: &pool, seed, clock: &clock };
 
     let mut draw = Draw::new(seed, "verdicts");
-    let made: Vec<(Task, Rows, &str, f64)> = (0..n_tasks)
+    let made: Vec<(Task, Rows, &str, f64)> = (0..n_tasks as usize)
         .map(|at| {
             let source = &sources[draw.below(sources.len())];
             let noise = [0.0, 0.005, 0.01, 0.03, 0.1][draw.below(5)];
-            let (task, test) = task(at, source, noise, &mut draw);
+            let (task, test) = task(at as u64, source, noise, &mut draw);
             (task, test, source.name, noise)
         })
         .collect();
     let tasks: Vec<Task> = made.iter().map(|(task, ..)| task.clone()).collect();
-    let trials = tasks.iter().map(|task| judge::attempt(task, &assumptions, &bench, &mut |_| ())).collect();
-    let judgements = judge::judge(&tasks, trials, &assumptions);
+    let trials = tasks.iter().map(|task| judge::attempt(task, assumptions, &bench, &mut |_| ())).collect();
+    let judgements = judge::judge(&tasks, trials, assumptions);
     eprintln!("{n_tasks} trials in {:.0} s", start.elapsed().as_secs_f64());
 
-    let (mut proven, mut held, mut certified, mut risk_held, mut attempts) = (0u64, 0u64, 0u64, 0u64, Vec::new());
+    let mut outcomes = Vec::new();
     for ((task, test, name, noise), judgement) in made.iter().zip(&judgements) {
         let dir = tempfile::tempdir()?;
-        let train: Rows = task
+        // What the written task file learns from and calibrates with; its later rows measure there, and the test file here.
+        let [train, calibration, late] = act::sizes(rows::known(task).len() as u64);
+        let early: Rows = task
             .examples
             .iter()
+            .take((train + calibration) as usize)
             .map(|example| (example.input.clone(), example.output.clone().unwrap_or_default()))
             .collect();
-        let built = full_build(dir.path(), &train, test, &pool, embed, seed, &clock);
+        let built = full_build(dir.path(), &early, test, &pool, embed, seed, &clock);
         let (passed, coverage, risk) = match &built {
             Ok(outcome) => (
                 act::passed(outcome, assumptions.partial_coverage),
@@ -129,22 +206,16 @@ fn main() -> Result<(), Box<dyn Error>> {
                 (false, 0.0, 0.0)
             }
         };
-        let is_proven = matches!(judgement.verdict, Verdict::Proven { .. });
-        if is_proven {
-            proven += 1;
-            certified += u64::from(passed);
-            held += u64::from(passed && coverage >= assumptions.proven_coverage);
-            risk_held += u64::from(passed && risk <= assumptions.epsilon);
-        }
-        if judgement.evidence == Evidence::Tried {
-            attempts.push(Attempt {
-                task: task.name.clone(),
-                kind: TaskKind::Classify,
-                evidence: Evidence::Tried,
-                forecast: judgement.chance,
-                passed,
-            });
-        }
+        let tried = judgement.trial.as_ref().map(|trial| {
+            let exponent = trial.curve.as_ref().and_then(|curve| curve.exponent);
+            Tried {
+                scored: trial.scored().to_vec(),
+                exponent: exponent.map(|b| [b.value, b.interval[0], b.interval[1]]),
+                trained: [trial.rows[0], train],
+                build: [calibration, late],
+                little_losses: trial.little_losses,
+            }
+        });
         println!(
             "{:14} {:28} noise {noise:5.3} rows {:5} labels {:3} {:9} p {:.2} agreement {} | built: coverage {coverage:.3} loss {risk:.4} {}",
             name,
@@ -156,29 +227,77 @@ fn main() -> Result<(), Box<dyn Error>> {
             judgement.trial.as_ref().map_or("-".to_owned(), |trial| format!("{:.3}", trial.agreement.value)),
             if passed { "passes" } else { "does not pass" }
         );
+        outcomes.push(Outcome {
+            source: (*name).to_owned(),
+            task: task.id.clone(),
+            verdict: judgement.verdict.name().to_owned(),
+            tried,
+            passed,
+            coverage,
+            risk,
+        });
     }
-    let share = |k: u64| {
-        let [low, high] = clopper_pearson(k, proven, 0.95);
-        format!(
-            "{k} of {proven}, {:.1} % [{:.1}, {:.1}]",
-            100.0 * k as f64 / proven.max(1) as f64,
-            100.0 * low,
-            100.0 * high
-        )
+    eprintln!("{:.0} s", start.elapsed().as_secs_f64());
+    Ok(outcomes)
+}
+
+fn tell(which: &str, outcomes: &[&Outcome], seed: u64, assumptions: &Assumptions) {
+    let proven: Vec<&&Outcome> = outcomes.iter().filter(|outcome| outcome.verdict == "proven").collect();
+    let n = proven.len() as u64;
+    let share = |of: &dyn Fn(&Outcome) -> bool| {
+        let k = proven.iter().filter(|outcome| of(outcome)).count() as u64;
+        let [low, high] = clopper_pearson(k, n, 0.95);
+        format!("{k} of {n}, {:.1} % [{:.1}, {:.1}]", 100.0 * k as f64 / n.max(1) as f64, 100.0 * low, 100.0 * high)
     };
-    println!("proven: {proven} of {n_tasks} tasks");
-    println!("  a full build has a certificate that the test rows do not contradict: {}", share(certified));
-    println!("  and answers at least {} of them alone: {}", assumptions.proven_coverage, share(held));
-    println!("  and its observed loss lies at or below ε: {}", share(risk_held));
-    match brier(&attempts, seed) {
-        Some(brier) => println!(
-            "Brier score of P(pass) over {} tries {:.3} [{:.3}, {:.3}]; of the base rate {:.3}",
-            brier.n, brier.score, brier.interval[0], brier.interval[1], brier.of_base_rate
-        ),
-        None => println!("too few tries for a Brier score: {}", attempts.len()),
+    println!("{which}: {} tasks, {n} proven", outcomes.len());
+    println!("  a full build has a certificate that the test rows do not contradict: {}", share(&|o| o.passed));
+    let most = assumptions.proven_coverage;
+    println!("  and answers at least {most} of them alone: {}", share(&|o| o.passed && o.coverage >= most));
+    println!("  and its observed loss lies at or below ε: {}", share(&|o| o.passed && o.risk <= assumptions.epsilon));
+    let forecast = |of: &dyn Fn(&Tried, &str) -> f64| -> Vec<Attempt> {
+        let tried = outcomes.iter().filter_map(|outcome| Some((outcome, outcome.tried.as_ref()?)));
+        tried
+            .map(|(outcome, tried)| Attempt {
+                task: outcome.task.clone(),
+                kind: TaskKind::Classify,
+                evidence: Evidence::Tried,
+                forecast: of(tried, &outcome.task),
+                passed: outcome.passed,
+            })
+            .collect()
+    };
+    for (name, attempts) in [
+        ("rehearsed", forecast(&|tried, task| tried.chance(task, assumptions))),
+        ("posterior at one threshold (before)", forecast(&|tried, _| tried.once(assumptions))),
+    ] {
+        match brier(&attempts, seed) {
+            Some(brier) => println!(
+                "  P(pass) {name}: Brier score over {} tries {:.3} [{:.3}, {:.3}]; of the base rate {:.3}; {}",
+                brier.n,
+                brier.score,
+                brier.interval[0],
+                brier.interval[1],
+                brier.of_base_rate,
+                reliability(&attempts)
+            ),
+            None => println!("  P(pass) {name}: too few tries for a Brier score: {}", attempts.len()),
+        }
     }
-    println!("{:.0} s", start.elapsed().as_secs_f64());
-    Ok(())
+}
+
+/// In fifths of the forecast: how many, forecast on average, and passed.
+fn reliability(attempts: &[Attempt]) -> String {
+    let mut told = Vec::new();
+    for fifth in 0..5 {
+        let of: Vec<&Attempt> = attempts.iter().filter(|a| ((a.forecast * 5.0) as usize).min(4) == fifth).collect();
+        if !of.is_empty() {
+            let n = of.len() as f64;
+            let mean = of.iter().map(|a| a.forecast).sum::<f64>() / n;
+            let passed = of.iter().filter(|a| a.passed).count() as f64 / n;
+            told.push(format!("{}: {:.2} → {:.2}", of.len(), mean, passed));
+        }
+    }
+    format!("forecast → passed: {}", told.join(", "))
 }
 
 fn source(

@@ -8,7 +8,7 @@
 //! ```
 
 mod decoded;
-mod extract;
+pub(crate) mod extract;
 pub mod generate;
 mod lesson;
 mod sets;

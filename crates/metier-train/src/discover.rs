@@ -3,6 +3,7 @@
 //! - [`read`]: files and folders → calls, everything else counted with its reason.
 //! - [`template`]: prompts → templates; [`cluster`]: texts without one → groups.
 //! - [`find`]: the two passes that bring these together; [`volume`], [`repeats`], [`traits`]: what is counted of a task, and what it is like.
+//! - [`trace`]: every row with the task that it was counted in, by what, and at which price.
 //! - [`task`]: what a task is, as judging, pricing and the report read it.
 //! - [`act`]: task files from it, and afterwards: did the saving come?
 //! - [`judge`]: can a specialist do it? A guess from the traffic, then a trial on the logs themselves.
@@ -21,9 +22,11 @@ pub mod report;
 pub mod saving;
 pub mod task;
 pub mod template;
+pub mod trace;
 pub mod traits;
 pub mod volume;
 
 pub use find::{DiscoverError, Finder};
 pub use read::{Logs, ReadError};
 pub use task::{Discovery, Task, TaskKind};
+pub use trace::Trace;

@@ -8,5 +8,7 @@ mod judge;
 mod report;
 #[path = "roadmap/saving.rs"]
 mod saving;
+#[path = "roadmap/trace.rs"]
+mod trace;
 #[path = "roadmap/traffic.rs"]
 mod traffic;

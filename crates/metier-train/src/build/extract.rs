@@ -61,22 +61,22 @@ const MAX_CENTRE_ROWS: usize = 2_000;
 const MAX_CONFUSIONS: usize = 20;
 
 /// A row with its words and what it says.
-struct Aligned<'a> {
-    example: &'a Example,
-    text: Tokenised,
-    gold: Gold,
+pub(crate) struct Aligned<'a> {
+    pub(crate) example: &'a Example,
+    pub(crate) text: Tokenised,
+    pub(crate) gold: Gold,
 }
 
 /// One row as something answered it.
-struct Outcome {
-    values: Vec<Vec<Value>>,
+pub(crate) struct Outcome {
+    pub(crate) values: Vec<Vec<Value>>,
     spans: Vec<Span>,
-    counts: Pairs,
+    pub(crate) counts: Pairs,
 }
 
 /// Pairs of field and value.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-struct Pairs {
+pub(crate) struct Pairs {
     right: u64,
     found: u64,
     gold: u64,
@@ -91,7 +91,7 @@ impl Pairs {
         SpanCounts { right: self.right, found: self.found, gold: self.gold }.f1()
     }
 
-    fn is_right(self) -> bool {
+    pub(crate) fn is_right(self) -> bool {
         self.right == self.found && self.right == self.gold
     }
 }
@@ -351,7 +351,7 @@ pub(super) fn evaluate(
     ))
 }
 
-fn align<'a>(
+pub(crate) fn align<'a>(
     example: &'a Example,
     encoder: &Encoder,
     task: &ExtractTask,
@@ -366,7 +366,7 @@ fn read_error(name: &str, source: ReadError) -> BuildError {
     BuildError::Embed { name: name.to_owned(), source: source.into() }
 }
 
-fn read(
+pub(crate) fn read(
     extractor: &Extractor<'_>,
     pool: &Pool,
     texts: &[&str],
@@ -509,7 +509,7 @@ fn pairs(found: &[Vec<Value>], gold: &[Vec<Value>]) -> Pairs {
 }
 
 /// What a reading says of each row.
-fn judge(rows: &[Aligned<'_>], readings: &[Reading], fields: &[Field]) -> Vec<Outcome> {
+pub(crate) fn judge(rows: &[Aligned<'_>], readings: &[Reading], fields: &[Field]) -> Vec<Outcome> {
     let judge = |(row, reading): (&Aligned<'_>, &Reading)| {
         let mut values = vec![Vec::new(); fields.len()];
         reading.found.iter().for_each(|found| values[found.field].push(found.value.clone()));
@@ -520,7 +520,7 @@ fn judge(rows: &[Aligned<'_>], readings: &[Reading], fields: &[Field]) -> Vec<Ou
 }
 
 /// The same of the lookup.
-fn looked_up(rows: &[Aligned<'_>], lookup: &Lookup, fields: &[Field]) -> Vec<Outcome> {
+pub(crate) fn looked_up(rows: &[Aligned<'_>], lookup: &Lookup, fields: &[Field]) -> Vec<Outcome> {
     let look = |row: &Aligned<'_>| {
         let (text, words) = (row.example.row.text.as_str(), &row.text.words);
         let spans = lookup.spans(text, words);
@@ -545,7 +545,7 @@ fn row_pairs(values: &[Vec<Value>], row: &Aligned<'_>) -> Pairs {
     counts
 }
 
-fn is_right(reading: &Reading, outcome: &Outcome) -> bool {
+pub(crate) fn is_right(reading: &Reading, outcome: &Outcome) -> bool {
     reading.answer.is_ok() && outcome.counts.is_right()
 }
 
@@ -554,7 +554,7 @@ fn compare(candidate: &[Outcome], reference: &[Outcome], margin: f64) -> NonInfe
     Paired::count(&right(candidate), &right(reference)).non_inferiority(margin)
 }
 
-fn fit_scores(rows: &[Aligned<'_>], readings: &[Reading], outcomes: &[Outcome]) -> Scores {
+pub(crate) fn fit_scores(rows: &[Aligned<'_>], readings: &[Reading], outcomes: &[Outcome]) -> Scores {
     let (mut odds, mut right) = (Vec::new(), Vec::new());
     for (row, reading) in rows.iter().zip(readings) {
         for found in &reading.found {
@@ -569,7 +569,7 @@ fn fit_scores(rows: &[Aligned<'_>], readings: &[Reading], outcomes: &[Outcome]) 
 }
 
 /// The metric with its 95 % interval: Wilson for shares, resampled rows for F1.
-fn measure(metric: ExtractMetric, outcomes: &[Outcome], seed: u64) -> Measured {
+pub(crate) fn measure(metric: ExtractMetric, outcomes: &[Outcome], seed: u64) -> Measured {
     match metric {
         ExtractMetric::ExactMatch => metrics::share(
             outcomes.iter().filter(|outcome| outcome.counts.is_right()).count() as u64,

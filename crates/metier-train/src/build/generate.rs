@@ -14,7 +14,7 @@
 
 mod shop;
 
-pub(crate) use shop::{Figures, report};
+pub(crate) use shop::{Figures, report, sparse_dot};
 
 use std::{fs, path::PathBuf, sync::Arc, time::Duration};
 

@@ -228,6 +228,13 @@ pub fn calibrates(key: &str) -> bool {
     u64::from_be_bytes(digest.0[..8].try_into().expect("eight bytes")) % 1000 < CALIBRATES_PER_MILLE
 }
 
+/// Of so many usable rows, how many train, calibrate, and come later.
+pub fn sizes(rows: u64) -> [u64; 3] {
+    let early = (rows as f64 * EARLY) as u64;
+    let calibration = early * CALIBRATES_PER_MILLE / 1000;
+    [early - calibration, calibration, rows - early]
+}
+
 fn render(task: &Task, rows: &Rows) -> String {
     let quote = |text: &str| toml::Value::from(text).to_string();
     let kind = task.kind.kind;

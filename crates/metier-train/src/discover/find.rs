@@ -22,12 +22,13 @@ use metier_traffic::{
 
 use super::{
     cluster::{self, SHAPE},
-    read::{Logs, ReadError, RowPlace},
+    read::{Fate, Logs, ReadError, RowPlace},
     repeats::Repeats,
     task::{Discovery, Example, Gold, Identity, IdentityBy, Sampling, Task},
     template::{Miner, Prompt, Template, Templates},
+    trace::{self, Trace},
     traits,
-    volume::Counts,
+    volume::{Counts, assigned_interval},
 };
 use crate::{Embed, craft::linear};
 
@@ -85,12 +86,25 @@ impl Finder<'_> {
     /// # Errors
     /// The logs hold no call, or the encoder fails.
     pub fn discover(&self, logs: &Logs, progress: &mut dyn FnMut(Progress<'_>)) -> Result<Discovery, DiscoverError> {
+        self.discover_traced(logs, None, progress)
+    }
+
+    /// As [`discover`](Self::discover), and `trace` gets a line of every row.
+    ///
+    /// # Errors
+    /// As [`discover`](Self::discover); what is wrong with the trace is told when it is written.
+    pub fn discover_traced(
+        &self,
+        logs: &Logs,
+        mut trace: Option<&mut Trace>,
+        progress: &mut dyn FnMut(Progress<'_>),
+    ) -> Result<Discovery, DiscoverError> {
         let mut keys = Keys::default();
         let (templates, free) = self.learn(logs, &mut keys, progress)?;
         let groups = self.group(&free, progress)?;
         drop(free);
-        let counted = self.count(logs, &mut keys, &templates, &groups, progress)?;
-        self.finish(counted, &keys, &templates, &groups, progress)
+        let counted = self.count(logs, &mut keys, &templates, &groups, trace.as_deref_mut(), progress)?;
+        self.finish(counted, &keys, &templates, &groups, trace, progress)
     }
 
     /// Pass 1: templates, and a sample of the texts that have none.
@@ -199,13 +213,21 @@ impl Finder<'_> {
         keys: &mut Keys,
         templates: &Templates,
         groups: &Groups,
+        mut trace: Option<&mut Trace>,
         progress: &mut dyn FnMut(Progress<'_>),
     ) -> Result<Counted, ReadError> {
         let mut bins: BTreeMap<Bin, Gathered> = BTreeMap::new();
         let mut repeats = Repeats::default();
         let mut unpriced: BTreeMap<String, u64> = BTreeMap::new();
         let (mut kept, mut kept_bytes, mut limit) = (0, 0, MAX_EXAMPLES);
-        let pass = &mut |call: Exchange, place: &RowPlace| {
+        let pass = &mut |fate: Fate<'_>, place: &RowPlace, begins: bool| {
+            let call = match fate {
+                Fate::Call(call) => call,
+                Fate::Passed(why) => {
+                    trace.iter_mut().for_each(|trace| trace.passed(why, place, begins));
+                    return;
+                }
+            };
             let key = keys.of(&call);
             let prompt = prompt(&call);
             let hash = hash_of(place);
@@ -222,15 +244,22 @@ impl Finder<'_> {
                 },
             };
             let gathered = bins.entry(bin).or_default();
-            if !gathered.counts.add(&call, self.prices, self.now_ms) {
+            let (volume, quote) = gathered.counts.add(&call, self.prices, self.now_ms);
+            if quote.is_none() {
                 *unpriced
                     .entry(if call.model.is_empty() { "unknown".to_owned() } else { call.model.clone() })
                     .or_default() += 1;
             }
             gathered.assigned += u64::from(assigned);
-            let Some(prompt) = prompt else { return };
+            let look = prompt.is_some().then(|| repeats.look(&call));
+            if let Some(trace) = trace.as_mut() {
+                let by = bin.told_by(assigned);
+                let counted = trace::Counted { call: &call, volume: &volume, quote, bin: bin.code(), by, look };
+                trace.counted(&counted, place, begins);
+            }
+            let (Some(prompt), Some(look)) = (prompt, look) else { return };
             gathered.counts.with_text += 1;
-            gathered.repeats.add(repeats.look(&call));
+            gathered.repeats.add(look);
             let template = match bin {
                 Bin::Template(at) => Some(&templates.all()[at]),
                 _ => None,
@@ -262,7 +291,7 @@ impl Finder<'_> {
                 (kept, kept_bytes) = trim(&mut bins, limit);
             }
         };
-        let pass = logs.read("reading: volumes", pass, progress)?;
+        let pass = logs.read_all("reading: volumes", pass, progress)?;
         trim(&mut bins, limit);
         let mut reading = pass.reading;
         reading.unpriced = unpriced;
@@ -275,6 +304,7 @@ impl Finder<'_> {
         keys: &Keys,
         templates: &Templates,
         groups: &Groups,
+        mut trace: Option<&mut Trace>,
         progress: &mut dyn FnMut(Progress<'_>),
     ) -> Result<Discovery, DiscoverError> {
         let Counted { bins, mut reading, verdicts } = counted;
@@ -288,6 +318,7 @@ impl Finder<'_> {
                     Bin::Caller(at) => keys.callers[at as usize].0,
                 },
                 bin,
+                joined: Vec::new(),
                 gathered,
             })
             .collect();
@@ -302,8 +333,13 @@ impl Finder<'_> {
                 "calls without texts count by volume, length and cost; what they are for is not known".to_owned(),
             );
         }
-        let mut tasks: Vec<Task> =
-            found.into_iter().map(|found| task(found, keys, templates, groups, &verdicts)).collect();
+        let mut tasks: Vec<Task> = Vec::new();
+        for found in found {
+            let bins: Vec<u64> = found.joined.iter().chain([&found.bin]).map(|bin| bin.code()).collect();
+            let task = task(found, keys, templates, groups, &verdicts);
+            trace.iter_mut().for_each(|trace| trace.placed(bins.iter().copied(), &task.id));
+            tasks.push(task);
+        }
         let weight = |task: &Task| {
             let total = task.total();
             (total.cost_picousd, total.input_tokens.saturating_add(total.output_tokens.saturating_mul(4)))
@@ -385,7 +421,10 @@ impl Finder<'_> {
                 continue;
             }
             let gathered = std::mem::take(&mut found[at].gathered);
-            let to = &mut found[into[at]].gathered;
+            let joined = [std::mem::take(&mut found[at].joined), vec![found[at].bin]].concat();
+            let to = &mut found[into[at]];
+            to.joined.extend(joined);
+            let to = &mut to.gathered;
             to.counts.join(gathered.counts);
             to.repeats.join(&gathered.repeats);
             to.assigned += gathered.assigned;
@@ -406,8 +445,33 @@ enum Bin {
     Caller(u32),
 }
 
+impl Bin {
+    /// A number of its own.
+    fn code(self) -> u64 {
+        let (kind, at) = match self {
+            Self::Template(at) => (0, at as u64),
+            Self::Group(at) => (1, at as u64),
+            Self::Rest(at) => (2, u64::from(at)),
+            Self::Caller(at) => (3, u64::from(at)),
+        };
+        kind << 56 | at
+    }
+
+    fn told_by(self, by_words: bool) -> trace::By {
+        match self {
+            Self::Template(_) => trace::By::Template,
+            Self::Group(_) if by_words => trace::By::Words,
+            Self::Group(_) => trace::By::Embedding,
+            Self::Rest(_) => trace::By::Rest,
+            Self::Caller(_) => trace::By::NoText,
+        }
+    }
+}
+
 struct Found {
     bin: Bin,
+    /// What was joined with it.
+    joined: Vec<Bin>,
     key: u32,
     gathered: Gathered,
 }
@@ -629,13 +693,7 @@ impl Groups {
         let really: u64 = words.confusion[class].iter().sum();
         let right = words.confusion[class][class];
         let share = assigned as f64 / calls as f64;
-        if told == 0 {
-            return [1.0 - share, 1.0 + share];
-        }
-        // The difference of wrongly given and wrongly taken rows, as two independent counts.
-        let ratio = really as f64 / told as f64;
-        let error = 1.96 * (((told - right) + (really - right)).max(1) as f64).sqrt() / told as f64;
-        [(1.0 - share + share * (ratio - error)).max(0.0), 1.0 - share + share * (ratio + error)]
+        assigned_interval([told, really, right], share)
     }
 }
 
@@ -699,7 +757,7 @@ fn task(
     groups: &Groups,
     verdicts: &HashMap<String, Verdict>,
 ) -> Task {
-    let Found { bin, key, gathered } = found;
+    let Found { bin, key, gathered, .. } = found;
     let Gathered { counts, repeats, assigned, schema, examples, .. } = gathered;
     let mut examples: Vec<Example> = examples.into_iter().map(|kept| kept.example).collect();
     examples.sort_by(|a, b| (a.time_ms, &a.place).cmp(&(b.time_ms, &b.place)));

@@ -5,13 +5,22 @@
 //! the LLM was asked the same twice, its agreement with itself is the ceiling: nothing that learns from its answers can be told from it
 //! above that.
 //!
+//! Extractions and written answers are tried as well: an encoder is tuned to tag words for a minute; an answer that was given before to the nearest text
+//! is given again. What needs no training at all and passes is no specialist but a rule, and the verdict says that.
+//!
 //! A verdict rests on exact tests: thresholds are fixed on validation rows, and at each the hypothesis "more than ε of all requests are
 //! answered alone and otherwise" is tested by the binomial tail on the measured rows. Half of δ goes to "answers at least a little alone"
-//! (partial), half to "answers most alone" (proven), each corrected over all tasks ([`holm`]).
+//! (partial), half to "answers most alone" (proven), each corrected over all tasks ([`holm`]). The chance that a build passes is no such test: it is
+//! rehearsed ([`predict`]).
 //!
 //! Deliberately absent: prices (see [`saving`](super::saving)) and any rung that takes longer than a minute or two.
 
+mod classify;
+mod extract;
+mod generate;
 pub mod holm;
+mod measure;
+pub mod predict;
 pub mod prior;
 pub mod rows;
 
@@ -19,42 +28,36 @@ use std::time::Duration;
 
 use metier_kernels::Pool;
 use metier_model::{
-    Progress, Unit,
-    proof::{binomial_tail, learn_then_test, rows_needed},
+    Progress,
+    proof::{learn_then_test, rows_needed},
     specialist::manifest::Stage,
 };
 use metier_traffic::privacy::masked;
 use serde::{Deserialize, Serialize};
-use statrs::function::beta::beta_reg;
 
-use self::{prior::Prior, rows::Ground};
+use self::{
+    measure::Told,
+    predict::{Predicted, Rehearsal},
+    prior::Prior,
+};
 use super::{
+    act,
     saving::{Count, assumptions::Assumptions, chance::Evidence},
     task::{Task, TaskKind},
 };
 use crate::{
-    craft::{
-        encoder::Recipe,
-        ladder::{self, Embeddings, Held},
-    },
-    data::{Part, task::Metric, task::Target},
     embed::Embed,
-    eval::{
-        LearningCurve, calibrate,
-        cluster::{self, Groups},
-        learning,
-        metrics::{Measured, quantile},
-    },
+    eval::{LearningCurve, metrics::Measured},
 };
 
 /// How much worse a smaller rung may be.
 const MARGIN: f64 = 0.01;
-/// Points of the curve of risk by coverage.
-const CURVE_POINTS: usize = 41;
 /// Share of one answer from which on a rule does.
 const ALWAYS: f64 = 0.98;
-/// Least chance that a verdict stands on: below it a trial that says "not yet" says "no".
-const HOPELESS: f64 = 0.05;
+/// Below this chance more rows are no way to a verdict, unless the learning curve rises.
+const HOPELESS: f64 = 0.005;
+/// Seed of rehearsals: one log, one forecast.
+const REHEARSED: u64 = 1;
 
 /// What a trial needs.
 pub struct Bench<'a> {
@@ -68,19 +71,125 @@ pub struct Bench<'a> {
     pub clock: &'a dyn Fn() -> Duration,
 }
 
+/// What is tried.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Rung {
+    /// A linear model on n-grams.
+    Linear,
+    /// A linear model on an encoder's embedding.
+    Head,
+    /// One on both.
+    Both,
+    /// Values that were seen before, found again.
+    Lookup,
+    /// An encoder tuned to tag words.
+    Span,
+    /// The answer to the nearest earlier text.
+    Nearest,
+    /// The same, with what differs between the texts put in its place.
+    Adapted,
+}
+
+impl Rung {
+    fn of(stage: Stage) -> Self {
+        match stage {
+            Stage::Head => Self::Head,
+            Stage::Both => Self::Both,
+            Stage::Lookup => Self::Lookup,
+            Stage::Span => Self::Span,
+            Stage::Nearest => Self::Nearest,
+            _ => Self::Linear,
+        }
+    }
+
+    /// As in reports.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Linear => "linear",
+            Self::Head => "head",
+            Self::Both => "both",
+            Self::Lookup => "lookup",
+            Self::Span => "span",
+            Self::Nearest => "nearest",
+            Self::Adapted => "adapted",
+        }
+    }
+
+    /// In words, where nothing was trained: what does as well as a specialist.
+    pub fn rule(self) -> Option<&'static str> {
+        match self {
+            Self::Lookup => Some("a list of the values that came before"),
+            Self::Nearest => Some("the answer to the nearest earlier text"),
+            Self::Adapted => Some("the answer to the nearest earlier text, with what differs put in its place"),
+            _ => None,
+        }
+    }
+}
+
+/// What a row was used for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// It trained.
+    Trained,
+    /// It chose settings and thresholds.
+    Chose,
+    /// It was measured.
+    Measured,
+    /// It was to train, and is nearly equal to a row that was measured.
+    LeftOut,
+}
+
+impl Role {
+    /// As in `examples.csv`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Trained => "trained",
+            Self::Chose => "chose",
+            Self::Measured => "measured",
+            Self::LeftOut => "left out",
+        }
+    }
+}
+
+/// A row of a trial.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct TriedRow {
+    /// Position in the task's examples.
+    pub example: usize,
+    /// What it was used for.
+    pub role: Role,
+    /// How sure the answer was, of measured rows.
+    pub score: Option<f32>,
+    /// Whether it agrees with the LLM's, of measured rows.
+    pub agrees: Option<bool>,
+}
+
+/// How like the LLM's answers are, where an answer is more than a label.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Likeness {
+    /// By which metric.
+    pub metric: String,
+    /// Its mean over the measured rows.
+    pub value: Measured,
+}
+
 /// A trial that ran.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Trial {
     /// The rung that was taken.
-    pub rung: Stage,
+    pub rung: Rung,
     /// Rows that trained, chose and were measured.
     pub rows: [u64; 3],
-    /// Different labels.
+    /// Different labels, or fields of an extraction; 0 where answers are texts.
     pub labels: u64,
-    /// Share of the measured rows on which it agrees with the LLM, all answered.
+    /// Share of the measured rows on which it agrees with the LLM, all answered: the same label, all fields the same, the same text up to white space.
     pub agreement: Measured,
+    /// How like the answers are where they do not agree as a whole.
+    #[serde(default)]
+    pub likeness: Option<Likeness>,
     /// The same by rung, smallest first.
-    pub rungs: Vec<(Stage, f64)>,
+    pub rungs: Vec<(Rung, f64)>,
     /// Share right, on measured rows that have a right answer in the log: the specialist's, then the LLM's on the same rows.
     pub accuracy: Option<[Measured; 2]>,
     /// The LLM's agreement with itself where it was asked the same again.
@@ -93,15 +202,21 @@ pub struct Trial {
     pub risk_coverage: Vec<[f64; 2]>,
     /// Requests that the measured rows count as, after what rows of one group have in common.
     pub effective: u64,
+    /// How many rows count as one of these.
+    pub design: f64,
     /// At the threshold for "most": one-sided p-value, and the share answered alone.
     pub most: [f64; 2],
     /// At the threshold for "a little".
     pub little: [f64; 2],
     /// Losses at the threshold for "a little".
     pub little_losses: u64,
-    /// Scores of the measured rows, and whether answering would be a loss, by falling score.
+    /// The thresholds for "most" and for "a little": scores from which on it answers alone.
+    pub thresholds: [f64; 2],
     #[serde(skip)]
     scored: Vec<(f32, bool)>,
+    /// The rows one by one.
+    #[serde(skip)]
+    pub tried: Vec<TriedRow>,
     /// Seconds of all of it.
     pub seconds: f64,
     /// Seconds of the machine for a request's embedding.
@@ -183,143 +298,60 @@ pub struct Judgement {
     pub differs: Count,
 }
 
-/// Tries a specialist for one task, or says why not.
+impl Trial {
+    /// What its measured rows say; the rest is nothing yet.
+    fn of(rung: Rung, told: Told, tried: Vec<TriedRow>, notes: Vec<String>) -> Self {
+        let Told { agreement, design, effective, most, little, little_losses, thresholds, risk_coverage, scored } =
+            told;
+        Self {
+            rung,
+            rows: [0; 3],
+            labels: 0,
+            agreement,
+            likeness: None,
+            rungs: Vec::new(),
+            accuracy: None,
+            ceiling: None,
+            error_share: None,
+            curve: None,
+            risk_coverage,
+            effective,
+            design,
+            most,
+            little,
+            little_losses,
+            thresholds,
+            scored,
+            tried,
+            seconds: 0.0,
+            request_seconds: 0.0,
+            notes,
+        }
+    }
+
+    /// Scores of the measured rows and whether answering would be a loss, by falling score.
+    pub fn scored(&self) -> &[(f32, bool)] {
+        &self.scored
+    }
+}
+
+/// Tries one task, or says why not.
 pub fn attempt(
     task: &Task,
     assumptions: &Assumptions,
     bench: &Bench<'_>,
     progress: &mut dyn FnMut(Progress<'_>),
 ) -> Result<Trial, String> {
-    let start = (bench.clock)();
-    let elapsed = || (bench.clock)().saturating_sub(start);
-    let Ground { splits, gold, unseen, notes } = rows::part(task, bench.seed)?;
-    let mut notes = notes;
-    let texts: Vec<&str> =
-        Part::ALL.iter().flat_map(|&part| splits.part(part)).map(|example| example.row.text.as_str()).collect();
-    let before = elapsed();
-    let embeddings: Option<Embeddings> = match bench.encoder {
-        None => {
-            notes.push("no encoder was at hand: only n-grams were tried".to_owned());
-            None
-        }
-        Some(encoder) => {
-            let all = encoder.embed_all(bench.pool, &texts, progress);
-            let mut all = all.map_err(|error| format!("its texts cannot be embedded: {error}"))?.into_iter();
-            Some(Part::ALL.map(|part| all.by_ref().take(splits.part(part).len()).collect()))
-        }
+    let trial = match task.kind.kind {
+        TaskKind::Classify => classify::attempt(task, assumptions, bench, progress),
+        TaskKind::Extract => extract::attempt(task, assumptions, bench, progress),
+        TaskKind::Generate => generate::attempt(task, assumptions, bench, progress),
     };
-    let request_seconds = (elapsed() - before).as_secs_f64() / texts.len().max(1) as f64;
-    let target =
-        Target { metric: Metric::Accuracy, margin: MARGIN, epsilon: assumptions.epsilon, delta: assumptions.delta };
-    let deadline = Duration::from_secs_f64(assumptions.training_minutes * 60.0);
-    let run = ladder::Run { pool: bench.pool, seed: bench.seed, clock: &elapsed, deadline, keeps: None };
-    let inputs = ["text".to_owned()];
-    let ground = ladder::Ground {
-        splits: &splits,
-        inputs: &inputs,
-        embeddings: embeddings.as_ref(),
-        encoder: None,
-        decoder: None,
-        decoding: &crate::craft::decoder::Recipe::default(),
-        from: Stage::Linear,
-        up_to: Stage::Both,
-        tuning: &Recipe::default(),
-        lesson: None,
-    };
-    let ladder = ladder::climb(ground, &target, &run, progress).map_err(|error| error.to_string())?;
-    progress(Progress { stage: "judging", done: 0, total: None, unit: Unit::Steps });
-    let rung = &ladder.rungs[ladder.chosen];
-    let validation: Vec<usize> = splits.part(Part::Validation).iter().map(|example| example.class).collect();
-    let calibrator = calibrate::fit(&rung.validation, &validation);
-    let measured = splits.part(Part::Calibration);
-    let margins = Held::of(&splits, Part::Calibration, &ladder.features, embeddings.as_ref()).margins(&rung.head);
-    let agrees_of = |margins: &[Vec<f32>]| -> Vec<bool> {
-        let calls = ladder::calls(margins);
-        (0..measured.len()).map(|at| !unseen[at] && calls[at] == measured[at].class).collect()
-    };
-    let agrees = agrees_of(&margins);
-    let calls = ladder::calls(&margins);
-    let scores: Vec<f32> = margins.iter().map(|margins| calibrator.score(margins)).collect();
-    let groups = Groups::of(measured.iter().map(|example| example.row.group.as_deref()));
-    let groups = groups.as_ref();
-    let share = |of: &dyn Fn(usize) -> bool, hit: &dyn Fn(usize) -> bool| {
-        cluster::share(groups, &|at| of(at), &|at| hit(at), measured.len())
-    };
-    let known = |at: usize| gold[at].is_some();
-    let named = |at: usize| gold[at].as_deref() == Some(splits.labels[calls[at]].as_str());
-    let llm_right = |at: usize| gold[at].as_deref() == Some(measured[at].row.label.as_str());
-    let n_gold = (0..measured.len()).filter(|&at| known(at)).count();
-    let differing = |at: usize| known(at) && !agrees[at];
-    let n_differing = (0..measured.len()).filter(|&at| differing(at)).count();
-
-    // Thresholds by what they let through on validation rows, before the measured rows are looked at.
-    let mut reached: Vec<f64> = rung.validation.iter().map(|margins| f64::from(calibrator.score(margins))).collect();
-    reached.sort_by(f64::total_cmp);
-    let threshold = |coverage: f64| {
-        let slack = (coverage * (1.0 - coverage) / reached.len() as f64).sqrt();
-        quantile(&reached, (1.0 - coverage - slack).max(0.0))
-    };
-    let design = groups.map_or(1.0, |groups| groups.report(&agrees).design_effect.max(1.0));
-    let effective = (measured.len() as f64 / design).floor() as u64;
-    let at = |coverage: f64| {
-        let threshold = threshold(coverage);
-        let accepted: Vec<usize> = (0..measured.len()).filter(|&at| f64::from(scores[at]) >= threshold).collect();
-        let losses = accepted.iter().filter(|&&at| !agrees[at]).count() as u64;
-        let p = binomial_tail((losses as f64 / design).ceil() as u64, effective, assumptions.epsilon);
-        ([p, accepted.len() as f64 / measured.len() as f64], losses)
-    };
-    let (most, _) = at(assumptions.proven_coverage);
-    let (little, little_losses) = at(assumptions.partial_coverage);
-    let mut scored: Vec<(f32, bool)> = scores.iter().copied().zip(agrees.iter().map(|agrees| !agrees)).collect();
-    scored.sort_by(|a, b| b.0.total_cmp(&a.0));
-
-    let shop = learning::Workshop { inputs: &inputs, pool: bench.pool, seed: bench.seed, clock: &elapsed, deadline };
-    let curve = learning::measure(&splits, embeddings.as_ref(), rung, Metric::Accuracy, &shop);
-    let curve = curve.map_err(|why| notes.push(why)).ok();
-    let rungs = ladder.rungs.iter().map(|rung| {
-        let held = Held::of(&splits, Part::Calibration, &ladder.features, rung.embeddings(embeddings.as_ref()));
-        let agrees = agrees_of(&held.margins(&rung.head));
-        (rung.stage, agrees.iter().filter(|agrees| **agrees).count() as f64 / agrees.len() as f64)
+    let ceiling = task.traits.self_agreement.filter(|agreement| agreement.pairs > 0).map(|agreement| Measured {
+        value: agreement.agree as f64 / agreement.pairs as f64,
+        interval: agreement.interval,
     });
-    Ok(Trial {
-        rung: rung.stage,
-        rows: [Part::Train, Part::Validation, Part::Calibration].map(|part| splits.part(part).len() as u64),
-        labels: splits.labels.len() as u64,
-        agreement: share(&|_| true, &|at| agrees[at]),
-        rungs: rungs.collect(),
-        accuracy: (n_gold >= MIN_GOLD).then(|| [share(&known, &named), share(&known, &llm_right)]),
-        ceiling: task.traits.self_agreement.filter(|agreement| agreement.pairs > 0).map(|agreement| Measured {
-            value: agreement.agree as f64 / agreement.pairs as f64,
-            interval: agreement.interval,
-        }),
-        error_share: (n_differing >= MIN_DIFFERENCES).then(|| share(&differing, &|at| !named(at))),
-        curve,
-        risk_coverage: risk_coverage(&scored),
-        effective,
-        most,
-        little,
-        little_losses,
-        scored,
-        seconds: elapsed().as_secs_f64(),
-        request_seconds,
-        notes,
-    })
-}
-
-/// Measured rows with a right answer from which on an accuracy is told.
-const MIN_GOLD: usize = 50;
-/// Differences among them from which on it is told who was wrong.
-const MIN_DIFFERENCES: usize = 20;
-
-fn risk_coverage(scored: &[(f32, bool)]) -> Vec<[f64; 2]> {
-    let n = scored.len() as f64;
-    (0..CURVE_POINTS)
-        .map(|point| {
-            let accepted = scored.len() * point / (CURVE_POINTS - 1);
-            let losses = scored[..accepted].iter().filter(|(_, lost)| *lost).count();
-            [accepted as f64 / n, losses as f64 / n]
-        })
-        .collect()
+    trial.map(|trial| Trial { ceiling, ..trial })
 }
 
 /// Judges all tasks together: what the trials say, corrected for their number.
@@ -336,6 +368,9 @@ pub fn judge(tasks: &[Task], trials: Vec<Result<Trial, String>>, assumptions: &A
             let p_values = trial.as_ref().ok().and_then(|_| adjusted.next());
             let mut judgement = match trial {
                 Err(why) => untried(task, prior, why, assumptions),
+                Ok(made) if made.rung.rule().is_some() => {
+                    ruled(task, prior, made, p_values.unwrap_or([1.0; 2]), n_tried, assumptions)
+                }
                 Ok(made) => tried_one(task, prior, made, p_values.unwrap_or([1.0; 2]), n_tried, assumptions),
             };
             if let Some(rule) = rule(task) {
@@ -378,6 +413,45 @@ fn untried(task: &Task, prior: Prior, why: String, assumptions: &Assumptions) ->
     }
 }
 
+/// A task for which something was tried that needs no training, and no specialist was.
+fn ruled(
+    task: &Task,
+    prior: Prior,
+    trial: Trial,
+    [most, little]: [f64; 2],
+    n_tried: usize,
+    assumptions: &Assumptions,
+) -> Judgement {
+    let level = assumptions.delta / 2.0;
+    // How far the threshold may be lowered where each task has its share of δ; of rows that hang together this test says nothing.
+    let loosest = learn_then_test(&trial.scored, assumptions.epsilon, level / n_tried.max(1) as f64);
+    let loosest = loosest.map_or(0.0, |certificate| if trial.design > 1.0 { 0.0 } else { certificate.coverage });
+    let rule = trial.rung.rule().unwrap_or_default();
+    let percent = |share: f64| format!("{:.1} %", 100.0 * share);
+    let mut judgement = untried(task, prior, String::new(), assumptions);
+    judgement.not_tried = None;
+    let given = if most <= level { trial.most[1].max(loosest) } else { loosest };
+    judgement.verdict = if given >= assumptions.proven_coverage {
+        Verdict::Cheaper { by: format!("{rule} for {} of the requests", percent(given)) }
+    } else {
+        let [low, high] = trial.agreement.interval.map(percent);
+        let alone = if little <= level || loosest > 0.0 {
+            let given = if little <= level { given.max(trial.little[1]) } else { given };
+            format!(", and may be given without asking for the surest {} of the requests", percent(given))
+        } else {
+            String::new()
+        };
+        let why = format!(
+            "{rule} agrees with the LLM on {} [{low}, {high}] of the rows{alone}; a specialist was not tried",
+            percent(trial.agreement.value)
+        );
+        Verdict::NotYet { more_rows: None, why }
+    };
+    judgement.trial = Some(trial);
+    judgement.adjusted = Some([most, little]);
+    judgement
+}
+
 fn tried_one(
     task: &Task,
     prior: Prior,
@@ -399,13 +473,20 @@ fn tried_one(
         None if is_most || is_little => (trial.little[1], trial.little_losses),
         None => (0.0, 0),
     };
-    // Posterior that the true share of losses at the threshold that was tested lies below ε (uniform prior).
-    let scale = trial.effective as f64 / n;
-    let below = |losses: u64| {
-        let losses = losses as f64 * scale;
-        beta_reg(losses + 1.0, (n * scale - losses + 1.0).max(1.0), epsilon)
+    let scale = 1.0 / trial.design;
+    let [train, calibration, test] = act::sizes(rows::known(task).len() as u64);
+    let exponent = trial.curve.as_ref().and_then(|curve| curve.exponent);
+    let rehearsal = Rehearsal {
+        scored: &trial.scored,
+        design: trial.design,
+        exponent: exponent.map(|b| [b.value, b.interval[0], b.interval[1]]),
+        trained: [trial.rows[0], train],
+        build: [calibration, test],
+        epsilon,
+        delta,
+        coverage: assumptions.partial_coverage,
     };
-    let chance = below(trial.little_losses);
+    let Predicted { passes: chance, coverage: promised } = predict::predict(&rehearsal, REHEARSED, &task.id);
     let verdict = if is_most {
         Verdict::Proven { coverage: coverage.max(trial.most[1]) }
     } else if is_little {
@@ -429,7 +510,7 @@ fn tried_one(
                     trial.little_losses
                 ),
             },
-            None if improves && chance >= HOPELESS / 10.0 => Verdict::NotYet {
+            None if improves && chance >= HOPELESS => Verdict::NotYet {
                 more_rows: Some(have),
                 why: "even its surest answers differ from the LLM's too often, and with every doubling of the rows less so".to_owned(),
             },
@@ -441,10 +522,6 @@ fn tried_one(
             },
         }
     };
-    let certain = match &verdict {
-        Verdict::No { .. } => chance.min(HOPELESS),
-        _ => chance,
-    };
     let (deferred, differs) = match &verdict {
         Verdict::Proven { coverage } | Verdict::Partial { coverage } => {
             let losses = if loosest.is_some_and(|(loosest, _)| loosest >= *coverage) {
@@ -455,7 +532,10 @@ fn tried_one(
             (Count { k: (1.0 - coverage) * n * scale, n: n * scale }, Count { k: losses * scale, n: n * scale })
         }
         _ => (
-            Count { k: (1.0 - assumptions.partial_coverage) * assumptions.prior_rows, n: assumptions.prior_rows },
+            Count {
+                k: (1.0 - promised.unwrap_or(assumptions.partial_coverage)) * assumptions.prior_rows,
+                n: assumptions.prior_rows,
+            },
             Count { k: epsilon / 2.0 * 100.0, n: 100.0 },
         ),
     };
@@ -466,7 +546,7 @@ fn tried_one(
         not_tried: None,
         verdict,
         adjusted: Some([most, little]),
-        chance: certain,
+        chance,
         evidence: Evidence::Tried,
         epsilon,
         deferred,

@@ -17,7 +17,7 @@ use std::{
 use metier_model::{Digest, Progress, Unit};
 use metier_traffic::{
     Exchange,
-    exchange::Verdict,
+    exchange::{Odd, Verdict},
     logs::{self, Row, Unread},
 };
 use serde_json::{Map, Value};
@@ -84,13 +84,30 @@ pub struct RowPlace {
     pub file: Arc<str>,
     /// Its line, from 1; of an array's element, the line where it begins.
     pub line: u64,
+    /// Which of the calls of that line, from 0: a batch of spans, or a list inside an object, holds several.
+    pub nth: u32,
 }
 
 impl std::fmt::Display for RowPlace {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{}:{}", self.file, self.line)
+        write!(f, "{}:{}", self.file, self.line)?;
+        if self.nth > 0 { write!(f, "#{}", self.nth + 1) } else { Ok(()) }
     }
 }
+
+/// What became of a row, or of one of the calls in it.
+#[derive(Debug)]
+pub enum Fate<'a> {
+    /// A call that counts.
+    Call(Exchange),
+    /// Something that does not count, and why.
+    Passed(&'a str),
+}
+
+/// A score is joined to its call by id.
+pub const IS_SCORE: &str = "what somebody says of a call";
+/// A stream's pieces make one call, which stands where its first piece does.
+pub const IS_PIECE: &str = "a further piece of an answer that came as a stream";
 
 /// The files of a run, and what is to be believed of their times.
 #[derive(Debug)]
@@ -177,6 +194,25 @@ impl Logs {
         take: &mut dyn FnMut(Exchange, &RowPlace),
         progress: &mut dyn FnMut(Progress<'_>),
     ) -> Result<Pass, ReadError> {
+        let calls = &mut |fate: Fate<'_>, place: &RowPlace, _: bool| {
+            if let Fate::Call(call) = fate {
+                take(call, place);
+            }
+        };
+        self.read_all(stage, calls, progress)
+    }
+
+    /// As [`read`](Self::read), but tells of what is no call too: every row is told of at least once. The last argument of `take` is true once for
+    /// each row, so that these add up to [`Reading::rows`].
+    ///
+    /// # Errors
+    /// As [`read`](Self::read).
+    pub fn read_all(
+        &self,
+        stage: &str,
+        take: &mut dyn FnMut(Fate<'_>, &RowPlace, bool),
+        progress: &mut dyn FnMut(Progress<'_>),
+    ) -> Result<Pass, ReadError> {
         let mut state = State {
             pass: Pass::default(),
             seen: HashSet::default(),
@@ -234,7 +270,7 @@ struct State<'a> {
     seen: HashSet<u64, std::hash::BuildHasherDefault<Identity>>,
     streams: HashMap<String, (Exchange, RowPlace)>,
     now_ms: u64,
-    take: &'a mut dyn FnMut(Exchange, &RowPlace),
+    take: &'a mut dyn FnMut(Fate<'_>, &RowPlace, bool),
     progress: &'a mut dyn FnMut(Progress<'_>),
     stage: &'a str,
     total_bytes: u64,
@@ -312,7 +348,7 @@ impl State<'_> {
         let mut streams: Vec<(Exchange, RowPlace)> = self.streams.drain().map(|(_, stream)| stream).collect();
         streams.sort_by_key(|(_, place)| place.line);
         for (call, place) in streams {
-            self.call(call, &place, logs::Format::OpenAi);
+            self.call(call, &place, logs::Format::OpenAi, true);
         }
         self.bytes_before += length;
         Ok(())
@@ -322,7 +358,7 @@ impl State<'_> {
     fn parquet(&mut self, path: &Path, name: &Arc<str>) -> Result<(), ReadError> {
         let file = File::open(path).map_err(|source| ReadError::Io { path: path.to_owned(), source })?;
         let read = parquet::for_each_row(file, &mut |line, row| {
-            self.record(&Value::Object(row), &RowPlace { file: Arc::clone(name), line });
+            self.record(&Value::Object(row), &RowPlace { file: Arc::clone(name), line, nth: 0 });
             true
         });
         if let Err(error) = read {
@@ -380,7 +416,7 @@ impl State<'_> {
 
     fn lines(&mut self, name: &Arc<str>, reader: &mut dyn BufRead) -> io::Result<()> {
         let mut line = Vec::new();
-        let mut place = RowPlace { file: Arc::clone(name), line: 0 };
+        let mut place = RowPlace { file: Arc::clone(name), line: 0, nth: 0 };
         loop {
             let end = next_line(reader, &mut line, None)?;
             if end == End::OfFile && line.is_empty() {
@@ -400,7 +436,7 @@ impl State<'_> {
     fn values(&mut self, name: &Arc<str>, reader: &mut dyn BufRead) -> io::Result<()> {
         let mut scan = Scan::default();
         let mut value = Vec::new();
-        let mut place = RowPlace { file: Arc::clone(name), line: 1 };
+        let mut place = RowPlace { file: Arc::clone(name), line: 1, nth: 0 };
         let mut line = 1;
         loop {
             let chunk = reader.fill_buf()?;
@@ -451,7 +487,7 @@ impl State<'_> {
             if end == End::OfFile && record.is_empty() {
                 return Ok(());
             }
-            let place = RowPlace { file: Arc::clone(name), line: line + 1 };
+            let place = RowPlace { file: Arc::clone(name), line: line + 1, nth: 0 };
             line += 1 + record.iter().filter(|&&byte| byte == b'\n').count() as u64;
             if end == End::TooLong {
                 self.skip(&format!("{}, or a quote that is never closed", too_long()), &place);
@@ -494,27 +530,36 @@ impl State<'_> {
     }
 
     fn record(&mut self, record: &Value, place: &RowPlace) {
+        let mut place = place.clone();
         match logs::read(record) {
             // One object with a list of records inside.
             Err(Unread::UnknownFields) if list(record).is_some() => {
                 for inner in list(record).unwrap_or_default() {
-                    self.row(logs::read(inner), place);
+                    self.row(logs::read(inner), &mut place);
                 }
             }
-            read => self.row(read, place),
+            read => self.row(read, &mut place),
         }
     }
 
-    fn row(&mut self, read: Result<(logs::Format, Row), Unread>, place: &RowPlace) {
+    /// Leaves `place` behind what it has read there.
+    fn row(&mut self, read: Result<(logs::Format, Row), Unread>, place: &mut RowPlace) {
         self.pass.reading.rows += 1;
         if self.pass.reading.rows.is_multiple_of(REPORT_EVERY) {
             let done = (self.bytes_before + self.bytes.get()).min(self.total_bytes);
             (self.progress)(Progress { stage: self.stage, done, total: Some(self.total_bytes), unit: Unit::Bytes });
         }
         match read {
-            Err(unread) => note(&mut self.pass.reading.skipped, &unread.to_string(), place),
-            Ok((format, Row::Calls(calls))) => calls.into_iter().for_each(|call| self.call(call, place, format)),
+            Err(unread) => self.pass_over(&unread.to_string(), place, true),
+            Ok((format, Row::Calls(calls))) => {
+                for (at, call) in calls.into_iter().enumerate() {
+                    self.call(call, place, format, at == 0);
+                    place.nth += 1;
+                }
+                return;
+            }
             Ok((_, Row::Score(score))) => {
+                (self.take)(Fate::Passed(IS_SCORE), place, true);
                 if self.pass.verdicts.len() < MAX_SCORES {
                     self.pass.verdicts.insert(score.of, score.verdict);
                 }
@@ -523,40 +568,49 @@ impl State<'_> {
                 if !self.streams.contains_key(&piece.id) && self.streams.len() == MAX_STREAMS {
                     let oldest = self.streams.iter().min_by_key(|(_, (_, place))| place.line).map(|(id, _)| id.clone());
                     if let Some((call, place)) = oldest.and_then(|id| self.streams.remove(&id)) {
-                        self.call(call, &place, format);
+                        self.call(call, &place, format, true);
                     }
                 }
                 match self.streams.get_mut(&piece.id) {
-                    Some((call, _)) => join(call, piece.part),
+                    Some((call, _)) => {
+                        join(call, piece.part);
+                        (self.take)(Fate::Passed(IS_PIECE), place, true);
+                    }
                     None => {
                         self.streams.insert(piece.id, (piece.part, place.clone()));
                     }
                 }
             }
         }
+        place.nth += 1;
     }
 
     fn skip(&mut self, reason: &str, place: &RowPlace) {
         self.pass.reading.rows += 1;
-        note(&mut self.pass.reading.skipped, reason, place);
+        self.pass_over(reason, place, true);
     }
 
-    fn call(&mut self, mut call: Exchange, place: &RowPlace, format: logs::Format) {
-        let reading = &mut self.pass.reading;
+    fn pass_over(&mut self, reason: &str, place: &RowPlace, begins: bool) {
+        note(&mut self.pass.reading.skipped, reason, place);
+        (self.take)(Fate::Passed(reason), place, begins);
+    }
+
+    fn call(&mut self, mut call: Exchange, place: &RowPlace, format: logs::Format, begins: bool) {
         if let Some(key) = key(&call) {
             if self.seen.contains(&key) {
-                note(&mut reading.skipped, "a duplicate of an earlier row", place);
+                self.pass_over("a duplicate of an earlier row", place, begins);
                 return;
             }
             if self.seen.len() < MAX_REMEMBERED {
                 self.seen.insert(key);
             }
         }
+        let reading = &mut self.pass.reading;
         if call.time_ms.is_some_and(|ms| ms < FIRST_MS || ms > self.now_ms.saturating_add(AHEAD_MS)) {
             call.time_ms = None;
-            note(&mut reading.odd, "time before 2015 or in the future; the call is counted without a week", place);
+            call.odd.push(Odd::WrongClock);
         }
-        for odd in std::mem::take(&mut call.odd) {
+        for odd in &call.odd {
             note(&mut reading.odd, odd.words(), place);
         }
         reading.calls += 1;
@@ -565,7 +619,7 @@ impl State<'_> {
             reading.first_ms = Some(reading.first_ms.map_or(ms, |first| first.min(ms)));
             reading.last_ms = Some(reading.last_ms.map_or(ms, |last| last.max(ms)));
         }
-        (self.take)(call, place);
+        (self.take)(Fate::Call(call), place, begins);
     }
 }
 

@@ -59,6 +59,9 @@ pub struct Roadmap {
     pub seed: u64,
     /// True where the traffic was generated.
     pub synthetic: bool,
+    /// The file with a line for every row of the logs, where one was written: see [`trace`](super::trace).
+    #[serde(default)]
+    pub rows_file: Option<String>,
 }
 
 /// One task.
@@ -189,6 +192,7 @@ pub fn draw_up(
         brier: brier(attempts, seed),
         seed,
         synthetic: is_synthetic(discovery),
+        rows_file: None,
     }
 }
 

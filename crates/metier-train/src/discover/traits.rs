@@ -23,7 +23,7 @@ const COMPRESSED_BYTES: usize = 1 << 20;
 /// Bytes of a text that are searched for personal data.
 const PERSONAL_BYTES: usize = 8 << 10;
 /// Examples that are searched for personal data and near-repeats.
-const SEARCHED: usize = 2000;
+pub(super) const SEARCHED: usize = 2000;
 /// Bytes of an input whose words are compared.
 const NEAR_BYTES: usize = 4 << 10;
 /// Words whose sets are alike from here on (Jaccard).
@@ -311,14 +311,22 @@ pub fn kind(examples: &[Example], traits: &Traits, has_schema: bool) -> KindGues
 pub fn personal(examples: &[Example]) -> BTreeMap<PersonalKind, PersonalCount> {
     let mut kinds: BTreeMap<PersonalKind, PersonalCount> = BTreeMap::new();
     for example in examples.iter().take(SEARCHED) {
-        let mut here: BTreeSet<PersonalKind> = BTreeSet::new();
-        for text in std::iter::once(&example.input).chain(&example.output) {
-            for found in privacy::detect(&text[..text.floor_char_boundary(PERSONAL_BYTES)]) {
-                kinds.entry(found.kind).or_default().found += 1;
-                here.insert(found.kind);
-            }
+        for (kind, n) in personal_in(example) {
+            let count = kinds.entry(kind).or_default();
+            count.examples += 1;
+            count.found += n;
         }
-        here.into_iter().for_each(|kind| kinds.entry(kind).or_default().examples += 1);
+    }
+    kinds
+}
+
+/// The same of one example: how often each kind stands in it.
+pub(super) fn personal_in(example: &Example) -> BTreeMap<PersonalKind, u64> {
+    let mut kinds = BTreeMap::new();
+    for text in std::iter::once(&example.input).chain(&example.output) {
+        for found in privacy::detect(&text[..text.floor_char_boundary(PERSONAL_BYTES)]) {
+            *kinds.entry(found.kind).or_default() += 1;
+        }
     }
     kinds
 }

@@ -35,9 +35,9 @@ table{border-collapse:collapse;width:100%;font-variant-numeric:tabular-nums;font
 td,th{padding:5px 12px 5px 0;border-bottom:1px solid var(--line);vertical-align:top}td.n,th.n{text-align:right}tr.chosen td{font-weight:650}
 .bar{height:10px;border-radius:5px;background:var(--soft);min-width:120px}.bar i{display:block;height:100%;border-radius:5px;background:var(--main)}
 .says{white-space:nowrap;font-weight:650}.yes{color:var(--good)}.no{color:var(--bad)}.cannot{color:var(--mute)}.ahead{stroke-dasharray:5 5}
+code{font-size:13px;word-break:break-all}.scroll{overflow-x:auto}ul{padding-left:1.2em}.verdict{border-left:4px solid var(--good);padding:2px 0 2px 14px}.verdict.no{border-color:var(--bad)}
 @media print{:root{--bg:#fff;--fg:#000;--mute:#444;--line:#bbb;--card:#fff;--main:#123c66;--good:#14532d;--bad:#8a1c0f;--soft:#ddd}
-main{max-width:none;padding:0}h2{break-after:avoid}figure,tr,.tile{break-inside:avoid}.scroll{overflow:visible}}
-code{font-size:13px;word-break:break-all}.scroll{overflow-x:auto}ul{padding-left:1.2em}.verdict{border-left:4px solid var(--good);padding:2px 0 2px 14px}.verdict.no{border-color:var(--bad)}";
+*{print-color-adjust:exact;-webkit-print-color-adjust:exact}main{max-width:none;padding:0}h2{break-after:avoid}figure,tr,.tile{break-inside:avoid}.scroll{overflow:visible}}";
 
 /// Renders the report.
 pub fn render(specialist: &Specialist, outcome: &BuildOutcome) -> String {

@@ -10,7 +10,10 @@ use metier_train::discover::{
     saving::{assumptions::Assumptions, chance::Evidence},
 };
 
-use crate::traffic::task;
+use metier_model::{Encoder, tiny};
+use metier_train::{Embed, discover::judge::Rung};
+
+use crate::traffic::{task, task_of};
 
 pub(crate) fn judged(tasks: &[Task], assumptions: &Assumptions) -> Vec<Judgement> {
     let pool = Pool::new(2, Tier::detect());
@@ -54,18 +57,18 @@ fn many_tries_need_more_than_one() {
 #[test]
 fn what_cannot_be_tried_says_why() {
     let few = task("few", 80, 0, 1000, false);
-    let mut written = task("written", 400, 0, 1000, false);
-    written.kind.kind = TaskKind::Generate;
+    let mut extracted = task("extracted", 400, 0, 1000, false);
+    extracted.kind.kind = TaskKind::Extract;
     let mut silent = task("silent", 0, 0, 1000, false);
     silent.sampling.with_text = 0;
     let mut always = task("always", 400, 0, 1000, false);
     always.examples.iter_mut().for_each(|example| example.output = Some("yes".to_owned()));
     always.traits.labels = [("yes".to_owned(), 400)].into();
-    let found = judged(&[few, written, silent, always], &Assumptions::default());
+    let found = judged(&[few, extracted, silent, always], &Assumptions::default());
     let why = |at: usize| found[at].not_tried.clone().unwrap();
     assert!(why(0).contains("80 of at least 120"), "{}", why(0));
     assert!(matches!(found[0].verdict, Verdict::NotYet { more_rows: Some(40), .. }), "{:?}", found[0].verdict);
-    assert!(why(1).contains("`metier build` tries"), "{}", why(1));
+    assert!(why(1).contains("needs a JSON schema"), "{}", why(1));
     assert!(why(2).contains("holds no texts"), "{}", why(2));
     assert!(
         matches!(&found[3].verdict, Verdict::Cheaper { by } if by.contains("a rule: 400 of 400")),
@@ -73,6 +76,104 @@ fn what_cannot_be_tried_says_why() {
         found[3].verdict
     );
     assert!(found.iter().take(3).all(|judgement| judgement.evidence == Evidence::Traits));
+}
+
+fn pick(at: u64, which: u64, n: usize) -> usize {
+    (metier_model::specialist::mix(at.wrapping_mul(31).wrapping_add(which) ^ 0x7a11) % n as u64) as usize
+}
+
+const TOWNS: [&str; 40] = [
+    "Oslo", "Lima", "Ulm", "Bern", "Rome", "Kiel", "Graz", "Metz", "Pisa", "Turku", "Lodz", "Brno", "Cork", "Vigo",
+    "Nice", "Bari", "Bonn", "Linz", "Gent", "Bath", "York", "Hull", "Mons", "Como", "Trier", "Jena", "Gera", "Suhl",
+    "Hof", "Celle", "Emden", "Husum", "Soest", "Unna", "Hamm", "Herne", "Witten", "Hagen", "Siegen", "Olpe",
+];
+
+#[test]
+fn an_answer_that_was_given_before_needs_no_training_and_one_that_was_not_says_what_was_not_tried() {
+    let shipped = task_of(
+        "shipped",
+        TaskKind::Generate,
+        None,
+        (0..1300).map(|at| {
+            let (n, town) = (2 + pick(at, 1, 997), TOWNS[pick(at, 2, 40)]);
+            (
+                format!("Please ship {n} crates to {town} as order number {at}"),
+                format!("{n} crates leave for {town} today."),
+            )
+        }),
+    );
+    let story = task_of(
+        "story",
+        TaskKind::Generate,
+        None,
+        (0..400).map(|at| {
+            let word = |which: u64| TOWNS[pick(at, which, 40)];
+            (
+                format!("a story of {} and {} number {at}", word(1), word(2)),
+                format!("{} {} {}", word(7), word(8), word(9)),
+            )
+        }),
+    );
+    let found = judged(&[shipped, story], &Assumptions::default());
+    let trial = found[0].trial.as_ref().unwrap();
+    assert_eq!(trial.rung, Rung::Adapted, "{:?}", trial.rungs);
+    assert!(trial.agreement.value > 0.98, "{:?}", trial.agreement);
+    assert!(trial.rungs.iter().any(|(rung, share)| *rung == Rung::Nearest && *share < 0.1), "{:?}", trial.rungs);
+    assert!(
+        matches!(&found[0].verdict, Verdict::Cheaper { by } if by.contains("put in its place")),
+        "{:?}",
+        found[0].verdict
+    );
+    let trial = found[1].trial.as_ref().unwrap();
+    assert!(trial.agreement.value < 0.05 && trial.likeness.as_ref().unwrap().value.value < 0.4, "{trial:?}");
+    assert!(matches!(&found[1].verdict, Verdict::NotYet { more_rows: None, why } if why.contains("not tried")));
+    assert!(trial.notes.iter().any(|note| note.contains("`metier build tasks/story/task.toml`")), "{:?}", trial.notes);
+    // Whether an adapter passes was not tried: the chance is a guess from the traffic.
+    assert_eq!(found[1].evidence, Evidence::Traits);
+    assert_eq!(found[1].chance, found[1].prior.chance);
+}
+
+#[test]
+fn an_extraction_is_tried_with_an_encoder_that_tags_words() {
+    const ANIMALS: [&str; 8] = ["ant", "bee", "cat", "dog", "elk", "fox", "gnu", "hen"];
+    const FILLERS: [&str; 6] = ["the", "a", "of", "in", "on", "at"];
+    let schema = "{\"type\":\"object\",\"properties\":{\"bought\":{\"type\":\"string\"},\"price\":{\"type\":\"integer\",\"minimum\":1}}}";
+    // Behind `buy` stands what is bought, behind `pay` a price: every animal stands in every place, and a list of values tells nothing.
+    let orders = task_of(
+        "orders",
+        TaskKind::Extract,
+        Some(schema),
+        (0..600).map(|at| {
+            let animal = |which: u64| ANIMALS[pick(at, which, 8)];
+            let filler = |which: u64| FILLERS[pick(at, which, 6)];
+            let (bought, price) = (animal(1), 1 + pick(at, 2, 9));
+            let text = format!(
+                "{} {} {} buy {bought} {} pay {price} {} {}",
+                filler(3),
+                animal(4),
+                animal(5),
+                filler(6),
+                animal(7),
+                animal(8)
+            );
+            (format!("{text} {}", animal(9)), format!("{{\"bought\":\"{bought}\",\"price\":{price}}}"))
+        }),
+    );
+    let words: Vec<&str> =
+        ANIMALS.into_iter().chain(FILLERS).chain(["buy", "pay", "1", "2", "3", "4", "5", "6", "7", "8", "9"]).collect();
+    let folder = tempfile::tempdir().unwrap();
+    tiny::bert_folder(folder.path(), &words, 2, 3).unwrap();
+    let encoder = Encoder::open(folder.path()).unwrap();
+    let pool = Pool::new(2, Tier::detect());
+    let bench = Bench { encoder: Some(&encoder as &dyn Embed), pool: &pool, seed: 0, clock: &|| Duration::ZERO };
+    let trial = judge::attempt(&orders, &Assumptions::default(), &bench, &mut |_| ()).unwrap();
+    assert_eq!((trial.rung, trial.labels), (Rung::Span, 2));
+    let shares: std::collections::BTreeMap<Rung, f64> = trial.rungs.iter().copied().collect();
+    assert!(shares[&Rung::Span] > shares[&Rung::Lookup] + 0.3, "{shares:?}");
+    assert!(trial.likeness.as_ref().unwrap().value.value > trial.agreement.value - 1e-9, "{trial:?}");
+    let found = judge::judge(&[orders], vec![Ok(trial)], &Assumptions::default());
+    assert_eq!(found[0].evidence, Evidence::Tried);
+    assert!((0.0..=1.0).contains(&found[0].chance));
 }
 
 #[test]

@@ -58,7 +58,7 @@ fn the_page_shows_nothing_personal_fetches_nothing_and_runs_nothing() {
         assert!(!json.contains(absent), "{absent}");
     }
     assert!(!page.contains("NaN") && !json.contains("null,null"), "numbers are numbers");
-    let rows = csv::examples(&discovery);
+    let rows = csv::examples(&discovery, &roadmap);
     assert!(!rows.contains("ada@") && rows.lines().count() == 1001);
     assert!(rows.contains("req-payments-17,log.jsonl:18"), "every example is found again in the log");
 }

@@ -93,6 +93,25 @@ pub(crate) fn task(name: &str, n: u64, noise_percent: u64, calls: u64, with_gold
     }
 }
 
+/// A task of this kind with these texts and answers, evenly over the weeks, each of a customer of its own.
+pub(crate) fn task_of(
+    name: &str,
+    kind: TaskKind,
+    schema: Option<&str>,
+    rows: impl Iterator<Item = (String, String)>,
+) -> Task {
+    let rows: Vec<(String, String)> = rows.collect();
+    let n = rows.len() as u64;
+    let mut task = task(name, n, 0, 1000, false);
+    for (example, (input, output)) in task.examples.iter_mut().zip(rows) {
+        (example.input, example.output) = (input, Some(output));
+    }
+    task.kind.kind = kind;
+    task.identity.schema = schema.map(str::to_owned);
+    task.traits.labels = BTreeMap::new();
+    task
+}
+
 /// A log of these tasks alone.
 pub(crate) fn discovery(tasks: Vec<Task>) -> Discovery {
     let calls = tasks.iter().map(|task| task.total().calls).sum();

@@ -88,13 +88,15 @@ pub fn run(args: &RoadmapArgs) -> Outcome {
         now_ms,
     };
     let mut bars = Bars::new();
-    let discovery = finder.discover(&logs, &mut |progress| bars.show(progress)).map_err(|error| match error {
+    let mut trace = plan.trace()?;
+    let found = finder.discover_traced(&logs, trace.as_mut(), &mut |progress| bars.show(progress));
+    let discovery = found.map_err(|error| match error {
         DiscoverError::Read(error) => Failure::usage(error),
         error @ DiscoverError::Embed(_) => Failure::environment(error),
     })?;
     bars.finish();
-    let drawn =
-        plan.draw_up(&discovery, encoder.as_ref().map(|encoder| encoder as &dyn Embed), &pool, begun, &mut bars)?;
+    let encoder = encoder.as_ref().map(|encoder| encoder as &dyn Embed);
+    let drawn = plan.draw_up(&discovery, trace, encoder, &pool, begun, &mut bars)?;
     if let Some(path) = &args.tasks {
         let staged = super::staged_beside(path).map_err(Failure::environment)?;
         serde_json::to_writer(std::io::BufWriter::new(staged.as_file()), &discovery)

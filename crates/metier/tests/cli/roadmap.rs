@@ -56,6 +56,19 @@ fn from_a_log_to_a_report_to_a_build_and_to_what_came() {
     for file in ["roadmap.json", "roadmap.csv", "examples.csv"] {
         assert!(desk.path("roadmap-report").join(file).is_file(), "{file}");
     }
+    // Calls and costs of the report are the sums over the file of rows.
+    assert!(desk.path("roadmap-report/rows.csv.gz").is_file());
+    desk.run("roadmap log.jsonl --no-encoder --trials 0 --report traced --trace rows.csv --json").check(0, &[]);
+    let report: serde_json::Value =
+        serde_json::from_slice(&fs::read(desk.path("traced/roadmap.json")).unwrap()).unwrap();
+    assert_eq!(report["rows_file"], "rows.csv");
+    let mut rows = csv::Reader::from_path(desk.path("rows.csv")).unwrap();
+    let sum: u64 = rows
+        .deserialize()
+        .map(|row| row.unwrap())
+        .map(|row: std::collections::BTreeMap<String, String>| row["cost_picousd"].parse::<u64>().unwrap())
+        .sum();
+    assert_eq!(report["tasks"][0]["total"]["cost_picousd"].as_u64(), Some(sum));
     // A log that is one of two calls speaks of twice as many.
     let half = "roadmap log.jsonl --no-encoder --log-share 0.5 --report half --json";
     let half = desk.run(half).check(0, &[]).result();
@@ -86,6 +99,22 @@ fn from_a_log_to_a_report_to_a_build_and_to_what_came() {
     }
     desk.write("since.jsonl", since);
     desk.run("roadmap since.jsonl --actuals tasks").check(0, &["400 requests", "came 75.0 %", "no control arm"]);
+}
+
+#[test]
+fn one_command_leads_from_a_log_as_a_gateway_writes_it_to_the_report() {
+    let desk = Desk::new();
+    for format in ["openai", "litellm", "langfuse"] {
+        let log = format!("{format}.jsonl");
+        desk.run(&format!("demo traffic {log} --format {format} --calls 1500 --weeks 8")).check(0, &[]);
+        let line = format!("roadmap {log} --no-encoder --report {format} --json");
+        let result = desk.run(&line).check(0, &[]).result();
+        let calls = result["calls"].as_u64().unwrap();
+        assert!((1400..1600).contains(&calls) && result["skipped"] == 0, "{format}: {result}");
+        assert!(result["tasks"].as_u64().unwrap() >= 8, "{format}: {result}");
+        let page = fs::read_to_string(desk.path(format).join("roadmap.html")).unwrap();
+        assert!(page.contains("This traffic is synthetic") && page.contains("rows.csv.gz"), "{format}");
+    }
 }
 
 #[test]

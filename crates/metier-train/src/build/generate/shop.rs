@@ -731,7 +731,7 @@ fn most(n: usize, value: impl Fn(usize) -> f32) -> usize {
         .0
 }
 
-fn sparse_dot(a: &SparseRow, b: &SparseRow) -> f32 {
+pub(crate) fn sparse_dot(a: &SparseRow, b: &SparseRow) -> f32 {
     let (mut sum, mut at) = (0.0, 0);
     for (column, value) in a.iter() {
         while at < b.columns.len() && (b.columns[at] as usize) < column {

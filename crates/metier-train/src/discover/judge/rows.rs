@@ -11,10 +11,10 @@ use metier_model::{Digest, features::fold};
 use crate::{
     data::{
         Place, Splits,
-        split::{Example as Parted, MAX_LABELS},
+        split::{Example, MAX_LABELS},
         table::Row,
     },
-    discover::task::{Example, Gold, Task, TaskKind},
+    discover::task::{Example as Logged, Gold, Task},
 };
 
 /// Rows of a trial, at most.
@@ -65,14 +65,14 @@ pub fn label(output: &str) -> String {
     inner.trim_end_matches('.').trim().to_owned()
 }
 
-/// The rows of a classification that can be used: with text and answer, each text once, the first time that it came.
+/// The rows of a task that can be used: with text and answer, each text once, the first time that it came.
 pub fn known(task: &Task) -> Vec<Known> {
     let mut seen = BTreeSet::new();
     let mut order: Vec<usize> = (0..task.examples.len()).collect();
     order.sort_by_key(|&at| (task.examples[at].time_ms, at));
     let mut rows = Vec::new();
     for at in order {
-        let Example { input, output, gold, group, time_ms, .. } = &task.examples[at];
+        let Logged { input, output, gold, group, time_ms, .. } = &task.examples[at];
         let Some(answer) = output.as_deref().map(label).filter(|answer| !answer.is_empty()) else { continue };
         if input.trim().is_empty() || !seen.insert(Digest::of(fold(input).as_bytes())) {
             continue;
@@ -96,16 +96,19 @@ pub struct Ground {
     pub unseen: Vec<bool>,
     /// What was done with the rows, in sentences.
     pub notes: Vec<String>,
+    /// Positions in the task's examples: rows that were to train, that choose, that are measured.
+    pub examples: [Vec<usize>; 3],
 }
 
-/// Parts the rows of a task.
-pub fn part(task: &Task, seed: u64) -> Result<Ground, String> {
-    if task.kind.kind != TaskKind::Classify {
-        return Err(format!(
-            "the trial knows classifications; `metier build` tries a task that is to {}",
-            task.kind.kind.name()
-        ));
-    }
+/// Rows in order of time, and where each goes.
+pub(super) struct Parted {
+    pub(super) rows: Vec<Known>,
+    pub(super) sides: Vec<Side>,
+    pub(super) notes: Vec<String>,
+}
+
+/// Parts the rows of a task by time and group, whatever is asked of them.
+pub(super) fn parted(task: &Task, seed: u64) -> Result<Parted, String> {
     let mut rows = known(task);
     if rows.len() < MIN_ROWS {
         let why = if task.sampling.with_text == 0 {
@@ -124,7 +127,26 @@ pub fn part(task: &Task, seed: u64) -> Result<Ground, String> {
         ));
     }
     thin(&mut rows, &mut notes);
-    let late = sides(&rows, seed, &mut notes);
+    let sides = sides(&rows, seed, &mut notes);
+    Ok(Parted { rows, sides, notes })
+}
+
+/// Are there enough rows left to learn from, to choose with and to measure?
+pub(super) fn enough(train: usize, validation: usize, measured: usize) -> Result<(), String> {
+    if validation < MIN_ROWS / 8 || measured < MIN_ROWS / 4 {
+        return Err(format!(
+            "apart by time and group {validation} rows are left to choose with and {measured} to measure: too few"
+        ));
+    }
+    if train < MIN_ROWS / 2 {
+        return Err(format!("apart by time and group {train} rows are left to learn from: too few"));
+    }
+    Ok(())
+}
+
+/// Parts the rows of a classification.
+pub fn part(task: &Task, seed: u64) -> Result<Ground, String> {
+    let Parted { rows, sides: late, mut notes } = parted(task, seed)?;
     // What training never saw often enough is no label of the specialist.
     let mut counts: BTreeMap<&str, usize> = BTreeMap::new();
     for (row, _) in rows.iter().zip(&late).filter(|(_, side)| **side == Side::Train) {
@@ -144,7 +166,8 @@ pub fn part(task: &Task, seed: u64) -> Result<Ground, String> {
     if rare > 0 {
         notes.push(format!("{rare} training rows have an answer that stands there fewer than {MIN_ROWS_A_LABEL} times: no label is made of it"));
     }
-    let mut parts: [Vec<Parted>; 4] = Default::default();
+    let mut parts: [Vec<Example>; 4] = Default::default();
+    let mut examples: [Vec<usize>; 3] = Default::default();
     let (mut gold, mut unseen) = (Vec::new(), Vec::new());
     for (row, side) in rows.iter().zip(&late) {
         let class = labels.binary_search(&row.answer);
@@ -159,15 +182,10 @@ pub fn part(task: &Task, seed: u64) -> Result<Ground, String> {
             }
         };
         parts[part].push(example(task, row, class.unwrap_or(0)));
+        examples[part].push(row.example);
     }
     let [_, validation, measured, _] = &parts;
-    if validation.len() < MIN_ROWS / 8 || measured.len() < MIN_ROWS / 4 {
-        return Err(format!(
-            "apart by time and group {} rows are left to choose with and {} to measure: too few",
-            validation.len(),
-            measured.len()
-        ));
-    }
+    enough(MIN_ROWS / 2, validation.len(), measured.len())?;
     let splits = Splits::parted(labels, parts, &["text".to_owned()]);
     if splits.leak.removed > 0 {
         notes.push(format!(
@@ -178,13 +196,14 @@ pub fn part(task: &Task, seed: u64) -> Result<Ground, String> {
     if splits.part(crate::data::Part::Train).len() < MIN_ROWS / 2 {
         return Err("after leaving out what is nearly equal to measured rows too few rows are left to train".to_owned());
     }
-    Ok(Ground { splits, gold, unseen, notes })
+    Ok(Ground { splits, gold, unseen, notes, examples })
 }
 
-fn example(task: &Task, row: &Known, class: usize) -> Parted {
+pub(super) fn example(task: &Task, row: &Known, class: usize) -> Example {
     let place = &task.examples[row.example].place;
-    let (file, line) = place.rsplit_once(':').unwrap_or((place, "0"));
-    Parted {
+    let line = place.rsplit_once('#').map_or(place.as_str(), |(line, _)| line);
+    let (file, line) = line.rsplit_once(':').unwrap_or((place, "0"));
+    Example {
         row: Row {
             text: row.text.clone(),
             label: row.answer.clone(),
@@ -216,7 +235,7 @@ fn thin(rows: &mut Vec<Known>, notes: &mut Vec<String>) {
 
 /// Where a row goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Side {
+pub(super) enum Side {
     Train,
     Validation,
     Measured,

@@ -3,10 +3,7 @@
 use csv::Writer;
 
 use super::Roadmap;
-use crate::discover::{
-    judge::{Verdict, rows},
-    task::Discovery,
-};
+use crate::discover::{judge::Verdict, task::Discovery, traits};
 
 /// A line a task.
 pub fn tasks(roadmap: &Roadmap) -> String {
@@ -95,16 +92,33 @@ pub fn tasks(roadmap: &Roadmap) -> String {
     finish(table)
 }
 
-/// A line an example: which rows of the log a task's figures were taken from. No text stands in it.
-pub fn examples(discovery: &Discovery) -> String {
+/// A line an example: which rows of the log a task's figures were taken from, and what a trial made of them. No text stands in it.
+pub fn examples(discovery: &Discovery, roadmap: &Roadmap) -> String {
     let mut table = Writer::from_writer(Vec::new());
-    let header =
-        ["task_id", "task", "row_id", "place", "time_ms", "model", "calls_that_it_stands_for", "used_in_trial"];
+    let header = [
+        "task_id",
+        "task",
+        "row_id",
+        "place",
+        "time_ms",
+        "model",
+        "calls_that_it_stands_for",
+        "personal_data",
+        "in_trial",
+        "score",
+        "agrees",
+    ];
     write(&mut table, &header.map(str::to_owned));
     for task in &discovery.tasks {
-        let mut used = vec![false; task.examples.len()];
-        rows::known(task).iter().for_each(|row| used[row.example] = true);
-        for (example, used) in task.examples.iter().zip(used) {
+        let mut tried = vec![None; task.examples.len()];
+        let trial =
+            roadmap.tasks.iter().find(|entry| entry.id == task.id).and_then(|entry| entry.judgement.trial.as_ref());
+        trial.iter().flat_map(|trial| &trial.tried).for_each(|row| tried[row.example] = Some(*row));
+        for (at, (example, tried)) in task.examples.iter().zip(tried).enumerate() {
+            let text = |value: Option<String>| value.unwrap_or_default();
+            // Of those that were searched.
+            let searched = (at < traits::SEARCHED).then(|| traits::personal_in(example)).unwrap_or_default();
+            let personal: Vec<&str> = searched.keys().map(|kind| kind.words()).collect();
             write(
                 &mut table,
                 &[
@@ -112,10 +126,13 @@ pub fn examples(discovery: &Discovery) -> String {
                     plain(&task.name),
                     plain(&example.id),
                     plain(&example.place),
-                    example.time_ms.map(|time| time.to_string()).unwrap_or_default(),
+                    text(example.time_ms.map(|time| time.to_string())),
                     plain(&example.model),
                     example.weight.to_string(),
-                    used.to_string(),
+                    personal.join("; "),
+                    text(tried.map(|row| row.role.name().to_owned())),
+                    text(tried.and_then(|row| row.score).map(|score| score.to_string())),
+                    text(tried.and_then(|row| row.agrees).map(|agrees| u8::from(agrees).to_string())),
                 ],
             );
         }
@@ -124,7 +141,7 @@ pub fn examples(discovery: &Discovery) -> String {
 }
 
 /// What a spreadsheet would take for a formula begins with an apostrophe.
-fn plain(text: &str) -> String {
+pub(in crate::discover) fn plain(text: &str) -> String {
     if text.starts_with(['=', '+', '-', '@', '\t', '\r']) { format!("'{text}") } else { text.to_owned() }
 }
 

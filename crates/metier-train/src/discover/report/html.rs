@@ -9,6 +9,7 @@ use crate::{
     discover::{
         judge::{Trial, Verdict},
         saving::{Priced, Quantiles, Terms, options::Alternative},
+        task::TaskKind,
     },
     eval::{
         Measured,
@@ -33,7 +34,8 @@ svg text.on{fill:#fff;font-weight:600}svg text.fg{fill:var(--fg)}rect.up{fill:va
 pre{background:var(--card);border:1px solid var(--line);border-radius:10px;padding:12px 14px;overflow-x:auto;font-size:13px;line-height:1.45;white-space:pre-wrap;word-break:break-word}
 .task{border-top:1px solid var(--line);margin-top:44px;padding-top:4px}.task h3{font-size:19px;margin:18px 0 4px}.task h4{font-size:15px;margin:22px 0 6px;color:var(--mute)}
 .io{font-size:13.5px}.io td{max-width:420px;word-break:break-word}details{margin:10px 0}summary{cursor:pointer;color:var(--main)}a{color:var(--main)}.quiet{color:var(--mute);font-size:13.5px}
-@media print{:root{--proven:#14532d;--partial:#123c66;--cheaper:#6b4a10;--notyet:#555;--none:#8a1c0f}.task{break-before:page;border:0}pre{white-space:pre-wrap}h3,h4{break-after:avoid}details>*{display:block}}";
+@media print{:root{--proven:#14532d;--partial:#123c66;--cheaper:#6b4a10;--notyet:#555;--none:#8a1c0f}@page{size:A4 landscape;margin:12mm}main{max-width:none}.task{break-before:page;border:0;margin-top:0}pre{white-space:pre-wrap;overflow:visible}h3,h4{break-after:avoid}\
+table{font-size:12px}.roadmap td,.roadmap th,.io,.io td{font-size:11px}.roadmap td:nth-child(2){min-width:120px}td.n,th.n{padding-left:6px}td,th{padding-right:6px}a{color:inherit;text-decoration:none}details::details-content{content-visibility:visible;display:block;height:auto}summary{list-style:none}}";
 
 /// Renders the page.
 pub fn render(roadmap: &Roadmap) -> String {
@@ -655,14 +657,21 @@ fn why(task: &Entry) -> String {
         )),
     }
     if let Some(trial) = &judgement.trial {
+        let of = match (task.kind, trial.labels) {
+            (TaskKind::Classify, n) => format!(", {n} labels"),
+            (TaskKind::Extract, n) => format!(", {n} fields"),
+            (TaskKind::Generate, _) => String::new(),
+        };
         said.push(format!(
-            "Tried: rung <code>{}</code>, {} labels, made of {} rows ({} more chose its settings), measured on {} later ones. It agrees with the LLM on {} of them, all answered.",
+            "Tried: rung <code>{}</code>{of}, made of {} rows ({} more chose its settings), measured on {} later ones. It agrees with the LLM on {} of them, all answered{}.",
             trial.rung.name(),
-            trial.labels,
             trial.rows[0],
             trial.rows[1],
             trial.rows[2],
-            measured(&trial.agreement)
+            measured(&trial.agreement),
+            trial.likeness.as_ref().map_or_else(String::new, |like| {
+                format!("; {} {}", escape(&like.metric.replace('_', " ")), measured(&like.value))
+            })
         ));
         if let Some(ceiling) = &trial.ceiling {
             said.push(format!(
@@ -876,9 +885,10 @@ fn examples(task: &Entry) -> String {
     }
     let _ = write!(
         html,
-        "</table></div><p class=\"quiet\">{} examples of {} calls with texts; all of them by id in <code>examples.csv</code>. Names, streets and dates of birth have no form and are not masked.</p>",
+        "</table></div><p class=\"quiet\">{} examples of {} calls with texts; all of them by id in <code>examples.csv</code>; <a href=\"#checking\">all rows of its calls</a> under <code>{}</code>. Names, streets and dates of birth have no form and are not masked.</p>",
         thousands(task.sampling.examples as f64),
-        thousands(task.sampling.with_text as f64)
+        thousands(task.sampling.with_text as f64),
+        task.id
     );
     html
 }
@@ -956,7 +966,22 @@ fn reading(roadmap: &Roadmap) -> String {
     for note in &reading.notes {
         let _ = write!(html, "<li>{}</li>", escape(note));
     }
-    html + "</ul>"
+    html + "</ul>" + &checking(roadmap)
+}
+
+/// How anybody finds the rows behind a number.
+fn checking(roadmap: &Roadmap) -> String {
+    let Some(rows) = &roadmap.rows_file else {
+        return "<h2 id=\"checking\">Which rows a number comes from</h2><p>No file of rows was written (<code>--no-trace</code>).</p>".to_owned();
+    };
+    format!(
+        "<h2 id=\"checking\">Which rows a number comes from</h2><p><code>{0}</code> has a line for every row of the logs, with the log's own id of it, its file and line, the task that it was counted in and by what, \
+         its tokens, the price that was taken and its cost, or why it does not count. Calls, tokens, costs and weeks above are sums over these lines; \
+         <code>examples.csv</code> has the rows that examples and trials stand on.</p>\
+         <pre>python3 -c 'import csv, gzip\nrows = [row for row in csv.DictReader(gzip.open(\"{0}\", \"rt\")) if row[\"task_id\"] == \"{1}\"]\nprint(len(rows), sum(int(row[\"cost_picousd\"] or 0) for row in rows) / 1e12)'</pre>",
+        escape(rows),
+        roadmap.tasks.first().map_or("t-…", |task| task.id.as_str())
+    )
 }
 
 #[cfg(test)]

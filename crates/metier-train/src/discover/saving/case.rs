@@ -87,8 +87,10 @@ pub fn case(
         error_share: trial
             .and_then(|trial| trial.error_share.as_ref())
             .map_or(assumptions.error_share, |measured| measured.value),
-        training_minutes: trial.map(|trial| trial.seconds / 60.0),
-        request_seconds: trial.filter(|trial| trial.request_seconds > 0.0).map(|trial| trial.request_seconds),
+        training_minutes: trial.filter(|trial| trial.rung.rule().is_none()).map(|trial| trial.seconds / 60.0),
+        request_seconds: trial
+            .filter(|trial| trial.rung.rule().is_none() && trial.request_seconds > 0.0)
+            .map(|trial| trial.request_seconds),
         shares_labels: shares_labels(task),
         personal: (personal / task.sampling.examples.max(1) as f64).min(1.0),
     };

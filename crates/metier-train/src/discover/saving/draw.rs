@@ -42,7 +42,7 @@ impl Draw {
     }
 
     /// Gamma with this shape and scale 1: Marsaglia and Tsang, ACM Transactions on Mathematical Software 26 (2000).
-    fn gamma(&mut self, shape: f64) -> f64 {
+    pub(in crate::discover) fn gamma(&mut self, shape: f64) -> f64 {
         if shape < 1.0 {
             let boost = self.uniform().powf(1.0 / shape);
             return self.gamma(shape + 1.0) * boost;

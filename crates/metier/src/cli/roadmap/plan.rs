@@ -1,6 +1,7 @@
 //! The second half of `metier roadmap`: tasks are tried, priced, put in order and reported; and afterwards compared with what came.
 
 use std::{
+    io::{BufRead, IsTerminal as _, Read as _, Write},
     path::{Path, PathBuf},
     time::Instant,
 };
@@ -8,11 +9,11 @@ use std::{
 use anyhow::Context as _;
 use clap::Args;
 use metier_kernels::Pool;
-use metier_model::SpecialistStore;
+use metier_model::{Progress, SpecialistStore, Unit};
 use metier_train::{
     Embed,
     discover::{
-        Discovery, Logs,
+        Discovery, Logs, Trace,
         act::{self, ActError, Forecasted, Written, actuals::Tally},
         judge::{self, Bench},
         report::{Entry, Roadmap, csv, draw_up, html},
@@ -24,14 +25,29 @@ use crate::cli::{CommonArgs, Failure, Outcome, build::must_be_new, line, progres
 
 /// Tasks that the table on the terminal lists.
 const LISTED: usize = 15;
+/// The assumption that nobody but the user knows.
+const LOSS: &str = "loss_per_error_usd";
+/// How often the user is asked for it.
+const MAX_ASKED: usize = 3;
+/// Bytes of an answer.
+const MAX_ANSWER_BYTES: u64 = 256;
+/// What became of every row, in the report's folder.
+const ROWS: &str = "rows.csv.gz";
 
 /// How tasks are judged and priced, and what is written.
 #[derive(Debug, Args)]
 pub(super) struct PlanArgs {
-    /// Folder for the report: roadmap.html, roadmap.json, roadmap.csv, examples.csv. It must not be there yet
+    /// Folder for the report: roadmap.html, roadmap.json, roadmap.csv, examples.csv, rows.csv.gz. It must not be there yet
     #[arg(long, value_name = "DIR", default_value = "roadmap-report")]
     report: PathBuf,
-    /// What one answer costs you that is wrong where the LLM was right, in dollars
+    /// Where to write what became of every row of the logs (task, tokens, price, cost, or why it does not count), in place of rows.csv.gz in the
+    /// report's folder; packed as the ending says: .gz, .zst or neither
+    #[arg(long, value_name = "FILE")]
+    trace: Option<PathBuf>,
+    /// Write no such file
+    #[arg(long, conflicts_with = "trace")]
+    no_trace: bool,
+    /// What one answer costs you that is wrong where the LLM was right, in dollars; on a terminal you are asked
     #[arg(long, value_name = "USD")]
     loss_per_error: Option<f64>,
     /// Share of the traffic that the logs hold, where they are an even sample of it: 0.01 for one call of a hundred
@@ -78,8 +94,15 @@ impl PlanArgs {
             }
             None => Assumptions::default(),
         };
-        if let Some(loss) = self.loss_per_error {
-            assumptions.state("loss_per_error_usd", loss).map_err(Failure::usage)?;
+        let mut loss = self.loss_per_error;
+        let is_said = loss.is_some() || assumptions.by_user.iter().any(|name| name == LOSS);
+        // Nobody else knows it, and most of a roadmap hangs on it: who sits there is asked.
+        let is_there = std::io::stdin().is_terminal() && std::io::stderr().is_terminal();
+        if !is_said && is_there && !common.json && self.actuals.is_none() {
+            loss = ask_loss(&mut std::io::stdin().lock(), &mut std::io::stderr(), assumptions.loss_per_error_usd);
+        }
+        if let Some(loss) = loss {
+            assumptions.state(LOSS, loss).map_err(Failure::usage)?;
         }
         if let Some(share) = self.log_share {
             assumptions.state("log_share", share).map_err(Failure::usage)?;
@@ -87,8 +110,8 @@ impl PlanArgs {
         if self.actuals.is_none() {
             must_be_new(&self.report)?;
         }
-        if let Some(dir) = &self.write_tasks {
-            must_be_new(dir)?;
+        for path in self.write_tasks.iter().chain(&self.trace) {
+            must_be_new(path)?;
         }
         let mut attempts = Vec::new();
         if !self.attempts.is_empty() {
@@ -105,6 +128,26 @@ impl PlanArgs {
     pub(super) fn actuals(&self) -> Option<&Path> {
         self.actuals.as_deref()
     }
+}
+
+/// Asks what an error costs; none where the answer is empty, where there is none, or after three that are no amount.
+fn ask_loss(from: &mut dyn BufRead, to: &mut dyn Write, assumed: f64) -> Option<f64> {
+    let question = format!(
+        "What does one answer cost you that is wrong where the LLM was right, in dollars?\nA question asked again is cents, a wrong refund is tens of dollars. Enter alone takes ${assumed}, which is nobody's figure: "
+    );
+    for _ in 0..MAX_ASKED {
+        write!(to, "{question}").and_then(|()| to.flush()).ok()?;
+        let mut said = String::new();
+        if from.take(MAX_ANSWER_BYTES).read_line(&mut said).ok()? == 0 || said.trim().is_empty() {
+            return None;
+        }
+        let amount = said.trim().trim_start_matches('$').trim().replace(',', ".");
+        match amount.parse::<f64>().ok().filter(|amount| Assumptions::default().state(LOSS, *amount).is_ok()) {
+            Some(amount) => return Some(amount),
+            None => writeln!(to, "`{}` is no amount of dollars between 0 and 10 million.", said.trim()).ok()?,
+        }
+    }
+    None
 }
 
 /// Arguments that can be used.
@@ -125,10 +168,23 @@ pub(super) struct Drawn {
 }
 
 impl Plan<'_> {
+    /// Where the lines of a trace wait: beside the report, on a disk that is not a memory's.
+    pub(super) fn trace(&self) -> Result<Option<Trace>, Failure> {
+        if self.args.no_trace {
+            return Ok(None);
+        }
+        let beside = self.args.trace.as_ref().unwrap_or(&self.args.report);
+        let folder = beside.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        let made = std::fs::create_dir_all(folder).and_then(|()| tempfile::tempfile_in(folder)).and_then(Trace::over);
+        let made = made.with_context(|| format!("cannot write into `{}`", folder.display()));
+        made.map(Some).map_err(Failure::Environment)
+    }
+
     /// Tries, prices, orders, and writes the report.
     pub(super) fn draw_up(
         &self,
         discovery: &Discovery,
+        trace: Option<Trace>,
         encoder: Option<&dyn Embed>,
         pool: &Pool,
         begun: Instant,
@@ -146,17 +202,31 @@ impl Plan<'_> {
         }
         bars.finish();
         let judgements = judge::judge(&discovery.tasks, trials, &self.assumptions);
-        let roadmap = draw_up(discovery, judgements, &self.assumptions, &self.attempts, self.args.seed);
+        let mut roadmap = draw_up(discovery, judgements, &self.assumptions, &self.attempts, self.args.seed);
         let page = self.args.report.join("roadmap.html");
-        let json = serde_json::to_string_pretty(&roadmap).expect("a roadmap has string keys and finite numbers");
         std::fs::create_dir_all(&self.args.report)
             .with_context(|| format!("cannot make the folder `{}`", self.args.report.display()))
             .map_err(Failure::Environment)?;
+        if let Some(trace) = trace {
+            let path = self.args.trace.clone().unwrap_or_else(|| self.args.report.join(ROWS));
+            let write = || -> anyhow::Result<u64> {
+                let staged = crate::cli::staged_beside(&path)?;
+                let lines = trace.write(&discovery.tasks, &path, staged.as_file().try_clone()?)?;
+                staged.persist_noclobber(&path)?;
+                Ok(lines)
+            };
+            bars.show(Progress { stage: "writing rows", done: 0, total: None, unit: Unit::Steps });
+            write().with_context(|| format!("cannot write `{}`", path.display())).map_err(Failure::Environment)?;
+            bars.finish();
+            let named = if self.args.trace.is_some() { path.display().to_string() } else { ROWS.to_owned() };
+            roadmap.rows_file = Some(named);
+        }
+        let json = serde_json::to_string_pretty(&roadmap).expect("a roadmap has string keys and finite numbers");
         let files = [
             ("roadmap.html", html::render(&roadmap)),
             ("roadmap.json", json),
             ("roadmap.csv", csv::tasks(&roadmap)),
-            ("examples.csv", csv::examples(discovery)),
+            ("examples.csv", csv::examples(discovery, &roadmap)),
         ];
         for (name, text) in files {
             let path = self.args.report.join(name);
@@ -287,4 +357,28 @@ pub(super) fn compare(dir: &Path, logs: &Logs, common: &CommonArgs) -> Outcome {
         println!("{} exchanges belong to no task of this roadmap", tally.others());
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[track_caller]
+    fn check(said: &str, expected: Option<f64>, told: &[&str]) {
+        let mut to = Vec::new();
+        assert_eq!(ask_loss(&mut said.as_bytes(), &mut to, 0.05), expected, "{said:?}");
+        let to = String::from_utf8_lossy(&to);
+        assert!(told.iter().all(|part| to.contains(part)), "{to}");
+    }
+
+    #[test]
+    fn the_loss_of_an_error_is_asked_for() {
+        check("0.5\n", Some(0.5), &["in dollars?", "$0.05, which is nobody's figure"]);
+        check("$ 12,5\n", Some(12.5), &[]);
+        check("0\n", Some(0.0), &[]);
+        check("\n", None, &[]);
+        check("", None, &[]);
+        check("much\n-3\n2\n", Some(2.0), &["`much` is no amount", "`-3` is no amount"]);
+        check("a\nNaN\n1e99\n4\n", None, &["`1e99` is no amount"]);
+    }
 }

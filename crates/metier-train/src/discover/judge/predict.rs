@@ -1,0 +1,184 @@
+//! *Will a build pass?* The build is rehearsed: what a trial has measured is drawn anew, again and again, calibration and test rows are drawn from
+//! it, and each time the certificate is asked for as a build asks for it.
+//!
+//! ```text
+//! measured rows (score, loss) ─► weights of a Bayesian bootstrap: what the truth may be, given so few rows
+//!                             ─► half a loss at any place: none seen is not none there (Jeffreys)
+//!                             ─► losses fall by (n_build / n_trial)^−b, b of the learning curve
+//!                             ─► n calibration rows of these ─► Learn-then-Test ─► threshold
+//!                             ─► test rows above it: enough of them, and not more losses than the certificate allows
+//! ```
+//!
+//! So a task is not passed for what is likely true of it, but for what rows of the size that a build has can show. Deliberately absent: traffic that
+//! changes after the log, which no row of it says anything about.
+
+use metier_model::proof::{clopper_pearson, learn_then_test};
+
+use crate::discover::saving::draw::Draw;
+
+/// Rehearsals of a build.
+const REHEARSALS: usize = 400;
+/// Rows that are drawn for each, at most: beyond these a certificate hardly changes.
+const MAX_ROWS: usize = 2000;
+/// Losses that might be there where none was seen, in rows.
+const UNSEEN: f64 = 0.5;
+/// Confidence at which a build's test rows contradict its certificate.
+const CONTRADICTS: f64 = 0.95;
+
+/// What a build will be asked, and what is known of it.
+#[derive(Clone, Copy, Debug)]
+pub struct Rehearsal<'a> {
+    /// Scores of the measured rows and whether answering would be a loss, by falling score.
+    pub scored: &'a [(f32, bool)],
+    /// How many rows count as one, because rows of a group vary together; at least 1.
+    pub design: f64,
+    /// Exponent of the learning curve with its 95 % interval.
+    pub exponent: Option<[f64; 3]>,
+    /// Rows that trained the trial, and those that will train the build.
+    pub trained: [u64; 2],
+    /// Rows that the build calibrates with, and tests with.
+    pub build: [u64; 2],
+    /// The bound, and with which probability it may fail.
+    pub epsilon: f64,
+    /// See `epsilon`.
+    pub delta: f64,
+    /// Least share answered alone that counts as passing.
+    pub coverage: f64,
+}
+
+/// What rehearsals say.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Predicted {
+    /// Share of them that passed.
+    pub passes: f64,
+    /// Share answered alone in those, their mean; none where none passed.
+    pub coverage: Option<f64>,
+}
+
+/// Rehearses a build.
+pub fn predict(rehearsal: &Rehearsal<'_>, seed: u64, name: &str) -> Predicted {
+    let mut draw = Draw::new(seed, &format!("rehearsal {name}"));
+    let [calibration, test] = rehearsal.build.map(|n| ((n as f64 / rehearsal.design.max(1.0)) as usize).min(MAX_ROWS));
+    let n = rehearsal.scored.len();
+    if n == 0 || calibration == 0 {
+        return Predicted { passes: 0.0, coverage: None };
+    }
+    let (mut passed, mut covered) = (0usize, 0.0);
+    // (score, weight up to here, loss)
+    let mut truth: Vec<(f32, f64, bool)> = Vec::with_capacity(n + 1);
+    let mut rows: Vec<(f32, bool)> = Vec::with_capacity(calibration);
+    for _ in 0..REHEARSALS {
+        let left = remaining(rehearsal, &mut draw);
+        let unseen = draw.below(n);
+        let mut sum = 0.0;
+        truth.clear();
+        for (at, (score, loss)) in rehearsal.scored.iter().enumerate() {
+            if at == unseen {
+                sum += draw.gamma(UNSEEN / rehearsal.design.max(1.0));
+                truth.push((*score, sum, true));
+            }
+            sum += draw.gamma(1.0 / rehearsal.design.max(1.0));
+            truth.push((*score, sum, *loss && draw.chance(left)));
+        }
+        rows.clear();
+        for _ in 0..calibration {
+            let place = draw.uniform() * sum;
+            let (score, _, loss) = truth[truth.partition_point(|row| row.1 < place).min(truth.len() - 1)];
+            rows.push((score, loss));
+        }
+        let Ok(certificate) = learn_then_test(&rows, rehearsal.epsilon, rehearsal.delta) else { continue };
+        let (mut accepted, mut lost, mut before) = (0.0, 0.0, 0.0);
+        for (_, upto, loss) in truth.iter().take_while(|row| row.0 >= certificate.threshold) {
+            accepted += upto - before;
+            lost += if *loss { upto - before } else { 0.0 };
+            before = *upto;
+        }
+        let share = accepted / sum;
+        if share < rehearsal.coverage || contradicted(lost / sum, test, rehearsal.epsilon, &mut draw) {
+            continue;
+        }
+        passed += 1;
+        covered += share;
+    }
+    Predicted { passes: passed as f64 / REHEARSALS as f64, coverage: (passed > 0).then(|| covered / passed as f64) }
+}
+
+/// By which factor losses are fewer with the rows that the build has.
+fn remaining(rehearsal: &Rehearsal<'_>, draw: &mut Draw) -> f64 {
+    const SIGMAS: f64 = 2.0 * 1.96;
+    let [trial, build] = rehearsal.trained.map(|n| n.max(1) as f64);
+    let Some([exponent, low, high]) = rehearsal.exponent else { return 1.0 };
+    let b = exponent + draw.normal() * ((high - low) / SIGMAS).max(0.0);
+    (build / trial).powf(-b.max(0.0)).min(1.0)
+}
+
+/// Would test rows contradict the certificate, if so many of all requests are answered alone and lost?
+fn contradicted(loss: f64, test: usize, epsilon: f64, draw: &mut Draw) -> bool {
+    if test == 0 || loss <= epsilon / 4.0 {
+        return false;
+    }
+    let lost = (0..test).filter(|_| draw.chance(loss)).count() as u64;
+    clopper_pearson(lost, test as u64, CONTRADICTS)[0] > epsilon
+}
+
+#[cfg(test)]
+mod tests {
+    use metier_model::proof::binomial_tail;
+
+    use super::*;
+
+    fn rehearsal(scored: &[(f32, bool)], calibration: u64) -> Rehearsal<'_> {
+        Rehearsal {
+            scored,
+            design: 1.0,
+            exponent: None,
+            trained: [1000, 1000],
+            build: [calibration, 400],
+            epsilon: 0.02,
+            delta: 0.05,
+            coverage: 0.2,
+        }
+    }
+
+    /// `n` rows of falling score; every `every`-th is a loss, the surest `clean` are not.
+    fn rows(n: usize, every: usize, clean: usize) -> Vec<(f32, bool)> {
+        (0..n).map(|at| (1.0 - at as f32 / n as f32, at >= clean && at % every == 0)).collect()
+    }
+
+    #[test]
+    fn a_build_whose_rows_cannot_show_the_bound_does_not_pass() {
+        let clean = rows(1000, 2, 900);
+        // With fewer than 149 rows not even no loss at all shows a bound of 2 %.
+        assert_eq!(predict(&rehearsal(&clean, 148), 1, "a").passes, 0.0);
+        let enough = predict(&rehearsal(&clean, 600), 1, "a");
+        assert!(enough.passes > 0.95, "{enough:?}");
+        // Losses begin at 90 %: a bound of 2 % of all is reached a little later.
+        assert!((0.85..0.95).contains(&enough.coverage.unwrap_or(0.0)), "{enough:?}");
+        assert!(predict(&rehearsal(&rows(1000, 2, 0), 600), 1, "a").passes < 0.05);
+        assert_eq!(predict(&rehearsal(&[], 600), 1, "a").passes, 0.0);
+    }
+
+    #[test]
+    fn it_says_what_a_world_with_that_truth_would_do() {
+        // Half of the requests have one score and q of them are lost, the others have a score that never passes.
+        let (n, q, calibration, epsilon) = (20_000, 0.03, 500, 0.02);
+        let mut scored: Vec<(f32, bool)> =
+            (0..n / 2).map(|at| (0.9, (at as f64 * q) as usize != ((at + 1) as f64 * q) as usize)).collect();
+        scored.extend((0..n / 2).map(|_| (0.1, true)));
+        let told = predict(&rehearsal(&scored, calibration), 3, "b").passes;
+        // With so many measured rows the truth is known: k of 500 are lost with probability q / 2 each, and what passes is P(Bin ≤ k) ≤ δ.
+        let most = (0..calibration).take_while(|k| binomial_tail(*k, calibration, epsilon) <= 0.05).last();
+        let exact = most.map_or(0.0, |most| binomial_tail(most, calibration, q / 2.0));
+        assert!((told - exact).abs() < 0.08, "told {told}, exact {exact}");
+    }
+
+    #[test]
+    fn more_rows_and_fewer_groups_move_it_as_they_should() {
+        let some = rows(600, 12, 120);
+        let base = predict(&rehearsal(&some, 400), 5, "c").passes;
+        let improves = Rehearsal { exponent: Some([1.0, 0.9, 1.1]), trained: [500, 2000], ..rehearsal(&some, 400) };
+        let grouped = Rehearsal { design: 4.0, ..rehearsal(&some, 400) };
+        let (improved, grouped) = (predict(&improves, 5, "c").passes, predict(&grouped, 5, "c").passes);
+        assert!(improved > base + 0.1 && grouped < base, "{base} {improved} {grouped}");
+    }
+}
