@@ -52,9 +52,11 @@ pub const MAPS: [&str; 7] = [
     "mlp.up_proj",
     "mlp.down_proj",
 ];
-/// Rows whose logits are there at the same time: 49,152 floats each, 50 MB. Each product with the head packs all of it (113 MB) anew, which
-/// 64 rows would not be worth.
-const LOGIT_ROWS: usize = 256;
+/// Logits that are there at the same time: 50 MB, 256 rows of SmolLM2. Each product with the head packs all of it (113 MB) anew, which fewer
+/// rows would not be worth.
+const LOGITS: usize = 256 * 49_152;
+/// Rows of them, at least: of Gemma's 262,144 words 48 rows fit.
+const MIN_LOGIT_ROWS: usize = 16;
 
 /// Rank and strength of the deltas.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -502,9 +504,9 @@ impl LlamaNet {
         let (width, vocabulary) = (self.width(), self.plain.config.vocabulary);
         let mut dhidden = vec![0.0; pass.hidden.len()];
         let mut loss = 0.0;
-        let mut room = vec![0.0; targets.len().min(LOGIT_ROWS) * vocabulary];
-        for (at, some) in targets.chunks(LOGIT_ROWS).enumerate() {
-            let softs = softs.get(at * LOGIT_ROWS..).unwrap_or_default();
+        let mut room = vec![0.0; targets.len().min(self.logit_rows()) * vocabulary];
+        for (at, some) in targets.chunks(self.logit_rows()).enumerate() {
+            let softs = softs.get(at * self.logit_rows()..).unwrap_or_default();
             let rows: Vec<usize> = some.iter().map(|(row, _)| *row).collect();
             let x = self.gather(&pass.hidden, &rows);
             let logits = &mut room[..rows.len() * vocabulary];
@@ -602,7 +604,7 @@ impl LlamaNet {
     pub fn loss_of(&self, pool: &Pool, hidden: &[f32], targets: &[(usize, TokenId)]) -> f64 {
         let (isa, vocabulary) = (pool.isa(), self.plain.config.vocabulary);
         let mut sum = 0.0;
-        for some in targets.chunks(LOGIT_ROWS) {
+        for some in targets.chunks(self.logit_rows()) {
             let rows: Vec<usize> = some.iter().map(|(row, _)| *row).collect();
             let mut logits = vec![0.0; rows.len() * vocabulary];
             self.head().forward(pool, &self.normed(pool, &self.gather(hidden, &rows)), &mut logits);
@@ -618,6 +620,11 @@ impl LlamaNet {
             sum += losses.iter().sum::<f64>();
         }
         sum / targets.len().max(1) as f64
+    }
+
+    /// Rows whose logits are there at the same time.
+    fn logit_rows(&self) -> usize {
+        (LOGITS / self.plain.config.vocabulary.max(1)).max(MIN_LOGIT_ROWS)
     }
 
     fn head(&self) -> Linear<'_> {
