@@ -4,6 +4,8 @@
 mod act;
 #[path = "roadmap/judge.rs"]
 mod judge;
+#[path = "roadmap/predict.rs"]
+mod predict;
 #[path = "roadmap/report.rs"]
 mod report;
 #[path = "roadmap/saving.rs"]

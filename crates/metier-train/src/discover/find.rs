@@ -222,7 +222,7 @@ impl Finder<'_> {
         let (mut kept, mut kept_bytes, mut limit) = (0, 0, MAX_EXAMPLES);
         let pass = &mut |fate: Fate<'_>, place: &RowPlace, begins: bool| {
             let call = match fate {
-                Fate::Call(call) => call,
+                Fate::Call(call) => *call,
                 Fate::Passed(why) => {
                     trace.iter_mut().for_each(|trace| trace.passed(why, place, begins));
                     return;
@@ -334,9 +334,21 @@ impl Finder<'_> {
             );
         }
         let mut tasks: Vec<Task> = Vec::new();
+        // Two templates may share their smallest hash, or two groups their words: the larger one keeps the id.
+        found.sort_by_key(|found| (std::cmp::Reverse(found.gathered.counts.calls), found.bin));
+        let mut ids: BTreeSet<String> = BTreeSet::new();
         for found in found {
             let bins: Vec<u64> = found.joined.iter().chain([&found.bin]).map(|bin| bin.code()).collect();
-            let task = task(found, keys, templates, groups, &verdicts);
+            let whole = match found.bin {
+                Bin::Template(at) => format!("{:?}", templates.all()[at].sketch()),
+                bin => format!("{bin:?}"),
+            };
+            let mut task = task(found, keys, templates, groups, &verdicts);
+            let mut again = 0;
+            while !ids.insert(task.id.clone()) {
+                task.id = id_of(&format!("{} {whole} {again}", task.id));
+                again += 1;
+            }
             trace.iter_mut().for_each(|trace| trace.placed(bins.iter().copied(), &task.id));
             tasks.push(task);
         }
@@ -833,6 +845,10 @@ fn id(identity: &Identity, template: Option<&Template>, examples: &[Example]) ->
         Some(template) => format!("{:?}", template.sketch().first()),
         None => format!("{:?}", traits::frequent(examples)),
     };
-    let whole = format!("{tools:?} {schema:?} {named:?} {by:?} {own}");
+    id_of(&format!("{tools:?} {schema:?} {named:?} {by:?} {own}"))
+}
+
+/// An id made from everything that it stands for.
+fn id_of(whole: &str) -> String {
     format!("t-{}", &Digest::of(whole.as_bytes()).to_string()[..12])
 }

@@ -99,7 +99,7 @@ impl std::fmt::Display for RowPlace {
 #[derive(Debug)]
 pub enum Fate<'a> {
     /// A call that counts.
-    Call(Exchange),
+    Call(Box<Exchange>),
     /// Something that does not count, and why.
     Passed(&'a str),
 }
@@ -196,7 +196,7 @@ impl Logs {
     ) -> Result<Pass, ReadError> {
         let calls = &mut |fate: Fate<'_>, place: &RowPlace, _: bool| {
             if let Fate::Call(call) = fate {
-                take(call, place);
+                take(*call, place);
             }
         };
         self.read_all(stage, calls, progress)
@@ -619,7 +619,7 @@ impl State<'_> {
             reading.first_ms = Some(reading.first_ms.map_or(ms, |first| first.min(ms)));
             reading.last_ms = Some(reading.last_ms.map_or(ms, |last| last.max(ms)));
         }
-        (self.take)(Fate::Call(call), place, begins);
+        (self.take)(Fate::Call(Box::new(call)), place, begins);
     }
 }
 

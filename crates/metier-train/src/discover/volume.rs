@@ -193,62 +193,6 @@ impl Histogram {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::discover::saving::draw::Draw;
-
-    /// How often the interval holds the truth, over worlds: `groups` of them with shares of their own, a rule that takes about `error` of the rows for
-    /// another group's, `held` rows on which that is counted.
-    fn coverage(held: usize, groups: usize, error: f64) -> f64 {
-        const WORLDS: u64 = 400;
-        let (mut hit, mut all) = (0, 0);
-        for world in 0..WORLDS {
-            let mut draw = Draw::new(world, "volumes");
-            let mut shares: Vec<f64> = (0..groups).map(|_| -draw.uniform().ln()).collect();
-            let sum: f64 = shares.iter().sum();
-            shares.iter_mut().for_each(|share| *share /= sum);
-            // From each group to each other one.
-            let taken: Vec<Vec<f64>> = (0..groups)
-                .map(|from| {
-                    let weights: Vec<f64> =
-                        (0..groups).map(|to| if to == from { 0.0 } else { draw.uniform() }).collect();
-                    let sum: f64 = weights.iter().sum();
-                    weights.iter().map(|weight| weight / sum * error * 2.0 * draw.uniform()).collect()
-                })
-                .collect();
-            let kept = |group: usize| 1.0 - taken[group].iter().sum::<f64>();
-            let given: f64 = (1..groups).map(|from| shares[from] * taken[from][0]).sum();
-            // Calls that belong to the first group, over those that the rule gives it.
-            let truth = shares[0] / (shares[0] * kept(0) + given);
-            let (mut told, mut really, mut right) = (0, 0, 0);
-            for _ in 0..held {
-                let place = draw.uniform();
-                let belongs = place < shares[0];
-                let gets = if belongs { draw.chance(kept(0)) } else { draw.chance(given / (1.0 - shares[0])) };
-                (told, really, right) =
-                    (told + u64::from(gets), really + u64::from(belongs), right + u64::from(gets && belongs));
-            }
-            if told > 0 {
-                let [low, high] = assigned_interval([told, really, right], 1.0);
-                hit += u64::from((low..=high).contains(&truth));
-                all += 1;
-            }
-        }
-        f64::from(u32::try_from(hit).unwrap_or(0)) / f64::from(u32::try_from(all).unwrap_or(1))
-    }
-
-    #[test]
-    fn the_interval_of_an_assigned_volume_holds_as_often_as_it_says() {
-        // 400 worlds at 95 %: two standard deviations are 2.2 points. Where errors are rare it is wider than it need be.
-        for (held, error) in [(200, 0.2), (400, 0.05), (1200, 0.02), (1200, 0.1), (1200, 0.3)] {
-            let held_true = coverage(held, 6, error);
-            assert!((0.925..=0.995).contains(&held_true), "{held} rows, {error}: {held_true}");
-        }
-    }
-
-    #[test]
-    fn a_volume_that_was_not_assigned_is_exact() {
-        assert_eq!(assigned_interval([50, 40, 30], 0.0), [1.0, 1.0]);
-        assert_eq!(assigned_interval([0, 3, 0], 0.25), [0.75, 1.25]);
-    }
 
     #[test]
     fn quantiles_are_near_and_moments_exact() {

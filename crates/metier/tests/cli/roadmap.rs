@@ -112,6 +112,12 @@ fn one_command_leads_from_a_log_as_a_gateway_writes_it_to_the_report() {
         let calls = result["calls"].as_u64().unwrap();
         assert!((1400..1600).contains(&calls) && result["skipped"] == 0, "{format}: {result}");
         assert!(result["tasks"].as_u64().unwrap() >= 8, "{format}: {result}");
+        let report = fs::read(desk.path(format).join("roadmap.json")).unwrap();
+        let report: serde_json::Value = serde_json::from_slice(&report).unwrap();
+        let ids: Vec<&str> =
+            report["tasks"].as_array().unwrap().iter().map(|task| task["id"].as_str().unwrap()).collect();
+        let different: std::collections::BTreeSet<&str> = ids.iter().copied().collect();
+        assert_eq!(ids.len(), different.len(), "{format}: two tasks share an id");
         let page = fs::read_to_string(desk.path(format).join("roadmap.html")).unwrap();
         assert!(page.contains("This traffic is synthetic") && page.contains("rows.csv.gz"), "{format}");
     }

@@ -1,5 +1,7 @@
 //! The roadmap as a table, a line a task, and the rows that examples and trials stand on, a line a row.
 
+use std::collections::BTreeMap;
+
 use csv::Writer;
 
 use super::Roadmap;
@@ -117,7 +119,7 @@ pub fn examples(discovery: &Discovery, roadmap: &Roadmap) -> String {
         for (at, (example, tried)) in task.examples.iter().zip(tried).enumerate() {
             let text = |value: Option<String>| value.unwrap_or_default();
             // Of those that were searched.
-            let searched = (at < traits::SEARCHED).then(|| traits::personal_in(example)).unwrap_or_default();
+            let searched = if at < traits::SEARCHED { traits::personal_in(example) } else { BTreeMap::new() };
             let personal: Vec<&str> = searched.keys().map(|kind| kind.words()).collect();
             write(
                 &mut table,

@@ -35,7 +35,7 @@ pre{background:var(--card);border:1px solid var(--line);border-radius:10px;paddi
 .task{border-top:1px solid var(--line);margin-top:44px;padding-top:4px}.task h3{font-size:19px;margin:18px 0 4px}.task h4{font-size:15px;margin:22px 0 6px;color:var(--mute)}
 .io{font-size:13.5px}.io td{max-width:420px;word-break:break-word}details{margin:10px 0}summary{cursor:pointer;color:var(--main)}a{color:var(--main)}.quiet{color:var(--mute);font-size:13.5px}
 @media print{:root{--proven:#14532d;--partial:#123c66;--cheaper:#6b4a10;--notyet:#555;--none:#8a1c0f}@page{size:A4 landscape;margin:12mm}main{max-width:none}.task{break-before:page;border:0;margin-top:0}pre{white-space:pre-wrap;overflow:visible}h3,h4{break-after:avoid}\
-table{font-size:12px}.roadmap td,.roadmap th,.io,.io td{font-size:11px}.roadmap td:nth-child(2){min-width:120px}td.n,th.n{padding-left:6px}td,th{padding-right:6px}a{color:inherit;text-decoration:none}details::details-content{content-visibility:visible;display:block;height:auto}summary{list-style:none}}";
+table{font-size:12px}.roadmap td,.roadmap th,.roadmap .quiet,.roadmap .badge,.io,.io td,.io .quiet{font-size:10.5px}.roadmap th{white-space:normal}.roadmap td:nth-child(2){min-width:120px}td.n,th.n{padding-left:6px}td,th{padding-right:6px}a{color:inherit;text-decoration:none}details::details-content{content-visibility:visible;display:block;height:auto}summary{list-style:none}}";
 
 /// Renders the page.
 pub fn render(roadmap: &Roadmap) -> String {
@@ -648,7 +648,7 @@ fn why(task: &Entry) -> String {
     let judgement = &task.judgement;
     let mut said: Vec<String> = Vec::new();
     match &task.verdict {
-        Verdict::NotYet { why, .. } | Verdict::No { why } => said.push(escape(why)),
+        Verdict::NotYet { why, .. } | Verdict::No { why } => said.push(format!("{}.", escape(why))),
         Verdict::Cheaper { by } => said.push(format!("Something that needs no training is enough: {}.", escape(by))),
         Verdict::Proven { coverage } | Verdict::Partial { coverage } => said.push(format!(
             "A specialist answers {} of the requests alone; at most {} of all requests are answered otherwise than the LLM would.",
