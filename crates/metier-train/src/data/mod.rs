@@ -18,6 +18,7 @@
 pub mod answers;
 pub mod extract;
 pub mod generate;
+pub mod hierarchy;
 pub mod leak;
 pub mod parquet;
 pub mod positive;
