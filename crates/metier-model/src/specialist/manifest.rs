@@ -4,7 +4,7 @@ use std::{borrow::Cow, collections::BTreeMap};
 
 use serde::{Deserialize, Serialize};
 
-use super::{inputs::Inputs, scope::ScopeRule, sets::SetScores};
+use super::{first::FirstStage, hierarchy::Hierarchy, inputs::Inputs, scope::ScopeRule, sets::SetScores};
 use crate::{
     BaseId, Digest, LoraFormat,
     cache::KeptLayers,
@@ -62,9 +62,15 @@ pub struct Manifest {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub scope: Option<ScopeRule>,
     /// Where a text may have several of the labels, or none: how the score of a set is made.
+    #[serde(default, alias = "several", skip_serializing_if = "Option::is_none")]
+    pub multi_label: Option<SetScores>,
+    /// How its labels are read as paths of a tree, where they are.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub several: Option<SetScores>,
-    /// The bound under which it answers alone, with its threshold.
+    pub hierarchy: Option<Hierarchy>,
+    /// The cheaper stage that is asked before it, where there is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub first: Option<FirstStage>,
+    /// The bound under which it answers alone, with its threshold; of two stages, what both answer together.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub certificate: Option<Certificate>,
     /// Why there is no certificate.
@@ -276,6 +282,11 @@ impl Stage {
     /// Does it read an embedding, or a network's hidden rows?
     pub fn reads_embedding(self) -> bool {
         matches!(self, Self::Head | Self::Both | Self::Tuned | Self::Decoder | Self::Span)
+    }
+
+    /// May it read how several inputs agree? It does where they were compared.
+    pub fn reads_pairs(self) -> bool {
+        matches!(self, Self::Pair | Self::Tuned)
     }
 
     /// Is its answer written by a decoder?

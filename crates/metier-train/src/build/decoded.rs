@@ -6,13 +6,12 @@ use metier_kernels::Pool;
 use metier_model::{
     Adapter, Decoder, Progress, Specialist,
     engine::AdapterId,
-    specialist::{Judgement, manifest::Kind},
+    specialist::{AnswerError, Judgement, manifest::Kind},
 };
 
 use super::{
-    BuildError,
+    BuildError, answered,
     generate::{self, GenerateError},
-    yardstick,
 };
 use crate::{
     craft::{
@@ -20,11 +19,11 @@ use crate::{
         writing::{WriteError, Writer},
     },
     data::{
-        Columns, DataError, TextMetric, positive,
+        Columns, DataError, TextMetric,
         split::{self, Example},
         table,
     },
-    eval::{EvalReport, ScoredRow, cluster::Groups, evaluation, text},
+    eval::{EvalReport, ScoredRow, cluster::Groups, text},
 };
 
 /// Scores a file; columns as in a task file. Of labels the metric is accuracy, of written answers the one that the task had.
@@ -68,13 +67,9 @@ pub fn evaluate_decoder(
     let read = |source: ReadError| BuildError::Embed { name: manifest.name.clone(), source: source.into() };
     let mut reader = Reader::new(decoder, files, manifest.kept_layers(), manifest.adapter_format()).map_err(read)?;
     let vectors = reader.read_all(pool, &texts, "reading rows with the decoder", progress).map_err(read)?;
-    let scored = examples
-        .iter()
-        .zip(&vectors)
-        .map(|(example, vector)| Ok(ScoredRow::new(example, &specialist.answer(&example.row.text, Some(vector))?)));
-    let scored = scored.collect::<Result<Vec<_>, BuildError>>()?;
-    let metric = positive::recorded(&manifest.recipe, &manifest.labels);
-    Ok(evaluation::evaluate(&scored, &yardstick(manifest, metric, columns.reference.is_some(), &[], seed)))
+    let answers = examples.iter().zip(&vectors).map(|(example, row)| specialist.answer(&example.row.text, Some(row)));
+    let answers = answers.collect::<Result<Vec<_>, AnswerError>>()?;
+    Ok(answered(manifest, &examples, &answers, columns, seed))
 }
 
 fn written(
@@ -131,6 +126,7 @@ fn written(
             ScoredRow {
                 predicted: usize::from(!text::is_exact(&answer.text, expected, is_json)),
                 gold: 0,
+                right: text::is_exact(&answer.text, expected, is_json),
                 score,
                 accepted: is_accepted,
                 reference_right: is_reference_right(at),

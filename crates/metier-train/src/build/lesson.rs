@@ -88,7 +88,7 @@ pub(super) fn learn(
 
 fn check(teacher: &Specialist, splits: &Splits) -> Result<(), String> {
     let manifest = teacher.manifest();
-    if manifest.kind != Kind::Classify || manifest.several.is_some() {
+    if manifest.kind != Kind::Classify || manifest.multi_label.is_some() {
         return Err("it does not tell one label a text".to_owned());
     }
     if manifest.labels != splits.labels {

@@ -821,27 +821,35 @@ fn choose(rungs: &mut [Rung], gold: &[usize], n_classes: usize, target: &Target,
     let mut chosen = best;
     for at in (0..rungs.len()).rev().filter(|at| *at != best) {
         let these = calls(&rungs[at].validation);
-        let good_enough = match target.metric {
-            Metric::Accuracy | Metric::MicroF1 => {
-                let test = compare(&these, &best_calls, gold, target.margin);
-                rungs[at].record.against_best = Some(test);
-                test.verdict == Verdict::NonInferior
-            }
-            Metric::MacroF1 | Metric::F1 { .. } => metrics::non_inferior_by_bootstrap(
-                target.metric,
-                &these,
-                &best_calls,
-                gold,
-                n_classes,
-                target.margin,
-                seed,
-            ),
-        };
+        let (good_enough, test) = non_inferior(target, &these, &best_calls, gold, n_classes, seed);
+        rungs[at].record.against_best = test;
         if good_enough && at < best {
             chosen = at;
         }
     }
     chosen
+}
+
+/// Whether `candidate` is shown, on the same rows, to be less than the target's margin worse than `reference`; with the paired test where the
+/// metric has one.
+pub(crate) fn non_inferior(
+    target: &Target,
+    candidate: &[usize],
+    reference: &[usize],
+    gold: &[usize],
+    n_classes: usize,
+    seed: u64,
+) -> (bool, Option<NonInferiority>) {
+    let (metric, margin) = (target.metric, target.margin);
+    match metric {
+        Metric::Accuracy | Metric::MicroF1 => {
+            let test = compare(candidate, reference, gold, margin);
+            (test.verdict == Verdict::NonInferior, Some(test))
+        }
+        Metric::MacroF1 | Metric::F1 { .. } => {
+            (metrics::non_inferior_by_bootstrap(metric, candidate, reference, gold, n_classes, margin, seed), None)
+        }
+    }
 }
 
 fn compare(candidate: &[usize], reference: &[usize], gold: &[usize], margin: f64) -> NonInferiority {

@@ -20,6 +20,7 @@ pub mod answers;
 pub mod distil;
 pub mod extract;
 pub mod generate;
+pub mod hierarchy;
 pub mod leak;
 pub mod parquet;
 pub mod positive;

@@ -21,6 +21,7 @@ use serde::{Deserialize, Serialize};
 use super::{
     Place, TaskFile,
     answers::Answers,
+    hierarchy,
     leak::{self, LeakReport},
     nearest,
     sets::{self, Loaded, is_list},
@@ -144,6 +145,7 @@ pub fn load_any(task: &TaskFile, seed: u64) -> Result<Loaded, DataError> {
 fn load_classes(task: &TaskFile, (files, rows): Read, seed: u64) -> Result<Splits, DataError> {
     let data = &task.data;
     let labels = labels(&rows, data.out_of_scope.as_deref())?;
+    data.hierarchy.as_ref().map_or(Ok(()), |separator| hierarchy::check(&labels, separator))?;
     let given = [true, !data.validation.is_empty(), !data.calibration.is_empty(), !data.test.is_empty()];
     let mut parts: [Vec<Example>; 4] = Default::default();
     let mut moved_to_train = 0;

@@ -23,6 +23,9 @@ pub use metier_model::specialist::manifest::Kind;
 /// Minutes of a budget, at most: a year.
 const MAX_BUDGET_MINUTES: f64 = 525_600.0;
 
+/// Most stages of a specialist.
+const MAX_STAGES: usize = 2;
+
 /// What the name of a file of answers ends with, where a column's name is expected.
 const ANSWERS: &str = ".jsonl";
 
@@ -47,10 +50,11 @@ const KEYS: [(&str, &[&str]); 9] = [
             "out_of_scope",
             "group",
             "slice",
+            "hierarchy",
         ],
     ),
     ("reference", &["column"]),
-    ("target", &["metric", "positive", "margin", "epsilon", "delta", "in_scope"]),
+    ("target", &["metric", "positive", "margin", "epsilon", "delta", "in_scope", "stages", "fall_back"]),
     ("policy", &["may_leave"]),
     ("budget", &["minutes", "from", "up_to"]),
     ("prune", &["keep", "heal_epochs"]),
@@ -80,6 +84,10 @@ pub struct TaskFile {
     /// Share of the validation rows in scope that keeps its right label while as much as can be is told to be out of scope; none: the label is called
     /// like any other.
     pub in_scope: Option<f64>,
+    /// Stages that may answer, one after the other: 2 puts a smaller rung that needs no base model before the one that is taken.
+    pub stages: usize,
+    /// Of labels that are paths: may the beginning of one be answered, where the whole is not sure?
+    pub fall_back: bool,
     /// May a deferred request leave the boundary?
     pub may_leave: bool,
     /// Time after which no further setting is tried.
@@ -123,6 +131,8 @@ pub struct Data {
     pub group: Option<String>,
     /// Columns by whose values the figures are told apart; none: every other column of few values.
     pub slice: Vec<String>,
+    /// What separates the parts of a label, where labels are paths of a tree.
+    pub hierarchy: Option<String>,
 }
 
 /// What is to be reached.
@@ -252,6 +262,7 @@ struct RawData {
     out_of_scope: Option<String>,
     group: Option<String>,
     slice: Option<OneOrMany>,
+    hierarchy: Option<String>,
 }
 
 #[derive(Deserialize)]
@@ -267,6 +278,8 @@ struct RawTarget {
     epsilon: Option<f64>,
     delta: Option<f64>,
     in_scope: Option<f64>,
+    stages: Option<usize>,
+    fall_back: Option<bool>,
 }
 
 #[derive(Deserialize, Default)]
@@ -352,7 +365,8 @@ impl TaskFile {
         let reference_answers = reference.as_deref().map(answers_in).transpose()?.flatten();
         let (output, spans) = (raw.data.output.as_deref(), raw.data.spans.clone());
         let (label, none) = (raw.data.label.is_some(), raw.data.out_of_scope.is_some());
-        let of_classify = [("data.label", label), ("data.out_of_scope", none)];
+        let hierarchy = raw.data.hierarchy.is_some();
+        let of_classify = [("data.label", label), ("data.out_of_scope", none), ("data.hierarchy", hierarchy)];
         let of_extract = [
             ("data.spans", spans.is_some()),
             ("tune.batch_rows", raw.tune.as_ref().is_some_and(|tune| tune.batch_rows.is_some())),
@@ -429,7 +443,11 @@ impl TaskFile {
             out_of_scope: raw.data.out_of_scope,
             group: raw.data.group,
             slice: raw.data.slice.map_or_else(Vec::new, OneOrMany::list),
+            hierarchy: raw.data.hierarchy,
         };
+        if data.hierarchy.as_ref().is_some_and(String::is_empty) {
+            return Err(wrong("`data.hierarchy` is what separates the parts of a label, such as \"/\"".to_owned()));
+        }
         if data.train.is_empty() || data.text.is_empty() {
             return Err(wrong("`data.train` and `data.text` must not be empty".to_owned()));
         }
@@ -457,6 +475,19 @@ impl TaskFile {
             let fits = value < 1.0 && (value > 0.0 || (low && value == 0.0));
             fits.then_some(value).ok_or_else(|| wrong(format!("`target.{key}` = {value} must lie between 0 and 1")))
         };
+        if kind != Kind::Classify {
+            let keys = [("target.stages", target.stages.is_some()), ("target.fall_back", target.fall_back.is_some())];
+            foreign(&keys, "classify")?;
+        }
+        let fall_back = target.fall_back.unwrap_or(false);
+        if fall_back && data.hierarchy.is_none() {
+            let why = "`target.fall_back` answers with a part of a label's path: `data.hierarchy` must say what separates them";
+            return Err(wrong(why.to_owned()));
+        }
+        let stages = target.stages.unwrap_or(1);
+        if !(1..=MAX_STAGES).contains(&stages) {
+            return Err(wrong(format!("`target.stages` = {stages} must be 1 to {MAX_STAGES}")));
+        }
         let budget = raw.budget.unwrap_or_default();
         if kind != Kind::Classify {
             foreign(&[("budget.from", budget.from.is_some())], "classify")?;
@@ -518,6 +549,8 @@ impl TaskFile {
                 }
                 share_of => Some(share(share_of, 0.95, "in_scope", false)?),
             },
+            stages,
+            fall_back,
             may_leave: raw.policy.unwrap_or_default().may_leave.unwrap_or(false),
             budget_minutes,
             from,
@@ -661,6 +694,13 @@ mod tests {
         check(
             &data("[distil]\nteacher = \"specialist:a\"\ntemperature = 0"),
             "`distil.temperature` = 0 must be more than 0, at most 20",
+        );
+        check(&data("[target]\nfall_back = true"), "`data.hierarchy` must say what separates them");
+        check(&data("hierarchy = \"\""), "separates the parts of a label, such as \"/\"");
+        check(&data("[target]\nstages = 3"), "`target.stages` = 3 must be 1 to 2");
+        check(
+            &extract("schema = \"s.json\"\n[target]\nstages = 2"),
+            "`target.stages` belongs to `kind = \"classify\"`, and this is `extract`",
         );
         check(&data("[target]\nepsilon = 0.0"), "`target.epsilon` = 0 must lie between 0 and 1");
         check(&data("[target]\ndelta = nan"), "`target.delta` = NaN must lie between 0 and 1");

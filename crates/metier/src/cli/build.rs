@@ -19,7 +19,7 @@ use metier_train::{
     build::RungOutcome,
     craft::teaching::Teacher,
     data::{LeakReport, distil},
-    eval::evaluation::ExtractFigures,
+    eval::{evaluation::ExtractFigures, hierarchy::HierarchyFigures, stages::StageFigures},
 };
 use serde::Serialize;
 
@@ -259,6 +259,7 @@ fn tell(outcome: &BuildOutcome) {
         tell_chosen(outcome);
     }
     certificate(outcome.certificate.as_ref(), outcome.rows_needed);
+    tell_stages(&outcome.evaluation.stages);
     if let (Some(loss), Some([low, high]), Some(held)) = (outcome.test_loss, outcome.test_loss_interval, outcome.held) {
         let verdict = if held { "held" } else { "NOT HELD: the whole interval lies above ε" };
         println!(
@@ -292,6 +293,7 @@ fn tell(outcome: &BuildOutcome) {
             .collect();
         println!("               recall that was there at an accuracy in scope of {}", points.join(", "));
     }
+    tell_tree(outcome.evaluation.hierarchy.as_ref());
     if let Some(sets) = &outcome.evaluation.sets {
         let told = [
             ("micro_f1", sets.micro_f1),
@@ -405,6 +407,46 @@ fn compared(rung: &RungOutcome, best: f64) -> String {
         "validation {:.4}, {:+.4} [{:+.4}, {:+.4}] to the best: {verdict}",
         rung.validation, test.difference, test.interval[0], test.interval[1]
     )
+}
+
+/// Figures by depth, where labels are paths.
+pub fn tell_tree(tree: Option<&HierarchyFigures>) {
+    let Some(tree) = tree else { return };
+    for level in &tree.levels {
+        let (accuracy, macro_f1) = (&level.accuracy, &level.macro_f1);
+        println!(
+            "  depth {:<6} {:.4} [{:.4}, {:.4}] of rows right, macro F1 {:.4} [{:.4}, {:.4}] of {} nodes",
+            level.depth,
+            accuracy.value,
+            accuracy.interval[0],
+            accuracy.interval[1],
+            macro_f1.value,
+            macro_f1.interval[0],
+            macro_f1.interval[1],
+            level.nodes
+        );
+    }
+    let [low, high] = tree.f1.interval;
+    println!(
+        "  as a tree    hierarchical F1 {:.4} [{low:.4}, {high:.4}], precision {:.4}, recall {:.4}",
+        tree.f1.value, tree.precision.value, tree.recall.value
+    );
+}
+
+/// Who answered what, where there are two stages or depths.
+pub fn tell_stages(stages: &[StageFigures]) {
+    for stage in stages {
+        let from = stage.threshold.map_or_else(|| "never".to_owned(), |from| format!("score ≥ {from:.3}"));
+        println!(
+            "  stage        {:16} {from}: answers {:.1} % [{:.1}, {:.1}] of these rows, right on {:.1} % of them, {} wrong",
+            stage.name(),
+            100.0 * stage.answered.value,
+            100.0 * stage.answered.interval[0],
+            100.0 * stage.answered.interval[1],
+            100.0 * stage.right.value,
+            stage.losses
+        );
+    }
 }
 
 /// One line for the promise, or for what it would take.

@@ -423,7 +423,7 @@ fn describe(held: &Held, specialist: &Specialist, as_json: bool) {
         line(&json!({
             "name": held.name, "id": held.id, "state": held.state(), "current": held.is_live(), "dir": held.dir,
             "kind": manifest.kind, "stage": manifest.stage, "labels": manifest.labels.len(), "may_leave": manifest.may_leave,
-            "certificate": manifest.certificate, "standing": held.standing,
+            "certificate": manifest.certificate, "first": manifest.first, "standing": held.standing,
         }));
         return;
     }
@@ -498,6 +498,10 @@ fn show(root: &Path, specialist: &str, as_json: bool) -> Outcome {
         println!("  none of them {label}");
     }
     println!("  may leave    {}", if manifest.may_leave { "yes, where policy allows" } else { "no" });
+    if let Some((first, share)) = manifest.first.as_ref().and_then(|first| Some((first, first.share?))) {
+        let (name, covers) = (first.stage.name(), 100.0 * share.coverage);
+        println!("  asks first   {name}: score ≥ {:.3}, {covers:.1} % of the calibration rows", share.threshold);
+    }
     super::build::certificate(manifest.certificate.as_ref(), manifest.refusal.and_then(|refusal| refusal.rows_needed));
     let recipe = &manifest.recipe;
     let rows: Vec<String> = recipe.rows.iter().map(|(part, n)| format!("{part} {n}")).collect();

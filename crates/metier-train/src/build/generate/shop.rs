@@ -485,7 +485,9 @@ impl Shop<'_> {
             stage: rung.stage,
             scores: None,
             scope: None,
-            several: None,
+            multi_label: None,
+            hierarchy: None,
+            first: None,
             pairs: None,
             base: bench.encoder.map(Embed::base),
             generation: Some(manifest::Generation {
@@ -518,6 +520,7 @@ impl Shop<'_> {
             manifest: manifest.clone(),
             features: None,
             head: None,
+            first: None,
             encoder: None,
             adapter: rung.adapter.as_ref().map(|(files, _)| files.clone()),
             schema: self.schema.as_ref().map(|schema| serde_json::to_string_pretty(schema).expect("a value is JSON")),
@@ -587,6 +590,7 @@ impl Shop<'_> {
             ScoredRow {
                 predicted: usize::from(!is_exact),
                 gold: 0,
+                right: is_exact,
                 score: judged.score,
                 accepted: judged.is_accepted,
                 reference_right: self.is_reference_right(part, at),

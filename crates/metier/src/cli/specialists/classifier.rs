@@ -59,7 +59,7 @@ pub(super) fn run(
         let folder = bases::encoder_files(settings, environment).map_err(told)?.dir;
         // Weights leave as they stand in the file, however they are kept here.
         let plain = Encoder::open(&folder)?;
-        let several = manifest.several.as_ref();
+        let several = manifest.multi_label.as_ref();
         let scale = several.map_or(manifest.calibrator.inverse_temperature, |scores| scores.decision.slope);
         let classifier = Classifier {
             encoder: &plain,
@@ -157,8 +157,8 @@ fn readme(specialist: &Specialist, encoder: &Encoder) -> String {
     } else {
         String::new()
     };
-    let call = if manifest.several.is_some() { ", top_k=None" } else { "" };
-    let result = if manifest.several.is_some() {
+    let call = if manifest.multi_label.is_some() { ", top_k=None" } else { "" };
+    let result = if manifest.multi_label.is_some() {
         "a label is given where its score is above 0.5"
     } else {
         "the score is its share of the softmax"
