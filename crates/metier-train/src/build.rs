@@ -295,7 +295,7 @@ pub enum BuildError {
         name: String,
         /// Why.
         #[source]
-        source: TeachError,
+        source: Box<TeachError>,
     },
     /// A specialist reads embeddings and there is no encoder, or another one.
     #[error("specialist `{name}` cannot answer: {why}")]

@@ -57,6 +57,9 @@ const SPECIAL: [(&str, [&str; 2]); 5] = [
     ("mask_token", ["[MASK]", "<mask>"]),
 ];
 
+/// A tensor with its name and shape.
+type Named = (String, Vec<usize>, Vec<f32>);
+
 /// What is to leave.
 #[derive(Clone, Copy, Debug)]
 pub struct Classifier<'a> {
@@ -168,7 +171,7 @@ impl Classifier<'_> {
     }
 
     /// The network's own tensors, under the names that a network with a head has for them.
-    fn network(&self, naming: &Names) -> Result<Vec<(String, Vec<usize>, Vec<f32>)>, ExportError> {
+    fn network(&self, naming: &Names) -> Result<Vec<Named>, ExportError> {
         let (bytes, index) = self.encoder.bert().file();
         let own = self.layers.map(|file| Safetensors::parse(file).map(|index| (file, index))).transpose()?;
         let mut tensors = Vec::new();
@@ -245,11 +248,7 @@ impl Classifier<'_> {
 }
 
 /// Weight and bias of the norm that last rows come out of.
-fn last_norm(
-    tensors: &[(String, Vec<usize>, Vec<f32>)],
-    naming: &Names,
-    config: &BertConfig,
-) -> Result<(Vec<f32>, Vec<f32>), ExportError> {
+fn last_norm(tensors: &[Named], naming: &Names, config: &BertConfig) -> Result<(Vec<f32>, Vec<f32>), ExportError> {
     let d = config.width;
     let name = match config.layers.checked_sub(1) {
         Some(last) if !config.is_pre_norm() => naming.of_layer(last, naming.norm),
@@ -346,7 +345,7 @@ impl Lost {
 }
 
 /// As Transformers wants it: what a file holds stands in its header.
-fn written(tensors: &[(String, Vec<usize>, Vec<f32>)]) -> Vec<u8> {
+fn written(tensors: &[Named]) -> Vec<u8> {
     let bytes: Vec<Vec<u8>> =
         tensors.iter().map(|(.., values)| values.iter().flat_map(|x| x.to_le_bytes()).collect()).collect();
     let views = tensors.iter().zip(&bytes).map(|((name, shape, _), bytes)| {

@@ -313,7 +313,7 @@ fn teach(
 ) -> Result<Option<TeacherRecord>, BuildError> {
     let Some(distil) = &task.distil else { return Ok(None) };
     let name = distil.teacher.name();
-    let failed = |source| BuildError::Teach { name: task.name.clone(), source };
+    let failed = |source| BuildError::Teach { name: task.name.clone(), source: Box::new(source) };
     let unfit = |why: &str| failed(TeachError::Unfit { teacher: name.clone(), why: why.to_owned() });
     let (digest, decoder, adapter) = match &bench.teacher {
         None => return Err(unfit("it is not at hand")),

@@ -40,7 +40,7 @@ pub(super) fn learn(
     let name = distil.teacher.name();
     let unfit = |why: String| BuildError::Teach {
         name: task.name.clone(),
-        source: TeachError::Unfit { teacher: name.clone(), why },
+        source: Box::new(TeachError::Unfit { teacher: name.clone(), why }),
     };
     let Some(Teacher::Specialist(teacher)) = &bench.teacher else {
         return Err(unfit("no such specialist is at hand".to_owned()));

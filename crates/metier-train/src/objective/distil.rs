@@ -135,7 +135,7 @@ mod tests {
             assert_eq!(soft.ids.len(), limit);
             let mut drow = vec![0.0; 40];
             assert!(divergence(isa, &row, &soft, temperature, 1.0, &mut drow) > 0.01);
-            check(&row, &drow, &|row| divergence(isa, row, &soft, temperature, 0.0, &mut vec![0.0; 40]));
+            check(&row, &drow, &|row| divergence(isa, row, &soft, temperature, 0.0, &mut [0.0; 40]));
             // Who says the same is not wrong.
             assert!(divergence(isa, &teacher, &soft, temperature, 1.0, &mut drow).abs() < 1e-4);
         }
