@@ -27,6 +27,9 @@ const NOW_MS: u64 = 1_795_737_600_000;
 const MONDAY_MS: u64 = 1_793_577_600_000;
 const DAY_MS: u64 = 86_400_000;
 
+const INTENT: &str = "You sort messages of bank customers. Answer with one intent: lost_card, new_card or refund.";
+const SUMMARY: &str = "You summarise notes of meetings for the management board. Write one sentence without names.";
+
 type Line = BTreeMap<String, String>;
 
 /// A log's tasks, and the lines of its trace as they are read from `name`.
@@ -166,22 +169,16 @@ fn lines(rows: &[Value]) -> String {
 /// Everything that a row can be.
 fn write_logs(folder: &Path) {
     fs::create_dir_all(folder).unwrap();
+    let places = ["Oslo", "Lima", "Ulm", "Bern", "Rome"];
     let mut pairs: Vec<Value> = (0..200)
         .map(|at| {
+            let place = places[at % 5];
             if at % 2 == 0 {
-                pair(
-                    at,
-                    "You sort messages of bank customers. Answer with one intent: lost_card, new_card or refund.",
-                    &format!("my card was lost on day {}", at / 4),
-                    ["lost_card", "new_card"][at % 3 % 2],
-                )
+                let intent = ["lost_card", "new_card", "refund"][at % 3];
+                pair(at, INTENT, &format!("my card was lost in {place} on day {}", at / 4 * 4), intent)
             } else {
-                pair(
-                    at,
-                    "You summarise notes of meetings for the management board. Write one sentence without names.",
-                    &format!("we spoke of item {at} and went home"),
-                    "Meeting.",
-                )
+                let said = format!("{place}: we spoke of item {at} and went home early");
+                pair(at, SUMMARY, &said, &format!("Meeting {at} in {place} was short."))
             }
         })
         .collect();
@@ -242,8 +239,11 @@ fn every_number_is_the_sum_over_its_rows() {
         .map(|line| line["place"].rsplit('/').next().unwrap())
         .collect();
     assert_eq!(spans, ["spans.jsonl:1", "spans.jsonl:1#2", "spans.jsonl:1#3"]);
-    let whole = fs::read(dir.path().join("rows.csv.gz")).unwrap();
-    assert!(!String::from_utf8_lossy(&whole).contains("my card"), "no text stands in it");
+    let cells = read.iter().flat_map(|line| line.values());
+    assert!(
+        !cells.into_iter().any(|cell| cell.contains("my card") || cell.contains("Meeting")),
+        "no text stands in it"
+    );
 }
 
 #[test]
