@@ -131,9 +131,9 @@ fn obstacle(specialist: &Specialist) -> Option<&'static str> {
         Stage::Tuned if specialist.features().is_some() => {
             Some("beside its encoder it reads hashed n-grams, which Transformers does not make")
         }
-        Stage::Head | Stage::Tuned if manifest.first.is_some() => {
-            Some("a first stage reads hashed n-grams, which Transformers does not make: build it without `target.stages`")
-        }
+        Stage::Head | Stage::Tuned if manifest.first.is_some() => Some(
+            "a first stage reads hashed n-grams, which Transformers does not make: build it without `target.stages`",
+        ),
         Stage::Head | Stage::Tuned if manifest.hierarchy.is_some() => Some(
             "it may answer with a node above a label, and a linear head knows no tree: build it without `data.hierarchy`",
         ),
