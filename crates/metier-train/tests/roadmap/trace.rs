@@ -120,13 +120,9 @@ fn check(discovery: &Discovery, lines: &[Line]) {
         let of: Vec<&Line> = lines.iter().filter(|line| line["task_id"] == task.id).collect();
         assert!(of.iter().all(|line| line["task"] == task.name && line["calls"] == "1"));
         assert_eq!(sum(of.iter().copied()), task.total(), "{}", task.name);
-        let weeks: Vec<(String, Volume)> = task
-            .by_week()
-            .into_iter()
-            .map(|(week, _)| {
-                (week.to_string(), sum(of.iter().copied().filter(|line| line["week"] == week.to_string())))
-            })
-            .collect();
+        let of_week = |week: &str| sum(of.iter().copied().filter(|line| line["week"] == week));
+        let weeks: Vec<(String, Volume)> =
+            task.by_week().keys().map(|week| (week.to_string(), of_week(&week.to_string()))).collect();
         assert_eq!(
             weeks,
             task.by_week().into_iter().map(|(week, volume)| (week.to_string(), volume)).collect::<Vec<_>>()
