@@ -1,5 +1,5 @@
 //! Any text as a JSON Schema, as a regular expression and as choices, compiled for a tiny vocabulary; then up to 64 tokens that the
-//! mask allows are committed, chosen by the bytes.
+//! mask allows are committed, chosen by the bytes, and committed again to a text that knows what the first found out.
 #![no_main]
 
 use std::sync::{Arc, OnceLock};
@@ -26,9 +26,10 @@ fn env() -> &'static GrammarEnv {
 fn walk(form: &Form, bytes: &[u8]) {
     let Ok(constraint) = Constraint::compile(form, env()) else { return };
     let mut state = constraint.begin();
+    let mut walked = Vec::new();
     for &byte in bytes.iter().cycle().take(64) {
         if state.is_finished() {
-            return;
+            break;
         }
         // A token is checked alone and by the mask: both must say the same.
         let asked: Vec<_> = (0..512).map(|id| state.allows(TokenId(id))).collect();
@@ -38,9 +39,15 @@ fn walk(form: &Form, bytes: &[u8]) {
             assert!(asked.is_ok_and(|asked| asked == mask.contains(TokenId(id as u32))), "token {id} in {form:?}");
         }
         let Some(&token) = allowed.get(usize::from(byte) % allowed.len().max(1)) else { return };
+        walked.push((mask.clone(), token));
         state.commit(TokenId(token)).expect("the mask allowed it");
         let _ = state.forced();
         let _ = state.is_accepting();
+    }
+    let mut again = constraint.begin();
+    for (mask, token) in walked {
+        assert!(again.mask().is_ok_and(|known| *known == mask), "before token {token} in {form:?}");
+        again.commit(TokenId(token)).expect("it was committed before");
     }
 }
 

@@ -6,7 +6,7 @@ use metier_kernels::Pool;
 use metier_model::{
     BaseId, Digest, Encoder,
     extract::Schema,
-    specialist::{Specialist, render_request},
+    specialist::{Answer, Specialist, render_request},
 };
 use serde_json::Value;
 
@@ -82,8 +82,17 @@ pub(crate) trait Expert: Send + Sync {
     }
     fn centroids(&self) -> &[Vec<f32>];
     fn match_threshold(&self) -> Option<f32>;
+    /// Is a cheaper stage asked before anything is embedded?
+    fn has_first(&self) -> bool {
+        false
+    }
+    /// What that stage says of a text.
+    fn judge_first(&self, _text: &str) -> Option<Judged> {
+        None
+    }
     /// The text that it reads out of the last user message; else why not.
     fn read(&self, message: &str) -> Result<String, String>;
+    /// What it says itself, whether or not a stage before it would.
     fn judge(&self, text: &str, embedding: Option<&[f32]>) -> Result<Judged, String>;
 }
 
@@ -117,7 +126,7 @@ impl Expert for Specialist {
     }
 
     fn gives_several(&self) -> bool {
-        self.manifest().several.is_some()
+        self.manifest().multi_label.is_some()
     }
 
     fn schema(&self) -> Option<&Schema> {
@@ -130,6 +139,14 @@ impl Expert for Specialist {
 
     fn match_threshold(&self) -> Option<f32> {
         self.match_threshold()
+    }
+
+    fn has_first(&self) -> bool {
+        self.manifest().first.is_some()
+    }
+
+    fn judge_first(&self, text: &str) -> Option<Judged> {
+        self.first_answer(text).map(judged_label)
     }
 
     fn read(&self, message: &str) -> Result<String, String> {
@@ -259,6 +276,14 @@ impl Expert for Equipped {
         self.specialist.match_threshold()
     }
 
+    fn has_first(&self) -> bool {
+        Expert::has_first(&*self.specialist)
+    }
+
+    fn judge_first(&self, text: &str) -> Option<Judged> {
+        Expert::judge_first(&*self.specialist, text)
+    }
+
     fn read(&self, message: &str) -> Result<String, String> {
         Expert::read(&*self.specialist, message)
     }
@@ -272,15 +297,20 @@ impl Expert for Equipped {
 }
 
 fn judged(specialist: &Specialist, text: &str, embedding: Option<&[f32]>) -> Result<Judged, String> {
-    let answer = specialist.answer(text, embedding).map_err(|error| error.to_string())?;
-    Ok(Judged {
+    // The stage before it, where there is one, was asked by whoever asks this.
+    let margins = specialist.margins(text, embedding).map_err(|error| error.to_string())?;
+    Ok(judged_label(specialist.answer_from(&margins)))
+}
+
+fn judged_label(answer: Answer) -> Judged {
+    Judged {
         label: answer.label,
         score: answer.score,
         threshold: answer.threshold,
         accepted: answer.accepted,
         stage: answer.stage,
         extracted: None,
-    })
+    }
 }
 
 fn extracted(specialist: &Specialist, encoder: &Encoder, pool: &Pool, text: &str) -> Result<Judged, String> {

@@ -4,7 +4,7 @@ use std::{path::PathBuf, sync::Arc};
 
 use metier_kernels::Pool;
 use metier_model::{
-    adapter::{Adapter, LoraFormat},
+    adapter::Adapter,
     decoder::Decoder,
     encoder::{Encoder, EncoderQueue, QueueLimits},
     engine::{CacheScope, Engine, EngineLimits},
@@ -205,7 +205,7 @@ impl Gateway {
             return Err("this server has no decoder to adapt".to_owned());
         };
         let config = decoder.network().config();
-        let adapter = Adapter::from_bytes(files.config.as_bytes(), &files.weights, config, LoraFormat::F16);
+        let adapter = Adapter::from_bytes(files.config.as_bytes(), &files.weights, config, manifest.adapter_format());
         let adapter = Arc::new(adapter.map_err(|error| error.to_string())?);
         let adapted = local.with_adapter(&manifest.name, adapter).map_err(|error| error.to_string())?;
         Ok(Some(adapted.with_layers(manifest.kept_layers())))

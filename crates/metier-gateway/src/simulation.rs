@@ -2,6 +2,8 @@
 //! on record, whatever goes wrong.
 #![allow(clippy::unwrap_used, reason = "tests")]
 
+mod cascade;
+
 use std::{
     collections::VecDeque,
     sync::{
@@ -58,6 +60,8 @@ struct Scripted {
     base: Option<BaseId>,
     own: Option<Embedder>,
     schema: Option<Schema>,
+    /// Score and threshold of a stage that is asked first.
+    first: Option<(f32, Option<f32>)>,
 }
 
 /// The encoder of every world.
@@ -78,6 +82,7 @@ fn expert(score: f32) -> Scripted {
         base: Some(encoder()),
         own: None,
         schema: None,
+        first: None,
     }
 }
 
@@ -126,6 +131,20 @@ impl Expert for Scripted {
     }
     fn match_threshold(&self) -> Option<f32> {
         Some(0.5)
+    }
+    fn has_first(&self) -> bool {
+        self.first.is_some()
+    }
+    fn judge_first(&self, _: &str) -> Option<Judged> {
+        let (score, threshold) = self.first?;
+        Some(Judged {
+            label: "refund".into(),
+            score,
+            threshold,
+            accepted: threshold.is_some_and(|threshold| score >= threshold),
+            stage: "linear".into(),
+            extracted: None,
+        })
     }
     fn read(&self, message: &str) -> Result<String, String> {
         if message == "unreadable" { Err("the message lacks the input `left`".into()) } else { Ok(message.to_owned()) }

@@ -1,8 +1,9 @@
 //! What a form costs and saves: `cargo run --release -p metier-model --example grammar -- MODEL.gguf`.
 //!
-//! Prints, for answers that are greedy and answers that are drawn: the time of checking one token and of a mask (median and 99th of
-//! 100), what a drawn token paid for its form (checks and masks that the engine really asked for, at the mean of those times), and the
-//! time of whole answers with and without tokens that are written because they are certain.
+//! Prints, for answers that are greedy, drawn, and drawn from a nucleus: the time of checking one token and of a mask (median and 99th
+//! of 100; the first text of a form, and a later one, which knows what the others met), what a drawn token paid for its form (checks and
+//! masks that the engine really asked for, at the mean of those times; known masks at the median of later ones), and the time of whole answers with and without tokens that are
+//! written because they are certain.
 #![allow(
     clippy::print_stdout,
     clippy::disallowed_methods,
@@ -52,8 +53,10 @@ fn main() {
         let started = Instant::now();
         let constraint = Constraint::compile(&form, &env).expect("compiles");
         let compiled = started.elapsed();
-        for temperature in [0.0, 0.7] {
-            let (mut checks, mut masks, mut begins) = (Vec::new(), Vec::new(), Vec::new());
+        // What is measured beside the engine must not find masks out for it.
+        let beside = Constraint::compile(&form, &env).expect("compiles");
+        for (temperature, top_p) in [(0.0, 1.0), (0.7, 1.0), (0.7, 0.9)] {
+            let (mut checks, mut firsts, mut masks, mut begins) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
             let mut asked = ConstraintStats::default();
             let mut seconds = [0.0, 0.0];
             let mut tokens = [0, 0];
@@ -63,7 +66,7 @@ fn main() {
                     let request = GenerationRequest {
                         prompt: prompt.clone(),
                         max_tokens: 120,
-                        sampling: Sampling { temperature, seed, ..Default::default() },
+                        sampling: Sampling { temperature, top_p, seed, ..Default::default() },
                         constraint: Some(constraint.clone()),
                         top_logprobs: stepwise.then_some(0),
                         ..Default::default()
@@ -76,14 +79,18 @@ fn main() {
                     if !stepwise {
                         asked += engine.stats().constraints;
                         if seed == 0 {
-                            println!("{name}\tat {temperature}: {}", answer.text.replace('\n', " "));
+                            println!("{name}\tat {temperature}, top-p {top_p}: {}", answer.text.replace('\n', " "));
                         }
                         continue;
                     }
                     let started = Instant::now();
-                    let (mut checked, mut masked) = (constraint.begin(), constraint.begin());
+                    let (mut checked, mut masked) = (beside.begin(), beside.begin());
                     begins.push(started.elapsed().as_secs_f64() * 0.5e6);
+                    let mut first = Constraint::compile(&form, &env).expect("compiles").begin();
                     for token in answer.tokens {
+                        let started = Instant::now();
+                        first.mask().expect("goes on");
+                        let made = started.elapsed().as_secs_f64() * 1e6;
                         let started = Instant::now();
                         assert!(checked.allows(token).expect("goes on"));
                         let check = started.elapsed().as_secs_f64() * 1e6;
@@ -92,31 +99,38 @@ fn main() {
                         // What is certain is not drawn.
                         if masked.forced().is_empty() {
                             checks.push(check);
+                            firsts.push(made);
                             masks.push(started.elapsed().as_secs_f64() * 1e6);
                         }
                         checked.commit(token).expect("was drawn");
                         masked.commit(token).expect("was drawn");
+                        first.commit(token).expect("was drawn");
                     }
                 }
             }
             let mean = |times: &[f64]| times.iter().sum::<f64>() / times.len() as f64;
-            let paid = asked.checked_tokens as f64 * mean(&checks) + asked.masks as f64 * mean(&masks);
             let of = |times: &mut Vec<f64>, share: f64| {
                 times.sort_by(f64::total_cmp);
                 times[((times.len() - 1) as f64 * share) as usize]
             };
+            let paid = asked.checked_tokens as f64 * mean(&checks)
+                + asked.masks as f64 * mean(&firsts)
+                + asked.known_masks as f64 * of(&mut masks.clone(), 0.5);
             // A draw that is refused is followed by another check, or a mask.
             println!(
-                "{name}\tat {temperature}: compile {:.1} ms, begin {:.0} µs; check p50 {:.1} µs, p99 {:.0}; mask p50 {:.1} µs, p99 {:.0}, of {}; asked {} checks, {} masks: {:.1} µs a drawn token; {} tokens {:.2} s, step by step {} tokens {:.2} s",
+                "{name}\tat {temperature}, top-p {top_p}: compile {:.1} ms, begin {:.0} µs; check p50 {:.1} µs, p99 {:.0}; first mask p50 {:.1} µs, p99 {:.0}, later {:.1}, {:.0}, of {}; asked {} checks, {} masks, {} known: {:.1} µs a drawn token; {} tokens {:.2} s, step by step {} tokens {:.2} s",
                 compiled.as_secs_f64() * 1e3,
                 of(&mut begins, 0.5),
                 of(&mut checks, 0.5),
                 of(&mut checks, 0.99),
+                of(&mut firsts, 0.5),
+                of(&mut firsts, 0.99),
                 of(&mut masks, 0.5),
                 of(&mut masks, 0.99),
                 masks.len(),
                 asked.checked_tokens,
                 asked.masks,
+                asked.known_masks,
                 paid / masks.len() as f64,
                 tokens[0],
                 seconds[0],

@@ -1,4 +1,4 @@
-//! How does a decoder with its adapter leave for other programs?
+//! How does a decoder with its adapter leave for other programs? ([`classifier`]: a head on an encoder.)
 //!
 //! **Question:** which files say the same to Transformers and llama.cpp? **In:** a decoder's plain weights, an adapter's files, the GGUF that the
 //! decoder was read from. **Out:** weights with the deltas added: a folder of Hugging Face's kind, or a GGUF file. **Absent:** folders and
@@ -11,11 +11,14 @@
 //! Everything but tensors is copied from the base's GGUF as it stands there, byte by byte: other programs ask for types of metadata that ours
 //! does not tell apart.
 
+pub mod classifier;
+
 use serde_json::{Map, Value, json};
 
 use crate::{
-    arch::transformer::{Activation, PlainLayer, PlainTransformer, RopePairs},
-    format::{FormatError, Gguf, Safetensors, TensorType, gguf::Value as Entry},
+    arch::transformer::{Activation, PlainLayer, PlainTransformer, RopePairs, TransformerConfig},
+    encoder::EncoderError,
+    format::{FormatError, Gguf, Safetensors, Tensor, TensorInfo, TensorType, gguf::Value as Entry},
 };
 
 /// PEFT's names of the maps, and the matrix of a layer that each is a delta of.
@@ -30,6 +33,11 @@ const MAPS: [(&str, &str); 7] = [
 ];
 /// GGUF's number for "mostly f16".
 const FILE_TYPE_F16: u32 = 1;
+/// Likewise Q4_0 and Q4_1.
+const FILE_TYPE_Q4_0: u32 = 2;
+const FILE_TYPE_Q4_1: u32 = 3;
+/// Weights of a block of Q8_0.
+const Q8_0_BLOCK: usize = 32;
 
 /// A decoder cannot leave in this form.
 #[derive(Debug, thiserror::Error)]
@@ -37,6 +45,9 @@ pub enum ExportError {
     /// A file cannot be read.
     #[error("cannot read the files of the adapter or of the base")]
     Format(#[from] FormatError),
+    /// The encoder cannot be read again, or cannot read a text.
+    #[error(transparent)]
+    Encoder(#[from] EncoderError),
     /// The adapter's settings are not those that this version writes.
     #[error("the adapter's settings lack `{0}`")]
     Settings(&'static str),
@@ -93,25 +104,93 @@ pub fn merge(plain: &mut PlainTransformer, config: &str, weights: &[u8]) -> Resu
 ///
 /// Where the file is no whole GGUF of this network.
 pub fn gguf(base: &[u8], plain: &PlainTransformer) -> Result<Vec<u8>, ExportError> {
+    write(base, FILE_TYPE_F16, |name, info, _| {
+        let values = numbers(name, plain).ok_or_else(|| ExportError::Unsupported(format!("a tensor `{name}`")))?;
+        if values.len() != info.shape.iter().product::<usize>() {
+            return Err(ExportError::Shape(name.to_owned()));
+        }
+        Ok(if info.shape.len() < 2 {
+            (TensorType::F32, values.iter().flat_map(|x| x.to_le_bytes()).collect())
+        } else {
+            (TensorType::F16, values.iter().flat_map(|x| half::f16::from_f32(*x).to_le_bytes()).collect())
+        })
+    })
+}
+
+/// Blocks of 4 bits of every layer's seven maps, in the order of PEFT's names of them.
+pub type Blocks = [Vec<u8>; 7];
+
+/// The base's GGUF with blocks of 4 bits in its maps' places (`dtype`: [`TensorType::Q4_0`] or [`TensorType::Q4_1`]), its tables in 8 bits where
+/// they had more, and everything else as it was. `config` is the base's; rows of `layers` are in the order of [`PlainTransformer`].
+///
+/// # Errors
+///
+/// Where the file is no whole GGUF of this network.
+pub fn gguf_of_blocks(
+    base: &[u8],
+    config: &TransformerConfig,
+    layers: &[Blocks],
+    dtype: TensorType,
+) -> Result<Vec<u8>, ExportError> {
+    let file_type = if dtype == TensorType::Q4_0 { FILE_TYPE_Q4_0 } else { FILE_TYPE_Q4_1 };
+    write(base, file_type, |name, info, bytes| {
+        if let Some(blocks) = blocks_of(name, config, layers) {
+            return match dtype.bytes_of(info.shape.iter().product()) {
+                Some(expected) if expected == blocks.len() => Ok((dtype, blocks)),
+                _ => Err(ExportError::Shape(name.to_owned())),
+            };
+        }
+        let is_table = ["token_embd.weight", "output.weight"].contains(&name);
+        match info.dtype {
+            TensorType::F32 | TensorType::F16 | TensorType::Bf16
+                if is_table && info.shape.last().is_some_and(|width| width.is_multiple_of(Q8_0_BLOCK)) =>
+            {
+                let values = Tensor { name, dtype: info.dtype, shape: &info.shape, bytes }.to_f32()?;
+                Ok((TensorType::Q8_0, values.chunks_exact(Q8_0_BLOCK).flat_map(q8_0).collect()))
+            }
+            dtype => Ok((dtype, bytes.to_vec())),
+        }
+    })
+}
+
+/// A block of Q8_0: scale = max|w| / 127, quants to nearest.
+fn q8_0(weights: &[f32]) -> Vec<u8> {
+    let scale = half::f16::from_f32(weights.iter().fold(0.0f32, |max, w| max.max(w.abs())) / 127.0);
+    let inverse = if scale.to_f32() > 0.0 { 1.0 / scale.to_f32() } else { 0.0 };
+    let quant = |w: &f32| ((w * inverse).round_ties_even().clamp(-127.0, 127.0) as i8).cast_unsigned();
+    scale.to_le_bytes().into_iter().chain(weights.iter().map(quant)).collect()
+}
+
+/// A map's blocks by GGUF's name, in the order in which GGUF has its rows.
+fn blocks_of(name: &str, config: &TransformerConfig, layers: &[Blocks]) -> Option<Vec<u8>> {
+    let (i, part) = name.strip_prefix("blk.")?.split_once('.')?;
+    let map = MAPS.iter().position(|(_, map)| part.strip_suffix(".weight") == Some(map))?;
+    let blocks = &layers.get(i.parse::<usize>().ok()?)?[map];
+    let turned = [config.heads, config.kv_heads];
+    Some(match turned.get(map) {
+        Some(heads) if config.rope_pairs == RopePairs::Adjacent => in_pairs(blocks, *heads, config),
+        _ => blocks.clone(),
+    })
+}
+
+/// The base's file with every tensor as `tensor(name, info, bytes)` has it.
+fn write(
+    base: &[u8],
+    file_type: u32,
+    tensor: impl Fn(&str, &TensorInfo, &[u8]) -> Result<(TensorType, Vec<u8>), ExportError>,
+) -> Result<Vec<u8>, ExportError> {
     let index = Gguf::parse(base)?;
     if index.count("split.count").is_some_and(|count| count > 1) {
         return Err(ExportError::Unsupported("several files".to_owned()));
     }
     let mut tensors = Vec::new();
     for (name, info) in index.tensors() {
-        let values = numbers(name, plain).ok_or_else(|| ExportError::Unsupported(format!("a tensor `{name}`")))?;
-        if values.len() != info.shape.iter().product::<usize>() {
-            return Err(ExportError::Shape(name.clone()));
-        }
+        let bytes = base.get(info.range.clone()).ok_or(FormatError::Truncated("a tensor"))?;
+        let (dtype, bytes) = tensor(name, info, bytes)?;
         let shape: Vec<u64> = info.shape.iter().map(|dim| *dim as u64).collect();
-        let (dtype, bytes): (TensorType, Vec<u8>) = if shape.len() < 2 {
-            (TensorType::F32, values.iter().flat_map(|x| x.to_le_bytes()).collect())
-        } else {
-            (TensorType::F16, values.iter().flat_map(|x| half::f16::from_f32(*x).to_le_bytes()).collect())
-        };
         tensors.push((name.as_str(), shape, dtype, bytes));
     }
-    Ok(crate::format::gguf_write::rewrite(base, &index, FILE_TYPE_F16, tensors)?)
+    Ok(crate::format::gguf_write::rewrite(base, &index, file_type, tensors)?)
 }
 
 /// The numbers of a tensor by GGUF's name, in the order in which GGUF has them.
@@ -125,11 +204,19 @@ fn numbers(name: &str, plain: &PlainTransformer) -> Option<Vec<f32>> {
     }
     let (i, part) = name.strip_prefix("blk.")?.split_once('.')?;
     let layer = plain.layers.get(i.parse::<usize>().ok()?)?;
+    if let Some(part) = part.strip_suffix(".bias") {
+        let map = ["attn_q", "attn_k", "attn_v"].iter().position(|map| *map == part)?;
+        return Some(layer.qkv_bias.as_ref()?[map].clone());
+    }
     Some(match part.strip_suffix(".weight")? {
         "attn_norm" => layer.attention_norm.clone(),
         "ffn_norm" => layer.ffn_norm.clone(),
-        "attn_q" if config.rope_pairs == RopePairs::Adjacent => in_pairs(&layer.q, plain),
-        "attn_k" if config.rope_pairs == RopePairs::Adjacent => in_pairs(&layer.k, plain),
+        "attn_q_norm" => layer.head_norms.as_ref()?[0].clone(),
+        "attn_k_norm" => layer.head_norms.as_ref()?[1].clone(),
+        "post_attention_norm" => layer.post_attention_norm.clone()?,
+        "post_ffw_norm" => layer.post_ffn_norm.clone()?,
+        "attn_q" if config.rope_pairs == RopePairs::Adjacent => in_pairs(&layer.q, config.heads, config),
+        "attn_k" if config.rope_pairs == RopePairs::Adjacent => in_pairs(&layer.k, config.kv_heads, config),
         "attn_q" => layer.q.clone(),
         "attn_k" => layer.k.clone(),
         "attn_v" => layer.v.clone(),
@@ -141,11 +228,12 @@ fn numbers(name: &str, plain: &PlainTransformer) -> Option<Vec<f32>> {
     })
 }
 
-/// Row `(head, 2i + j)` from row `(head, j · pairs + i)`: neighbours turn together, where they were halves apart.
-fn in_pairs(weights: &[f32], plain: &PlainTransformer) -> Vec<f32> {
-    let (width, head_dim, pairs) = (plain.config.width, plain.config.head_dim, plain.config.rope_dims / 2);
-    let mut out = weights.to_vec();
-    for (to, from) in out.chunks_exact_mut(head_dim * width).zip(weights.chunks_exact(head_dim * width)) {
+/// Row `(head, 2i + j)` from row `(head, j · pairs + i)`: neighbours turn together, where they were halves apart. Rows are of numbers or of blocks.
+fn in_pairs<T: Copy>(rows: &[T], heads: usize, config: &TransformerConfig) -> Vec<T> {
+    let (head_dim, pairs) = (config.head_dim, config.rope_dims / 2);
+    let width = rows.len() / (heads * head_dim);
+    let mut out = rows.to_vec();
+    for (to, from) in out.chunks_exact_mut(head_dim * width).zip(rows.chunks_exact(head_dim * width)) {
         for i in 0..pairs {
             for j in 0..2 {
                 let row = &from[(j * pairs + i) * width..][..width];
@@ -177,6 +265,13 @@ fn config(index: &Gguf, plain: &PlainTransformer) -> Result<Value, ExportError> 
     let is_scaled = c.rope_divisor != 1.0 || index.tensors().contains_key("rope_freqs.weight");
     if is_scaled || c.rope_dims != c.head_dim || c.activation != Activation::Silu || c.embedding_scale != 1.0 {
         return Err(ExportError::Unsupported("scaled angles or another activation".to_owned()));
+    }
+    let is_llama = |layer: &PlainLayer| {
+        let norms = [layer.post_attention_norm.is_some(), layer.post_ffn_norm.is_some(), layer.head_norms.is_some()];
+        !norms.contains(&true) && layer.qkv_bias.is_none() && layer.window.is_none() && layer.turns == Some(0)
+    };
+    if !plain.layers.iter().all(is_llama) {
+        return Err(ExportError::Unsupported("norms, biases or windows that Llama has not".to_owned()));
     }
     let number = |x: f32| x.to_string().parse::<f64>().unwrap_or(f64::from(x));
     let id = |key: &str| index.count(key);
@@ -300,6 +395,40 @@ mod tests {
 
     /// max |Δ| of logits whose deviation is about 1, between f32 weights with an adapter and merged ones in halves.
     const HALVES: f32 = 0.02;
+
+    /// Blocks that say what the base's own say make the same file answer.
+    #[test]
+    fn blocks_stand_where_their_maps_stood() {
+        let bytes = tiny::gguf_with(7, TensorType::F32);
+        let base = Decoder::from_bytes(bytes.clone(), "tiny", WeightFormat::F32).unwrap();
+        let plain = base.network().plain().unwrap();
+        // Scale 1/64, min −1/8: the weights that these blocks stand for.
+        let (scale, min) = (half::f16::from_f32(1.0 / 64.0), half::f16::from_f32(-1.0 / 8.0));
+        let blocks = |weights: &[f32]| -> Vec<u8> {
+            let quant = |w: f32| ((w + 0.125) * 64.0).round().clamp(0.0, 15.0) as u8;
+            let block = |w: &[f32]| {
+                let bytes = (0..16).map(|i| quant(w[i]) | quant(w[i + 16]) << 4);
+                scale.to_le_bytes().into_iter().chain(min.to_le_bytes()).chain(bytes).collect::<Vec<u8>>()
+            };
+            weights.chunks_exact(32).flat_map(block).collect()
+        };
+        let layers: Vec<Blocks> = plain
+            .layers
+            .iter()
+            .map(|l| [&l.q, &l.k, &l.v, &l.output, &l.gate, &l.up, &l.down].map(|weights| blocks(weights)))
+            .collect();
+        let file = gguf_of_blocks(&bytes, &plain.config, &layers, TensorType::Q4_1).unwrap();
+        let read = Decoder::from_bytes(file, "blocks", WeightFormat::F32).unwrap().network().plain().unwrap();
+        for (layer, of_blocks) in read.layers.iter().zip(&layers) {
+            let found = [&layer.q, &layer.k, &layer.v, &layer.output, &layer.gate, &layer.up, &layer.down];
+            for (found, expected) in found.into_iter().zip(of_blocks) {
+                assert_eq!(&blocks(found), expected);
+            }
+        }
+        let far = plain.embedding.iter().zip(&read.embedding).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+        assert!(far > 0.0 && far < 0.02, "the table is kept in 8 bits: {far}");
+        assert!(gguf_of_blocks(&bytes, &plain.config, &layers, TensorType::Q4_0).is_err());
+    }
 
     /// What leaves answers as what serves, read again from either form.
     #[test]

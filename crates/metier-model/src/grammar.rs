@@ -27,6 +27,10 @@ use crate::{
     tokenizer::TokenId,
 };
 
+mod known;
+
+use known::{Automaton, Known, Lexemes, Place};
+
 /// Bytes of a schema, of a regular expression, or of all choices together, at most.
 pub const MAX_FORM_BYTES: usize = 128 << 10;
 /// Choices, at most.
@@ -169,7 +173,7 @@ impl TokenizerEnv for Vocabulary {
 pub struct Constraint(Arc<Compiled>);
 
 struct Compiled {
-    start: TokenParser,
+    automaton: Automaton,
     base: Digest,
     vocabulary: usize,
 }
@@ -204,8 +208,14 @@ impl Constraint {
         let grammar = catch(|| grammar(form)).map_err(|problem| wrong(&problem))??;
         let mut start = env.factory.create_parser(grammar).map_err(|error| wrong(&format!("{error:#}")))?;
         start.start_without_prompt();
-        let mut first = ConstraintState::new(start.clone(), tokenizer.vocabulary());
-        match first.mask() {
+        let lexemes = match form {
+            Form::Regex(_) | Form::Choice(_) => Lexemes::One,
+            Form::JsonObject | Form::JsonSchema(_) => Lexemes::Many,
+        };
+        let base = env.decoder.base().digest;
+        let automaton = Automaton::new(start, lexemes);
+        let form = Self(Arc::new(Compiled { automaton, base, vocabulary: tokenizer.vocabulary() }));
+        match form.begin().mask() {
             Ok(mask) if mask.count() > 0 => {}
             Ok(_) => return Err(GrammarError::Unsatisfiable("no token may begin it".to_owned())),
             Err(ConstraintError(problem)) => {
@@ -214,8 +224,7 @@ impl Constraint {
                 }));
             }
         }
-        let base = env.decoder.base().digest;
-        Ok(Self(Arc::new(Compiled { start, base, vocabulary: tokenizer.vocabulary() })))
+        Ok(form)
     }
 
     /// The weights whose tokens it speaks of.
@@ -223,9 +232,19 @@ impl Constraint {
         &self.0.base
     }
 
-    /// A text that has not begun. What it learns of the automaton is its own: no text depends on another's.
+    /// A text that has not begun. States of the automaton that earlier texts met are there already, within a bound.
     pub fn begin(&self) -> ConstraintState {
-        ConstraintState::new(self.0.start.deep_clone(), self.0.vocabulary)
+        let (parser, known) = self.0.automaton.begin();
+        ConstraintState {
+            parser,
+            form: self.clone(),
+            known: Some(known),
+            written: Vec::new(),
+            mask: None,
+            place: None,
+            forced: None,
+            stats: ConstraintStats::default(),
+        }
     }
 }
 
@@ -298,8 +317,13 @@ fn classify(error: &dyn std::fmt::Display, otherwise: impl FnOnce(String) -> Gra
 /// How far one text has come in its form.
 pub struct ConstraintState {
     parser: TokenParser,
-    vocabulary: usize,
-    mask: Option<TokenMask>,
+    form: Constraint,
+    /// What it shares with other texts of its form; none once it had to go on alone.
+    known: Option<Arc<Known>>,
+    written: Vec<TokenId>,
+    mask: Option<Arc<TokenMask>>,
+    /// Where it stands, once asked; inside, none where no mask is kept for that.
+    place: Option<Option<Place>>,
     forced: Option<Vec<TokenId>>,
     stats: ConstraintStats,
 }
@@ -311,12 +335,15 @@ pub struct ConstraintStats {
     pub checked_tokens: u64,
     /// Masks over the vocabulary that had to be made.
     pub masks: u64,
+    /// Masks that an earlier text of the same form had made.
+    pub known_masks: u64,
 }
 
 impl std::ops::AddAssign for ConstraintStats {
     fn add_assign(&mut self, other: Self) {
         self.checked_tokens += other.checked_tokens;
         self.masks += other.masks;
+        self.known_masks += other.known_masks;
     }
 }
 
@@ -333,21 +360,20 @@ impl Filter for &mut ConstraintState {
 }
 
 impl ConstraintState {
-    fn new(parser: TokenParser, vocabulary: usize) -> Self {
-        Self { parser, vocabulary, mask: None, forced: None, stats: ConstraintStats::default() }
-    }
-
     /// Whether this token may come next: what [`mask`](Self::mask) says of it, at the price of its own bytes.
     ///
     /// # Errors
     ///
     /// Where the automaton's limits are reached.
     pub fn allows(&mut self, token: TokenId) -> Result<bool, ConstraintError> {
+        if self.mask.is_none() {
+            self.mask = self.known_mask()?;
+        }
         if let Some(mask) = &self.mask {
             return Ok(mask.contains(token));
         }
         self.stats.checked_tokens += 1;
-        if self.is_finished() || token.0 as usize >= self.vocabulary {
+        if self.is_finished() || token.0 as usize >= self.form.0.vocabulary {
             return Ok(false);
         }
         if let Some(first) = self.forced().first() {
@@ -365,12 +391,36 @@ impl ConstraintState {
     /// Where the automaton's limits are reached.
     pub fn mask(&mut self) -> Result<&TokenMask, ConstraintError> {
         if self.mask.is_none() {
-            let vocabulary = self.vocabulary;
-            self.stats.masks += 1;
-            let mask = self.guarded(|parser| parser.compute_mask())?;
-            self.mask = Some(TokenMask::new(mask.as_slice(), vocabulary));
+            self.mask = Some(self.find_mask()?);
         }
-        Ok(self.mask.as_ref().expect("computed above"))
+        Ok(self.mask.as_deref().expect("found above"))
+    }
+
+    fn find_mask(&mut self) -> Result<Arc<TokenMask>, ConstraintError> {
+        if let Some(mask) = self.known_mask()? {
+            return Ok(mask);
+        }
+        self.stats.masks += 1;
+        let mask = self.guarded(|parser| parser.compute_mask())?;
+        let mask = Arc::new(TokenMask::new(mask.as_slice(), self.form.0.vocabulary));
+        if let (Some(known), Some(place)) = (&self.known, self.place.take().flatten()) {
+            known.keep(place, &mask);
+        }
+        Ok(mask)
+    }
+
+    /// The mask that an earlier text made at this place.
+    fn known_mask(&mut self) -> Result<Option<Arc<TokenMask>>, ConstraintError> {
+        if self.place.is_some() || !self.known.as_ref().is_some_and(|known| known.keeps_masks()) {
+            return Ok(None);
+        }
+        // Bytes that are certain move the automaton on before it is asked where it stands.
+        let certain = !self.forced().is_empty();
+        let place = if certain { None } else { self.guarded(|parser| Ok::<_, String>(Place::of(parser)))? };
+        let mask = self.known.as_ref().zip(place.as_ref()).and_then(|(known, place)| known.mask(place));
+        self.place = Some(place);
+        self.stats.known_masks += u64::from(mask.is_some());
+        Ok(mask)
     }
 
     /// The text goes on with this token.
@@ -379,8 +429,9 @@ impl ConstraintState {
     ///
     /// Where the token is not allowed.
     pub fn commit(&mut self, token: TokenId) -> Result<(), ConstraintError> {
-        (self.mask, self.forced) = (None, None);
-        self.guarded(|parser| parser.consume_token(token.0).and_then(|_| parser.check_stop()))?;
+        (self.mask, self.place, self.forced) = (None, None, None);
+        self.guarded(|parser| take(parser, token))?;
+        self.written.push(token);
         Ok(())
     }
 
@@ -414,14 +465,33 @@ impl ConstraintState {
         self.parser.stopped()
     }
 
+    /// Asks the automaton. Where the shared one has reached a limit, which may be the work of other texts, this text goes on with one
+    /// of its own, and is asked again.
     fn guarded<T, E: std::fmt::Display>(
         &mut self,
-        work: impl FnOnce(&mut TokenParser) -> Result<T, E>,
+        work: impl Fn(&mut TokenParser) -> Result<T, E>,
     ) -> Result<T, ConstraintError> {
-        catch(|| work(&mut self.parser))
-            .map_err(ConstraintError)?
-            .map_err(|error| ConstraintError(format!("{error:#}")))
+        let answer = asked(&mut self.parser, &work);
+        if answer.is_ok() || self.known.take_if(|known| known.is_broken(&self.parser)).is_none() {
+            return answer;
+        }
+        self.parser = self.form.0.automaton.begin_alone();
+        for &token in &self.written {
+            asked(&mut self.parser, &|parser| take(parser, token))?;
+        }
+        asked(&mut self.parser, &work)
     }
+}
+
+fn take(parser: &mut TokenParser, token: TokenId) -> Result<(), String> {
+    parser.consume_token(token.0).and_then(|_| parser.check_stop()).map(|_| ()).map_err(|error| format!("{error:#}"))
+}
+
+fn asked<T, E: std::fmt::Display>(
+    parser: &mut TokenParser,
+    work: &impl Fn(&mut TokenParser) -> Result<T, E>,
+) -> Result<T, ConstraintError> {
+    catch(|| work(parser)).map_err(ConstraintError)?.map_err(|error| ConstraintError(format!("{error:#}")))
 }
 
 impl std::fmt::Debug for ConstraintState {

@@ -105,6 +105,16 @@ impl LinearHead {
         self.dense.as_ref().map(|dense| dense.dim)
     }
 
+    /// What is added to every margin: (n_classes).
+    pub fn bias(&self) -> &[f32] {
+        &self.bias
+    }
+
+    /// Weights of the embedding, `None` if it reads none: (dim, n_classes).
+    pub fn dense_weights(&self) -> Option<&[f32]> {
+        self.dense.as_ref().map(|dense| dense.weights.as_slice())
+    }
+
     /// One margin a class.
     ///
     /// # Panics

@@ -8,6 +8,10 @@ use std::{
 
 use crate::tokenizer::TokenId;
 
+mod cut;
+
+use cut::{Candidate, Cut};
+
 /// The tokens that may be drawn: a bit each.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TokenMask {
@@ -120,6 +124,8 @@ pub const MAX_BIAS: f32 = 100.0;
 const UNMASKED_GREEDY: usize = 6;
 /// The same for draws at a temperature: each goes over the whole softmax.
 const UNMASKED_DRAWS: usize = 2;
+/// The same where the distribution's tail is cut off.
+const UNMASKED_CUT: usize = 12;
 
 impl Sampling {
     /// Every number lies in its range.
@@ -158,7 +164,7 @@ pub struct Sampler {
     written: BTreeMap<TokenId, u32>,
     /// Tokens of prompt and answer; kept only where repetition is penalised.
     seen: BTreeSet<TokenId>,
-    candidates: Vec<(u32, f32)>,
+    candidates: Vec<Candidate>,
     weights: Vec<f32>,
     moved: Vec<f32>,
 }
@@ -198,13 +204,21 @@ impl Sampler {
     ///
     /// A mask is made only where it must be. Where nothing is cut off the distribution, a token drawn from all of it is taken if it is
     /// allowed, else left out and the draw repeated: whatever was refused on the way, an allowed token is as probable as behind a
-    /// mask, and the most probable one is the same.
+    /// mask, and the most probable one is the same. Where its tail is cut off, the most probable tokens are asked about until it is
+    /// certain what the cuts leave.
     ///
     /// # Errors
     ///
     /// The filter's.
     pub fn pick_allowed<F: Filter>(&mut self, position: usize, logits: &[f32], mut filter: F) -> Result<u32, F::Error> {
         let mut moved = (!self.leaves_logits()).then(|| self.moved(logits));
+        if self.cuts() {
+            let token = self.draw_cut(position, moved.as_deref().unwrap_or(logits), &mut filter)?;
+            if let Some(token) = token {
+                self.moved = moved.unwrap_or_else(|| std::mem::take(&mut self.moved));
+                return Ok(token);
+            }
+        }
         let unmasked_draws = match self.cuts() {
             true => 0,
             false if self.is_greedy() => UNMASKED_GREEDY,
@@ -281,10 +295,7 @@ impl Sampler {
         if !self.cuts() {
             return draw_from_all(&mut self.weights, uniform, logits, max, temperature);
         }
-        self.candidates.clear();
-        let weights = logits.iter().enumerate().filter(|(_, logit)| **logit > f32::NEG_INFINITY);
-        self.candidates.extend(weights.map(|(id, &logit)| (id as u32, exp((logit - max) / temperature))));
-
+        self.weigh(logits, max);
         let everything = top_k == 0 || top_k >= self.candidates.len();
         if !everything {
             self.candidates.select_nth_unstable_by(top_k - 1, descending);
@@ -300,16 +311,36 @@ impl Sampler {
             self.candidates.retain(|(_, weight)| *weight >= min_p);
         }
 
-        let total: f64 = self.candidates.iter().map(|(_, weight)| f64::from(*weight)).sum();
-        let mut left = uniform * total;
-        for &(id, weight) in &self.candidates {
-            left -= f64::from(weight);
-            if left < 0.0 {
-                return id;
-            }
+        draw_from(&self.candidates, uniform)
+    }
+
+    /// Draws from what the cuts leave of the allowed tokens, if that is certain after a few questions: as behind a mask.
+    fn draw_cut<F: Filter>(
+        &mut self,
+        position: usize,
+        logits: &[f32],
+        filter: &mut F,
+    ) -> Result<Option<u32>, F::Error> {
+        let Sampling { top_p, top_k, min_p, seed, .. } = self.sampling;
+        self.weigh(logits, logits[argmax(logits) as usize]);
+        let known = UNMASKED_CUT.min(self.candidates.len());
+        if known < self.candidates.len() {
+            self.candidates.select_nth_unstable_by(known, descending);
         }
-        // Rounding can leave a crumb: it belongs to the last candidate.
-        self.candidates.last().map_or(0, |&(id, _)| id)
+        let (best, others) = self.candidates.split_at_mut(known);
+        best.sort_unstable_by(descending);
+        let others: f64 = others.iter().map(|(_, weight)| f64::from(*weight)).sum();
+        let cut = Cut { top_k, top_p: f64::from(top_p.max(0.0)), min_p };
+        let left = cut.keep(best, others, |token| filter.allows(TokenId(token)))?;
+        Ok(left.map(|left| draw_from(&left, uniform(seed, position, 0))))
+    }
+
+    /// Makes candidates of all tokens that may be drawn, by token.
+    fn weigh(&mut self, logits: &[f32], max: f32) {
+        let temperature = self.sampling.temperature;
+        self.candidates.clear();
+        let weights = logits.iter().enumerate().filter(|(_, logit)| **logit > f32::NEG_INFINITY);
+        self.candidates.extend(weights.map(|(id, &logit)| (id as u32, exp((logit - max) / temperature))));
     }
 
     /// Leaves the smallest set of most probable candidates that reaches the share, sorted. Sorts no more of them than it must: a
@@ -335,6 +366,20 @@ impl Sampler {
             sorted = end;
         }
     }
+}
+
+/// Draws one of the candidates, by weight, in their order.
+fn draw_from(candidates: &[Candidate], uniform: f64) -> u32 {
+    let total: f64 = candidates.iter().map(|(_, weight)| f64::from(*weight)).sum();
+    let mut left = uniform * total;
+    for &(id, weight) in candidates {
+        left -= f64::from(weight);
+        if left < 0.0 {
+            return id;
+        }
+    }
+    // Rounding can leave a crumb: it belongs to the last candidate.
+    candidates.last().map_or(0, |&(id, _)| id)
 }
 
 /// Draws from the whole softmax. A vocabulary is long: weights are made in a form that compilers make vectors of, and added in blocks;
@@ -449,7 +494,7 @@ fn place(logits: &[f32], block: usize, value: f32) -> u32 {
 }
 
 /// Larger weight first, then smaller id.
-fn descending(a: &(u32, f32), b: &(u32, f32)) -> Ordering {
+fn descending(a: &Candidate, b: &Candidate) -> Ordering {
     b.1.total_cmp(&a.1).then(a.0.cmp(&b.0))
 }
 
@@ -583,7 +628,37 @@ mod tests {
         assert_eq!([masks(0b00010, greedy), masks(0b10000, greedy)], [0, 0]);
         assert_eq!([masks(0b11111, hot), masks(0b10000, hot)], [0, 1], "token 4 has 1 of 320");
         assert_eq!(masks(0b00010, Sampling { top_p: 0.5, ..greedy }), 0, "greedy cuts nothing");
-        assert_eq!(masks(0b11111, Sampling { top_p: 0.5, ..hot }), 1);
+        assert_eq!(masks(0b11111, Sampling { top_p: 0.5, ..hot }), 0, "the nucleus is certain");
+    }
+
+    /// Both ways of drawing from a distribution whose tail is cut: by questions and behind a mask.
+    #[test]
+    fn a_cut_draw_is_that_behind_a_mask() {
+        struct OnlyMask(TokenMask);
+        impl Filter for &mut OnlyMask {
+            type Error = std::convert::Infallible;
+            fn allows(&mut self, token: TokenId) -> Result<bool, Self::Error> {
+                Ok(self.0.contains(token))
+            }
+            fn mask(&mut self) -> Result<&TokenMask, Self::Error> {
+                panic!("{UNMASKED_CUT} questions suffice here")
+            }
+        }
+        let logits: Vec<f32> = (0..1000u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 20) as f32 / 400.0).collect();
+        let mut words = [u32::MAX; 32];
+        words[argmax(&logits) as usize / 32] = 0;
+        let mask = TokenMask::new(&words, 1000);
+        let mut masked = logits.clone();
+        mask.apply(&mut masked);
+        let plain = Sampling { temperature: 0.01, seed: 9, ..Sampling::default() };
+        for (top_p, top_k, min_p) in [(0.5, 0, 0.0), (1.0, 3, 0.0), (0.7, 4, 0.0), (1.0, 0, 0.5), (0.5, 9, 0.1)] {
+            let sampling = Sampling { top_p, top_k, min_p, ..plain };
+            let (mut one, mut other) = (Sampler::new(sampling, &[], &[]), Sampler::new(sampling, &[], &[]));
+            for position in 0..500 {
+                let drawn = one.pick_allowed(position, &logits, &mut OnlyMask(mask.clone())).unwrap();
+                assert_eq!(drawn, other.pick(position, &masked), "{sampling:?} at {position}");
+            }
+        }
     }
 
     #[test]

@@ -10,7 +10,10 @@
 //! [`Tokenizer::encode_with_specials`], for text that we wrote ourselves, finds control tokens; chats go through
 //! [`crate::chat`], which keeps the two kinds of text apart even where a template mixes them.
 
-use std::{collections::BTreeMap, fmt};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+};
 
 use serde::{Deserialize, Serialize};
 use serde_json::json;
@@ -27,6 +30,7 @@ pub(crate) use pieces::leftmost_longest;
 use pre::Pre;
 
 use crate::{
+    Digest,
     chat::{Piece, Prompt},
     format::Gguf,
 };
@@ -291,6 +295,19 @@ impl Tokenizer {
     /// Ids are below this.
     pub fn vocabulary(&self) -> usize {
         self.vocabulary
+    }
+
+    /// SHA-256 over every id's bytes and whether it is a control token: two tokenizers of one digest mean the same by an id, however they cut texts.
+    pub fn digest(&self) -> Digest {
+        let specials: BTreeSet<u32> = self.specials.iter().map(|special| special.id.0).collect();
+        let mut all = Vec::new();
+        for id in 0..self.vocabulary as u32 {
+            let bytes = self.bytes_of(TokenId(id));
+            all.extend((bytes.len() as u32).to_le_bytes());
+            all.push(u8::from(specials.contains(&id)));
+            all.extend(bytes);
+        }
+        Digest::of(&all)
     }
 
     /// The id of a token, by its text in the vocabulary.

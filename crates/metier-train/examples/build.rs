@@ -22,6 +22,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let task = TaskFile::read(Path::new(task), &|name| std::env::var(name).ok())?;
     let encoder = rest.first().map(|dir| Encoder::open(Path::new(dir))).transpose()?;
     let bench = Workbench {
+        teacher: None,
         encoder: encoder.as_ref().map(|encoder| encoder as &dyn Embed),
         pool: &Pool::new(threads, Tier::detect()),
         store: &SpecialistStore::open(Path::new(store))?,

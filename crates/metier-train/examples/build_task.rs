@@ -51,6 +51,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let dir = tempfile::tempdir()?;
     let store = SpecialistStore::open(folder_of_store.as_deref().map_or(dir.path(), Path::new))?;
     let bench = Workbench {
+        teacher: None,
         encoder: encoder.as_ref().map(|encoder| encoder as &dyn Embed),
         pool: &pool,
         store: &store,

@@ -174,7 +174,7 @@ fn run(folder: &str, n_tasks: u64, seed: u64, assumptions: &Assumptions) -> Resu
         .map(|at| {
             let source = &sources[draw.below(sources.len())];
             let noise = [0.0, 0.005, 0.01, 0.03, 0.1][draw.below(5)];
-            let (task, test) = task(at, source, noise, &mut draw);
+            let (task, test) = task(at as u64, source, noise, &mut draw);
             (task, test, source.name, noise)
         })
         .collect();
@@ -397,6 +397,7 @@ fn full_build(
     let file = "name = \"t\"\nkind = \"classify\"\n[data]\ntrain = \"train.jsonl\"\ncalibration = \"calibration.jsonl\"\ntest = \"test.jsonl\"\n[budget]\nup_to = \"both\"\n";
     let task = TaskFile::parse(file, &dir.join("task.toml"), &|_| None)?;
     let store = SpecialistStore::open(&dir.join("store"))?;
-    let bench = Workbench { encoder, decoder: None, pool, store: &store, seed, tuning: Recipe::default() };
+    let bench =
+        Workbench { teacher: None, encoder, decoder: None, pool, store: &store, seed, tuning: Recipe::default() };
     Ok(build(&task, &bench, &mut |_| (), clock)?)
 }

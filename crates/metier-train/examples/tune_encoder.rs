@@ -114,6 +114,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let embeddings = [embed(Part::Train)?, embed(Part::Validation)?, embed(Part::Calibration)?, embed(Part::Test)?];
     let ladder_run = ladder::Run { pool: &pool, seed, clock: &clock, deadline: std::time::Duration::MAX, keeps: None };
     let ground = ladder::Ground {
+        lesson: None,
         inputs: &task.data.text,
         tuning: &recipe,
         splits: &splits,

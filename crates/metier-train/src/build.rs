@@ -7,9 +7,11 @@
 //! test ────────► what is reported
 //! ```
 
+mod cascade;
 mod decoded;
 pub(crate) mod extract;
 pub mod generate;
+mod lesson;
 mod sets;
 mod ship;
 
@@ -27,16 +29,16 @@ use metier_kernels::Pool;
 use metier_model::{
     Decoder, Digest, Encoder, Progress, Specialist, SpecialistStore, Unit,
     features::FORMAT as FEATURE_FORMAT,
-    head::LinearHead,
     pairs::FORMAT as PAIR_FORMAT,
     proof::{Certificate, NonInferiority},
     specialist::{
-        AnswerError, BundleError, Contents, Neighbours, ProbeRow, StoreError, bundle,
-        manifest::{FORMAT, Hidden, Kind, Manifest, PairsRecord, Recipe, Stage},
+        Answer, AnswerError, BundleError, Contents, Neighbours, ProbeRow, StoreError, bundle,
+        manifest::{FORMAT, Hidden, Kind, Manifest, PairsRecord, Recipe, Stage, TeacherRecord},
     },
 };
 use serde::{Deserialize, Serialize};
 
+use self::cascade::{Choice, Stages, Validation, by_depth};
 use self::generate::TrainingLog;
 pub use self::ship::peak_rss_bytes;
 use self::ship::{Product, ship};
@@ -46,6 +48,7 @@ use crate::{
         checkpoint, decoder,
         encoder::{self as tuning, TuneError},
         ladder::{self, Depth, Embeddings, Ground, Held, Ladder, Run},
+        teaching::{TeachError, Teacher},
     },
     data::{
         DataError, LeakReport, Part, Splits, TaskError, TaskFile, positive,
@@ -57,10 +60,9 @@ use crate::{
     embed::Embed,
     eval::{
         EvalReport, Finding, LearningCurve, ScoredRow, calibrate,
-        certify::certify,
-        cluster::Groups,
         evaluation::{self, ClassMix, Yardstick},
         learning, metrics, rejection,
+        stages::by_stage,
     },
     grad::llama::LoraConfig,
 };
@@ -86,6 +88,8 @@ pub struct Workbench<'a> {
     pub tuning: tuning::Recipe,
     /// The decoder, where the task asks for a rung that runs on one.
     pub decoder: Option<Arc<Decoder>>,
+    /// Whom the task names as its teacher.
+    pub teacher: Option<Teacher>,
 }
 
 /// What a build made and measured; the result line of `metier build --json`, and `run.json` beside the bundle.
@@ -284,6 +288,15 @@ pub enum BuildError {
         #[source]
         source: generate::GenerateError,
     },
+    /// Whom the task names as its teacher cannot teach it.
+    #[error("cannot distil `{name}`")]
+    Teach {
+        /// The task.
+        name: String,
+        /// Why.
+        #[source]
+        source: Box<TeachError>,
+    },
     /// A specialist reads embeddings and there is no encoder, or another one.
     #[error("specialist `{name}` cannot answer: {why}")]
     Encoder {
@@ -307,11 +320,16 @@ pub fn build(
     let start = clock();
     let elapsed = || clock().saturating_sub(start);
     progress(Progress { stage: "reading rows", done: 0, total: None, unit: Unit::Rows });
-    let splits = match split::load_any(task, bench.seed)? {
+    let mut splits = match split::load_any(task, bench.seed)? {
         Loaded::Classes(splits) => *splits,
+        Loaded::Sets(_) if task.distil.is_some() => {
+            return Err(DataError::Task(lesson::SETS.to_owned()).into());
+        }
         Loaded::Sets(loaded) => return sets::build(task, &loaded, bench, progress, &elapsed),
     };
     let task = &TaskFile { target: positive::resolve(task, &splits)?, ..task.clone() };
+    let lesson = lesson::learn(task, &mut splits, bench, progress)?;
+    let splits = splits;
     let embeddings = bench.encoder.map(|encoder| embed(task, &splits, encoder, bench.pool, progress)).transpose()?;
     let embed_seconds = elapsed().as_secs_f64();
     let deadline = Duration::from_secs_f64(task.budget_minutes * 60.0);
@@ -328,6 +346,7 @@ pub fn build(
         up_to: task.up_to,
         tuning: &bench.tuning,
         decoding: &decoding,
+        lesson: lesson.as_ref(),
     };
     let ladder = ladder::climb(ground, &task.target, &run, progress)
         .map_err(|source| BuildError::Tune { name: task.name.clone(), source })?;
@@ -343,11 +362,13 @@ pub fn build(
         Ok(curve) => (Some(curve), None),
         Err(why) => (None, Some(why)),
     };
-    let Measured { no_rule, evidence, rungs, failures } = measured;
+    let Measured { no_rule, no_front, evidence, rungs, failures } = measured;
     let manifest = specialist.manifest();
     let mut notes = notes(task, &splits, &ladder, manifest, &evidence.rows, evidence.class_mix.as_ref());
     notes.extend(no_curve);
     notes.extend(no_rule.map(|why| format!("no rule tells what is out of scope: {why}")));
+    notes.extend(no_front.map(|why| format!("one stage, although two were asked for: {why}")));
+    notes.extend(cascade::note(&evidence, manifest.first.as_ref().and_then(|first| first.share)));
     let training = ladder.decoder.as_ref().map(TrainingLog::of_decoder);
     let product = Product {
         specialist,
@@ -375,6 +396,7 @@ fn decoding(task: &TaskFile) -> decoder::Recipe {
         learning_rate: tune.learning_rate,
         heal_epochs: prune.heal_epochs,
         depths: prune.keep.clone(),
+        weights: tune.weights,
         ..decoder::Recipe::default()
     }
 }
@@ -393,7 +415,7 @@ pub fn evaluate(
     if manifest.kind == Kind::Extract {
         return extract::evaluate(specialist, encoder, pool, file, columns, seed, progress);
     }
-    if manifest.several.is_some() {
+    if manifest.multi_label.is_some() {
         return sets::evaluate(specialist, encoder, pool, file, columns, seed, progress);
     }
     if manifest.decoder().is_some() {
@@ -403,17 +425,31 @@ pub fn evaluate(
     let rows = table::read(file, columns)?;
     let examples = split::examples(rows, &manifest.labels)?;
     let embeddings = embedded(specialist, encoder, pool, &examples, progress)?;
-    let scored = examples
+    let answers = examples
         .iter()
         .enumerate()
         .map(|(at, example)| {
             let embedding = embeddings.as_ref().map(|all| all[at].as_slice());
-            Ok(ScoredRow::new(example, &specialist.answer(&example.row.text, embedding)?))
+            specialist.answer(&example.row.text, embedding)
         })
         .collect::<Result<Vec<_>, AnswerError>>()?;
+    Ok(answered(manifest, &examples, &answers, columns, seed))
+}
+
+/// The report of a file's rows and the answers that were given to them.
+fn answered(
+    manifest: &Manifest,
+    examples: &[Example],
+    answers: &[Answer],
+    columns: &Columns<'_>,
+    seed: u64,
+) -> EvalReport {
+    let scored: Vec<ScoredRow> =
+        examples.iter().zip(answers).map(|(example, answer)| ScoredRow::new(example, answer)).collect();
     let metric = positive::recorded(&manifest.recipe, &manifest.labels);
     let yardstick = yardstick(manifest, metric, columns.reference.is_some(), &[], seed);
-    Ok(evaluation::evaluate(&scored, &yardstick))
+    let (stages, hierarchy) = (by_stage(manifest, answers, &scored), by_depth(manifest, &scored, seed));
+    EvalReport { stages, hierarchy, ..evaluation::evaluate(&scored, &yardstick) }
 }
 
 /// The vectors that a specialist reads of these rows, where it reads some.
@@ -473,6 +509,8 @@ fn embed(
 struct Measured {
     /// Why there is no rule for what is out of scope, where the task asks for one.
     no_rule: Option<String>,
+    /// Why no stage is asked first, where the task asks for one.
+    no_front: Option<String>,
     evidence: Evidence,
     rungs: Vec<RungOutcome>,
     failures: Vec<FailedRow>,
@@ -506,7 +544,26 @@ fn prove(
     };
     let settled = ruled(&rung.validation);
     let calibrator = calibrate::fit(&settled, &gold);
-    let pairs = rung.own.as_ref().and_then(|own| own.pairs.clone());
+    let (front, no_front) = match task.stages {
+        ..2 => (None, None),
+        _ => {
+            let choice = Choice {
+                target: &task.target,
+                gold: &gold,
+                last: &ladder::calls(&settled),
+                n_classes: splits.labels.len(),
+                none: none.zip(task.in_scope),
+                seed: bench.seed,
+            };
+            choice.front(ladder).map_or_else(|why| (None, Some(why)), |front| (Some(front), None))
+        }
+    };
+    let pairs = [Some(rung), front.as_ref().map(|front| front.rung)].into_iter().flatten();
+    let pairs = pairs.filter_map(|rung| rung.own.as_ref()?.pairs.clone()).next();
+    let seen = Validation { margins: &settled, gold: &gold, calibrator: &calibrator };
+    let hierarchy = cascade::hierarchy(task, &splits.labels, seen);
+    let reads_ngrams =
+        rung.stage.reads_ngrams() || front.as_ref().is_some_and(|front| front.stage.stage.reads_ngrams());
     let decoder = rung.own.as_ref().and_then(|own| own.decoder.as_ref());
     let mut manifest = Manifest {
         format: FORMAT,
@@ -520,15 +577,21 @@ fn prove(
         stage: rung.stage,
         base: bench.encoder.map(Embed::base),
         generation: None,
-        hidden: decoder.map(|own| Hidden { decoder: own.base.clone(), kept_layers: own.kept_layers() }),
-        features: rung.stage.reads_ngrams().then(|| FEATURE_FORMAT.to_owned()),
+        hidden: decoder.map(|own| Hidden {
+            decoder: own.base.clone(),
+            kept_layers: own.kept_layers(),
+            adapter_weights: task.tune.weights,
+        }),
+        features: reads_ngrams.then(|| FEATURE_FORMAT.to_owned()),
         pairs: pairs
             .as_ref()
             .map(|pairs| PairsRecord { format: PAIR_FORMAT.to_owned(), fields: pairs.features.fields().to_vec() }),
         calibrator,
         scores: None,
         scope,
-        several: None,
+        multi_label: None,
+        hierarchy,
+        first: front.as_ref().map(|front| front.stage.clone()),
         certificate: None,
         refusal: None,
         recipe: Recipe {
@@ -544,13 +607,15 @@ fn prove(
             rows: splits.counts(),
             data: splits.files.clone(),
             rungs: ladder.rungs.iter().map(|rung| rung.record.clone()).collect(),
+            teacher: ladder.teacher.clone(),
         },
         files: BTreeMap::new(),
     };
     let mut specialist = Specialist::from_contents(Contents {
         manifest: manifest.clone(),
-        features: rung.stage.reads_ngrams().then(|| ladder.features.clone()),
+        features: reads_ngrams.then(|| ladder.features.clone()),
         head: Some(rung.head.clone()),
+        first: front.as_ref().map(|front| front.rung.head.clone()),
         encoder: rung.own.as_ref().and_then(|own| own.file.clone()),
         adapter: decoder.map(|own| own.files.clone()),
         schema: None,
@@ -560,15 +625,8 @@ fn prove(
         evidence: String::new(),
     });
 
-    let read = rung.embeddings(embeddings);
-    let calibration = score(&specialist, &rung.head, splits, Part::Calibration, ladder, read);
-    let losses: Vec<_> =
-        calibration.iter().map(|row| (row.score, f64::from(u8::from(row.loss_if_accepted())))).collect();
-    let groups = Groups::of(splits.part(Part::Calibration).iter().map(|example| example.row.group.as_deref()));
-    match certify(&losses, false, groups.as_ref(), (task.target.epsilon, task.target.delta)) {
-        Ok(certificate) => manifest.certificate = Some(certificate),
-        Err(refusal) => manifest.refusal = Some(refusal),
-    }
+    let stages = Stages { splits, ladder, embeddings, front: front.as_ref() };
+    stages.certify(&specialist, &task.target, &mut manifest);
     let mut contents = specialist.into_contents();
     contents.manifest = manifest;
     specialist = Specialist::from_contents(contents);
@@ -583,13 +641,15 @@ fn prove(
         reject_below: none_label.and_then(|_| rejection::threshold(scores, rejection::IN_SCOPE_RIGHT)),
         ..yardstick(manifest, task.target.metric, task.reference.is_some(), &task.data.slice, bench.seed)
     };
-    let scored = score(&specialist, &rung.head, splits, part, ladder, read);
+    let (answers, scored) = stages.scored(&specialist, part);
     let mut evaluation = evaluation::evaluate(&scored, &yardstick);
+    (evaluation.stages, evaluation.hierarchy) =
+        (by_stage(manifest, &answers, &scored), by_depth(manifest, &scored, bench.seed));
     if let (Some(rule), Some(none), Some(figures)) = (scope, none, &mut evaluation.out_of_scope) {
-        let held = Held::of(splits, part, &ladder.features, read);
+        let held = Held::of(splits, part, &ladder.features, rung.embeddings(embeddings));
         figures.operating = rejection::operating(&held.margins(&rung.head), &held.classes, none, &rule);
     }
-    let failures = failures(splits.part(part), &scored, &splits.labels);
+    let failures = failures(splits.part(part), &answers, &scored, &splits.labels);
     let classes = |part| splits.part(part).iter().map(|example| example.class).collect::<Vec<_>>();
     let class_mix = evaluation::class_mix(&classes(Part::Calibration), &classes(part), &splits.labels);
     let evidence = Evidence { rows: part.name().to_owned(), evaluation, class_mix };
@@ -613,30 +673,17 @@ fn prove(
         }
     });
     let rungs = rungs.collect();
-    let probe = probe(&specialist, validation, &rung.validation);
+    let (answers, _) = stages.scored(&specialist, Part::Validation);
+    let probe = probe(validation, |row| answers[row].clone());
     let mut contents = specialist.into_contents();
     contents.probe = probe;
     contents.evidence = serde_json::to_string_pretty(&evidence).expect("evidence is JSON");
-    Ok((Specialist::from_contents(contents), Measured { no_rule, evidence, rungs, failures }))
-}
-
-/// The rows of a part as the specialist answers them.
-fn score(
-    specialist: &Specialist,
-    head: &LinearHead,
-    splits: &Splits,
-    part: Part,
-    ladder: &Ladder,
-    embeddings: Option<&Embeddings>,
-) -> Vec<ScoredRow> {
-    let margins = Held::of(splits, part, &ladder.features, embeddings).margins(head);
-    let rows = splits.part(part).iter().zip(&margins);
-    rows.map(|(example, margins)| ScoredRow::new(example, &specialist.answer_from(margins))).collect()
+    Ok((Specialist::from_contents(contents), Measured { no_rule, no_front, evidence, rungs, failures }))
 }
 
 /// The rows that were called wrong, worst first.
-fn failures(examples: &[Example], scored: &[ScoredRow], labels: &[String]) -> Vec<FailedRow> {
-    let mut wrong: Vec<usize> = (0..scored.len()).filter(|&at| scored[at].predicted != scored[at].gold).collect();
+fn failures(examples: &[Example], answers: &[Answer], scored: &[ScoredRow], labels: &[String]) -> Vec<FailedRow> {
+    let mut wrong: Vec<usize> = (0..scored.len()).filter(|&at| !scored[at].right).collect();
     wrong.sort_by(|&a, &b| {
         let (first, second) = (&scored[a], &scored[b]);
         second.accepted.cmp(&first.accepted).then(second.score.total_cmp(&first.score)).then(a.cmp(&b))
@@ -651,7 +698,7 @@ fn failures(examples: &[Example], scored: &[ScoredRow], labels: &[String]) -> Ve
             place: example.row.place.to_string(),
             text,
             gold: labels[row.gold].clone(),
-            called: labels[row.predicted].clone(),
+            called: answers[at].label.clone(),
             score: row.score,
             accepted: row.accepted,
         }
@@ -680,11 +727,11 @@ fn yardstick<'a>(
 }
 
 /// The first validation rows in an order that hangs on their text alone.
-fn probe(specialist: &Specialist, validation: &[Example], margins: &[Vec<f32>]) -> Vec<ProbeRow> {
+fn probe(validation: &[Example], answer: impl Fn(usize) -> Answer) -> Vec<ProbeRow> {
     let mut order: Vec<usize> = (0..validation.len()).collect();
     order.sort_by_key(|&at| (Digest::of(validation[at].row.text.as_bytes()), at));
     let rows = order.into_iter().take(bundle::MAX_PROBE_ROWS).map(|at| {
-        let answer = specialist.answer_from(&margins[at]);
+        let answer = answer(at);
         ProbeRow { text: validation[at].row.text.clone(), label: answer.label, score: answer.score }
     });
     rows.collect()
@@ -751,6 +798,9 @@ fn notes(
     if let Some((stage, why)) = &ladder.not_made {
         notes.push(format!("rung `{}` was not made: {why}", stage.name()));
     }
+    notes.extend(ladder.teacher.as_ref().map(TeacherRecord::told));
+    let rounded = ladder.rungs[ladder.chosen].record.adapter.as_ref().and_then(|adapter| adapter.rounded);
+    notes.extend(rounded.map(|rounded| rounded.told(task.target.metric.name())));
     if manifest.base.is_none() && task.up_to > Stage::Linear && ladder.rungs[ladder.chosen].stage == Stage::Linear {
         notes.push(
             "no encoder was at hand: only the n-gram rung ran, and `auto` cannot find this specialist".to_owned(),

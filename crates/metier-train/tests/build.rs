@@ -129,7 +129,8 @@ impl Bench {
     }
 
     fn build_with(&self, encoder: Option<&dyn Embed>, seed: u64, tuning: Tuning) -> BuildOutcome {
-        let bench = Workbench { encoder, pool: &self.pool, store: &self.store, seed, tuning, decoder: None };
+        let bench =
+            Workbench { teacher: None, encoder, pool: &self.pool, store: &self.store, seed, tuning, decoder: None };
         build(&self.task(), &bench, &mut silent, &|| Duration::ZERO).unwrap()
     }
 }
@@ -234,6 +235,7 @@ fn what_the_rows_cannot_carry_is_refused_and_everything_deferred() {
     let dry = plan(
         &bench.task(),
         &Workbench {
+            teacher: None,
             encoder: None,
             pool: &bench.pool,
             store: &bench.store,
@@ -373,6 +375,7 @@ fn without_time_there_is_no_learning_curve_and_the_bundle_holds_none() {
     let bench = Bench::new(&format!("{EASY}[budget]\nminutes = 1e-9\n"));
     let with = bench.build(None, 1);
     let workbench = Workbench {
+        teacher: None,
         encoder: None,
         pool: &bench.pool,
         store: &bench.store,

@@ -95,6 +95,7 @@ fn scored(study: &Study, data: &std::path::Path) -> Vec<(f32, bool)> {
     let store = SpecialistStore::open(&dir.path().join("store")).unwrap();
     let pool = Pool::new(2, Tier::detect());
     let bench = Workbench {
+        teacher: None,
         encoder: None,
         pool: &pool,
         store: &store,

@@ -246,6 +246,7 @@ impl Bench {
         let store = SpecialistStore::open(&self.dir.path().join(store)).unwrap();
         let task = TaskFile::read(&self.dir.path().join("task.toml"), &|_| None).unwrap();
         let bench = Workbench {
+            teacher: None,
             encoder: None,
             pool: &self.pool,
             store: &store,
@@ -330,6 +331,7 @@ fn without_time_there_is_a_linear_model() {
         Duration::from_secs(ticks.get())
     };
     let workbench = Workbench {
+        teacher: None,
         encoder: None,
         pool: &bench.pool,
         store: &store,
@@ -370,6 +372,7 @@ fn a_pruned_adapter_writes() {
         let store = SpecialistStore::open(&bench.dir.path().join(store)).unwrap();
         let task = TaskFile::read(&bench.dir.path().join("task.toml"), &|_| None).unwrap();
         let workbench = Workbench {
+            teacher: None,
             encoder: None,
             pool: &bench.pool,
             store: &store,
@@ -430,6 +433,7 @@ fn canaries_are_asked_for() {
         fs::write(&path, task).unwrap();
         let store = SpecialistStore::open(&bench.dir.path().join("store")).unwrap();
         let workbench = Workbench {
+            teacher: None,
             encoder: None,
             pool: &bench.pool,
             store: &store,

@@ -95,6 +95,7 @@ impl Bench {
 
     fn workbench(&self) -> Workbench<'_> {
         Workbench {
+            teacher: None,
             encoder: Some(&self.encoder),
             pool: &self.pool,
             store: &self.store,

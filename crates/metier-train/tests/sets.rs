@@ -7,7 +7,7 @@ use metier_kernels::{Pool, Tier};
 use metier_model::{
     Specialist, SpecialistStore,
     progress::silent,
-    specialist::{bundle, mix},
+    specialist::{bundle, manifest::Manifest, mix},
 };
 use metier_train::{
     BuildOutcome, TaskFile, Workbench, build, craft::encoder::Recipe as Tuning, curate, data::table::Columns, evaluate,
@@ -79,6 +79,7 @@ impl Bench {
 
     fn bench(&self) -> Workbench<'_> {
         Workbench {
+            teacher: None,
             encoder: None,
             pool: &self.pool,
             store: &self.store,
@@ -113,7 +114,7 @@ fn builds_opens_and_answers_with_lists() {
     assert!(outcome.notes.iter().any(|note| note.contains("1 − Jaccard")));
 
     let specialist = Specialist::open(&outcome.path).unwrap();
-    assert!(specialist.manifest().several.is_some() && specialist.manifest().labels.len() == 4);
+    assert!(specialist.manifest().multi_label.is_some() && specialist.manifest().labels.len() == 4);
     let ask = |text: &str| specialist.answer(text, None).unwrap();
     let answer = ask("my invoice refund since the parcel courier please");
     assert_eq!(answer.label, "[\"billing\",\"delivery\"]");
@@ -126,6 +127,12 @@ fn builds_opens_and_answers_with_lists() {
         let answer = ask(&row.text);
         assert_eq!((&answer.label, answer.score), (&row.label, row.score));
     }
+    // More rows help less and less: the curve of the rung that ships.
+    let curve = outcome.learning_curve.as_ref().expect("a thousand training rows");
+    assert_eq!((curve.points.len(), curve.rung), (4, outcome.rung));
+    assert!(curve.points[0].value < curve.points[3].value, "{:?}", curve.points);
+    assert!(curve.points.windows(2).all(|pair| 2 * pair[0].n - pair[1].n <= 1), "{:?}", curve.points);
+    assert_eq!(curve.points[3].value, outcome.rungs[0].validation);
     // Twice the same bundle; report and card say what they are about.
     let again = bench.build().unwrap();
     assert_eq!(again.bundle, outcome.bundle);
@@ -157,12 +164,23 @@ fn a_file_is_measured_as_the_build_measured_it() {
     assert!(measure(&other).unwrap_err().contains("is no list of labels, and `topics` gives several"));
 }
 
+/// Bundles that were made when the manifest said `several`.
+#[test]
+fn the_older_word_is_read() {
+    let bench = Bench::new(&rows(500, 0), EASY);
+    let path = bench.build().unwrap().path;
+    let manifest = fs::read_to_string(path.join("specialist.toml")).unwrap();
+    assert!(manifest.contains("[multi_label."), "{manifest}");
+    let older: Manifest = toml::from_str(&manifest.replace("multi_label", "several")).unwrap();
+    assert_eq!(older, toml::from_str(&manifest).unwrap());
+}
+
 #[test]
 fn tampered_bundles_are_refused() {
     let bench = Bench::new(&rows(500, 0), EASY);
     let path = bench.build().unwrap().path;
     let mut contents = Specialist::open(&path).unwrap().into_contents();
-    contents.manifest.several.as_mut().unwrap().row.slope = -1.0;
+    contents.manifest.multi_label.as_mut().unwrap().row.slope = -1.0;
     let dir = tempfile::tempdir().unwrap();
     bundle::write(&contents, dir.path()).unwrap();
     assert!(bundle::read_unnamed(dir.path()).unwrap_err().to_string().contains("not monotone"));
@@ -209,6 +227,7 @@ fn refuses_what_is_no_task() {
     check(&rows(60, 0), "out_of_scope = \"praise\"", "none of these has an empty list");
     check("{\"text\": \"a\", \"topics\": [\"x\"]}\n", "", "name 1 labels in their lists: at least two are needed");
     check(&rows(300, 0), "[target]\nmetric = \"f1\"", "have `micro_f1`, `macro_f1` or `exact_match`");
+    check(&rows(300, 0), "[target]\nstages = 2", "of lists one stage answers");
     let unknown = format!("{}{{\"text\": \"odd\", \"topics\": [\"prase\"]}}\n", rows(300, 0));
     let bench = Bench::new(&rows(300, 0), "");
     fs::write(bench.dir.path().join("test.jsonl"), unknown).unwrap();

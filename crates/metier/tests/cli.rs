@@ -5,10 +5,14 @@
 
 #[path = "cli/rows.rs"]
 mod bad_rows;
+#[path = "cli/distil.rs"]
+mod distil;
 #[path = "cli/generate.rs"]
 mod generate;
 #[path = "cli/label.rs"]
 mod label;
+#[path = "cli/quantise.rs"]
+mod quantise;
 #[path = "cli/registry.rs"]
 mod registry;
 #[path = "cli/roadmap.rs"]

@@ -9,6 +9,8 @@ mod extract;
 mod fixture;
 #[path = "http/generate.rs"]
 mod generate;
+#[path = "http/multi_label.rs"]
+mod multi_label;
 
 use std::{
     fs,

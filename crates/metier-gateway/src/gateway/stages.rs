@@ -24,6 +24,16 @@ use crate::{
     reply::{Heading, Reply, Said},
     route::{self, Nearest, Step, Target, TaskCentroids},
 };
+/// Judges where it holds up nobody: a long text takes milliseconds, and a panic in it stays there.
+async fn off_thread<T: Send + 'static>(
+    judge: impl FnOnce() -> Result<T, String> + Send + 'static,
+) -> Result<T, GatewayError> {
+    match tokio::task::spawn_blocking(judge).await {
+        Ok(judged) => judged.map_err(|reason| local_error(BackendError::Failed(reason))),
+        Err(_) => Err(GatewayError::Internal("a specialist panicked".into())),
+    }
+}
+
 /// What `handle` has before it closes.
 pub(super) enum Answered {
     Settled(Settled),
@@ -183,6 +193,17 @@ impl Gateway {
         if !permit.lists(LOCAL) {
             return Err(local_error(BackendError::NotPermitted));
         }
+        if expert.has_first() {
+            // What it is sure of costs no run of a base model; its certificate is for this order.
+            let (expert, text) = (Arc::clone(expert), text.to_owned());
+            let n_tokens = embedded.as_ref().map_or(0, |embedded| embedded.n_tokens);
+            let judged = off_thread(move || Ok(expert.judge_first(&text))).await?;
+            let sure =
+                |judged: &Judged| route::cascade(judged.score, judged.threshold, judged.accepted) == Step::Accept;
+            if let Some(judged) = judged.filter(sure) {
+                return Ok((judged, n_tokens));
+            }
+        }
         let embedded = match (expert.own_encoder(), embedded, &self.encoder) {
             (Some(own), ..) => own.embed(vec![expert.own_text(text)]).await.map_err(local_error)?,
             (None, Some(embedded), _) => embedded,
@@ -200,19 +221,13 @@ impl Gateway {
             (None, None, _) => Embedded { vectors: Vec::new(), n_tokens: 0 },
         };
         let (expert, text, n_tokens) = (Arc::clone(expert), text.to_owned(), embedded.n_tokens);
-        // A long text takes milliseconds, and a panic in it stays there.
-        let judging = tokio::task::spawn_blocking(move || {
+        let judged = off_thread(move || {
             let embedding = embedded.vectors.first().filter(|_| expert.needs_embedding());
             expert.judge(&text, embedding.map(Vec::as_slice))
         });
-        match judging.await {
-            Ok(Ok(judged)) => {
-                let read = judged.extracted.as_ref().map_or(0, |extracted| extracted.n_tokens);
-                Ok((judged, n_tokens + read))
-            }
-            Ok(Err(reason)) => Err(local_error(BackendError::Failed(reason))),
-            Err(_) => Err(GatewayError::Internal("a specialist panicked".into())),
-        }
+        let judged = judged.await?;
+        let read = judged.extracted.as_ref().map_or(0, |extracted| extracted.n_tokens);
+        Ok((judged, n_tokens + read))
     }
 
     /// What a specialist's pen writes for a text, and how sure the specialist is of it. `limit`: the caller's, which may be tighter than its own.

@@ -10,10 +10,10 @@ use metier_kernels::{Pool, dense::DenseMatrix, dense::matmul};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::{EncoderError, Pooling, parse_json, read_text};
+use super::{Encoder, EncoderError, Pooling, parse_json, read_text};
 use crate::{
     Digest,
-    arch::{WeightsError, config_error, expect_shape, finite, pack_dense},
+    arch::{WeightsError, bert::Bert, config_error, expect_shape, finite, pack_dense},
     base::Bytes,
     format::Safetensors,
 };
@@ -155,6 +155,38 @@ impl Steps {
             window_tokens = tokenizer.model_max_length.map(|length| length as usize);
         }
         Ok(Self { network, pooling, dense, window_tokens, lower_case })
+    }
+}
+
+impl Encoder {
+    /// The network.
+    pub(crate) fn bert(&self) -> &Bert {
+        &self.bert
+    }
+
+    /// Do linear maps stand behind its pooling?
+    pub(crate) fn has_maps(&self) -> bool {
+        !self.dense.is_empty()
+    }
+
+    /// `config.json` of the folder that it was opened from.
+    pub(crate) fn config_json(&self, dir: &Path) -> Result<Value, EncoderError> {
+        let path = Steps::read(dir)?.network.join("config.json");
+        parse_json(&path, &read_text(&path)?)
+    }
+
+    /// `tokenizer.json` of that folder as it is read: in lower case where the folder says so; it neither cuts nor fills.
+    pub(crate) fn tokenizer_json(&self, dir: &Path) -> Result<Value, EncoderError> {
+        let steps = Steps::read(dir)?;
+        let path = steps.network.join("tokenizer.json");
+        let mut rules: Value = parse_json(&path, &read_text(&path)?)?;
+        if steps.lower_case {
+            rules = lower_cased(rules);
+        }
+        for key in ["truncation", "padding"] {
+            rules[key] = Value::Null;
+        }
+        Ok(rules)
     }
 }
 

@@ -4,6 +4,7 @@
 //! specialist.toml         the manifest, with the SHA-256 of every file below
 //! features.safetensors    n-gram ids and weights                      (linear, both)
 //! head.safetensors        the classifier                              (all that classify)
+//! first.safetensors       the classifier of a cheaper stage that is asked first     (if there is one)
 //! pairs.safetensors       what is compared of several inputs, and trees      (pair, tuned)
 //! encoder.safetensors     layers of its own encoder, in IEEE halves   (tuned)
 //! adapter_config.json     as PEFT writes it                           (adapter, decoder)
@@ -44,6 +45,7 @@ use crate::{
 const MANIFEST: &str = "specialist.toml";
 const FEATURES: &str = "features.safetensors";
 const HEAD: &str = "head.safetensors";
+const FIRST: &str = "first.safetensors";
 const ENCODER: &str = "encoder.safetensors";
 const ADAPTER_CONFIG: &str = "adapter_config.json";
 const ADAPTER: &str = "adapter.safetensors";
@@ -160,6 +162,8 @@ pub struct Contents {
     pub features: Option<Features>,
     /// The classifier, where it classifies.
     pub head: Option<LinearHead>,
+    /// The classifier of the stage that is asked first, where there is one.
+    pub first: Option<LinearHead>,
     /// Layers of its own encoder, for stages that have one.
     pub encoder: Option<EncoderFile>,
     /// Deltas over the decoder, for stages that have them.
@@ -226,6 +230,9 @@ pub fn files(contents: &Contents) -> (Digest, BTreeMap<String, Vec<u8>>) {
     let mut files = BTreeMap::new();
     if let Some(head) = &contents.head {
         files.insert(HEAD.to_owned(), head.to_bytes());
+    }
+    if let Some(first) = &contents.first {
+        files.insert(FIRST.to_owned(), first.to_bytes());
     }
     if let Some(features) = &contents.features {
         files.insert(FEATURES.to_owned(), features.to_bytes());
@@ -356,7 +363,9 @@ fn parse(dir: &Path, manifest: &Manifest, mut files: BTreeMap<&str, Vec<u8>>) ->
         };
         files.get(file).map(read).transpose()
     };
-    let head = files.get(HEAD).map(|bytes| LinearHead::from_bytes(bytes).map_err(tensor(HEAD))).transpose()?;
+    let head =
+        |file: &str| files.get(file).map(|bytes| LinearHead::from_bytes(bytes).map_err(tensor(file))).transpose();
+    let (head, first) = (head(HEAD)?, head(FIRST)?);
     let adapter = match (text(ADAPTER_CONFIG)?, weights) {
         (Some(config), Some(weights)) => Some(AdapterFiles { config, weights }),
         (None, None) => None,
@@ -373,7 +382,7 @@ fn parse(dir: &Path, manifest: &Manifest, mut files: BTreeMap<&str, Vec<u8>>) ->
     let probe = read_probe(required(PROBE)?).ok_or_else(|| inconsistent(format!("`{PROBE}` holds no probe rows")))?;
     let evidence =
         text(EVIDENCE)?.ok_or_else(|| BundleError::Missing { dir: dir.to_owned(), file: EVIDENCE.to_owned() })?;
-    let known = [HEAD, FEATURES, ADAPTER_CONFIG, SCHEMA, PAIRS, NEIGHBOURS, PROBE, EVIDENCE];
+    let known = [HEAD, FIRST, FEATURES, ADAPTER_CONFIG, SCHEMA, PAIRS, NEIGHBOURS, PROBE, EVIDENCE];
     if let Some(file) = files.keys().find(|file| !known.contains(file)) {
         return Err(BundleError::Unknown { dir: dir.to_owned(), file: (*file).to_owned() });
     }
@@ -384,6 +393,7 @@ fn parse(dir: &Path, manifest: &Manifest, mut files: BTreeMap<&str, Vec<u8>>) ->
         manifest: manifest.clone(),
         features,
         head,
+        first,
         encoder,
         adapter,
         schema,
@@ -413,24 +423,32 @@ fn check(contents: &Contents) -> Result<(), String> {
             check_head(contents, head)?;
             if manifest
                 .scope
-                .is_some_and(|rule| !rule.is_valid() || manifest.none().is_none() || manifest.several.is_some())
+                .is_some_and(|rule| !rule.is_valid() || manifest.none().is_none() || manifest.multi_label.is_some())
             {
                 return Err("it tells what is out of scope by no numbers, or has no label for it".to_owned());
             }
-            if manifest.several.is_some_and(|scores| !scores.is_valid() || manifest.out_of_scope.is_some()) {
+            if manifest.multi_label.is_some_and(|scores| !scores.is_valid() || manifest.out_of_scope.is_some()) {
                 return Err(
                     "it gives several labels by scores that are not monotone, or has one for none of them".to_owned()
                 );
             }
         }
         _ if manifest.scope.is_some() => return Err("it tells what is out of scope and does not classify".to_owned()),
-        _ if manifest.several.is_some() => return Err("it gives several labels and does not classify".to_owned()),
+        _ if manifest.multi_label.is_some() => return Err("it gives several labels and does not classify".to_owned()),
         (Kind::Extract, Some(head)) => {
             check_head(contents, head)?;
             check_extraction(contents)?;
         }
         (Kind::Generate, None) => {}
         _ => return Err("it classifies or extracts without a head, or writes with one".to_owned()),
+    }
+    check_first(contents)?;
+    if let Some(tree) = &manifest.hierarchy {
+        let is_plain = manifest.kind == Kind::Classify && manifest.multi_label.is_none();
+        let problem = tree.problem(&manifest.labels, manifest.certificate.is_some());
+        if let Some(problem) = problem.or((!is_plain).then_some("its answers are no paths")) {
+            return Err(problem.to_owned());
+        }
     }
     check_generation(contents)?;
     if manifest.inputs.is_empty() || !manifest.calibrator.is_valid() {
@@ -482,17 +500,20 @@ fn check_head(contents: &Contents, head: &LinearHead) -> Result<(), String> {
     if n_classes != head.n_classes() {
         return Err(format!("{} labels, {} classes in the head", manifest.labels.len(), head.n_classes()));
     }
-    if features.is_some() != stage.reads_ngrams() || features.map_or(0, Features::len) != head.n_features() {
+    let first = manifest.first.as_ref().map(|first| first.stage);
+    let reads = |read: fn(Stage) -> bool| read(stage) || first.is_some_and(read);
+    let own = features.filter(|_| stage.reads_ngrams());
+    if features.is_some() != reads(Stage::reads_ngrams) || own.map_or(0, Features::len) != head.n_features() {
         return Err("the head does not read the features that are there".to_owned());
     }
     let format = manifest.pairs.as_ref().map(|pairs| pairs.format.as_str());
-    if format != pairs.map(|_| crate::pairs::FORMAT) || (stage == Stage::Pair && pairs.is_none()) {
+    if format != pairs.map(|_| crate::pairs::FORMAT) || (reads(|stage| stage == Stage::Pair) && pairs.is_none()) {
         return Err("how its inputs are compared is missing, or of another version".to_owned());
     }
     if pairs.is_some_and(|pairs| !pairs.fits(manifest.inputs.len())) {
         return Err("its trees read more than its inputs have".to_owned());
     }
-    let outputs = pairs.map_or(0, |pairs| pairs.n_outputs());
+    let outputs = pairs.filter(|_| stage.reads_pairs()).map_or(0, |pairs| pairs.n_outputs());
     let Some(embedding_dim) = head.embedding_dim().unwrap_or(0).checked_sub(outputs) else {
         return Err("the head does not read what is made of its inputs".to_owned());
     };
@@ -502,6 +523,33 @@ fn check_head(contents: &Contents, head: &LinearHead) -> Result<(), String> {
     }
     if manifest.features.as_deref() != features.map(|_| crate::features::FORMAT) {
         return Err("its n-gram format is not the one of this version".to_owned());
+    }
+    Ok(())
+}
+
+/// A stage that is asked first fits the manifest, the classifier beside it, and what that reads.
+fn check_first(contents: &Contents) -> Result<(), String> {
+    let Contents { manifest, features, pairs, .. } = contents;
+    let (stage, head) = match (&manifest.first, &contents.first) {
+        (None, None) => return Ok(()),
+        (Some(stage), Some(head)) if manifest.kind == Kind::Classify => (stage, head),
+        _ => return Err(format!("of a first stage it has what it says and no `{FIRST}`, or the reverse")),
+    };
+    if let Some(problem) = stage.problem(manifest.stage, manifest.certificate.is_some()) {
+        return Err(problem.to_owned());
+    }
+    if stage.multi_label.is_some() != manifest.multi_label.is_some()
+        || (stage.scope.is_some() && manifest.none().is_none())
+    {
+        return Err("its first stage gives other answers than the one behind it".to_owned());
+    }
+    let n_features = features.as_ref().filter(|_| stage.stage.reads_ngrams()).map_or(0, Features::len);
+    let outputs = pairs.as_ref().filter(|_| stage.stage.reads_pairs()).map_or(0, |pairs| pairs.n_outputs());
+    if head.n_classes() != manifest.labels.len()
+        || head.n_features() != n_features
+        || head.embedding_dim().unwrap_or(0) != outputs
+    {
+        return Err(format!("`{FIRST}` does not read what is there"));
     }
     Ok(())
 }

@@ -4,9 +4,9 @@ use std::{borrow::Cow, collections::BTreeMap};
 
 use serde::{Deserialize, Serialize};
 
-use super::{inputs::Inputs, scope::ScopeRule, sets::SetScores};
+use super::{first::FirstStage, hierarchy::Hierarchy, inputs::Inputs, scope::ScopeRule, sets::SetScores};
 use crate::{
-    BaseId, Digest,
+    BaseId, Digest, LoraFormat,
     cache::KeptLayers,
     extract::Scores,
     proof::{Calibrator, Certificate, NonInferiority, Refusal},
@@ -62,9 +62,15 @@ pub struct Manifest {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub scope: Option<ScopeRule>,
     /// Where a text may have several of the labels, or none: how the score of a set is made.
+    #[serde(default, alias = "several", skip_serializing_if = "Option::is_none")]
+    pub multi_label: Option<SetScores>,
+    /// How its labels are read as paths of a tree, where they are.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub several: Option<SetScores>,
-    /// The bound under which it answers alone, with its threshold.
+    pub hierarchy: Option<Hierarchy>,
+    /// The cheaper stage that is asked before it, where there is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub first: Option<FirstStage>,
+    /// The bound under which it answers alone, with its threshold; of two stages, what both answer together.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub certificate: Option<Certificate>,
     /// Why there is no certificate.
@@ -99,6 +105,12 @@ impl Manifest {
         let reads = self.hidden.as_ref().map(|hidden| &hidden.kept_layers);
         let kept = reads.or(self.generation.as_ref().map(|generation| &generation.kept_layers))?;
         KeptLayers::new(kept.clone())
+    }
+
+    /// How its adapter's weights are kept in memory.
+    pub fn adapter_format(&self) -> LoraFormat {
+        let reads = self.hidden.as_ref().map(|hidden| hidden.adapter_weights);
+        reads.or(self.generation.as_ref().map(|generation| generation.adapter_weights)).unwrap_or_default().format()
     }
 
     /// What an encoder or a decoder of its own reads of a text.
@@ -162,6 +174,35 @@ pub struct Generation {
     /// The layers of the decoder that it runs, ascending; empty: all.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub kept_layers: Vec<usize>,
+    /// How its adapter's weights are kept in memory, where it has one.
+    #[serde(default, skip_serializing_if = "AdapterWeights::is_f16")]
+    pub adapter_weights: AdapterWeights,
+}
+
+/// How an adapter's weights are kept in memory. The bundle's file holds 16 bits in either case: what is rounded is rounded when it is loaded, the
+/// same way everywhere, and was so rounded when the specialist was measured.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum AdapterWeights {
+    /// As the file holds them.
+    #[default]
+    F16,
+    /// 8 bits with scales: half the memory.
+    Int8,
+}
+
+impl AdapterWeights {
+    fn is_f16(&self) -> bool {
+        *self == Self::F16
+    }
+
+    /// What the loader is told.
+    pub fn format(self) -> LoraFormat {
+        match self {
+            Self::F16 => LoraFormat::F16,
+            Self::Int8 => LoraFormat::Int8,
+        }
+    }
 }
 
 /// What a head reads: the decoder's last row under the bundle's adapter, as [`hidden`](super::hidden) makes it.
@@ -173,6 +214,9 @@ pub struct Hidden {
     /// The layers of it that are run, ascending; empty: all.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub kept_layers: Vec<usize>,
+    /// How its adapter's weights are kept in memory.
+    #[serde(default, skip_serializing_if = "AdapterWeights::is_f16")]
+    pub adapter_weights: AdapterWeights,
 }
 
 /// A rung of the ladder, smallest first.
@@ -240,6 +284,11 @@ impl Stage {
         matches!(self, Self::Head | Self::Both | Self::Tuned | Self::Decoder | Self::Span)
     }
 
+    /// May it read how several inputs agree? It does where they were compared.
+    pub fn reads_pairs(self) -> bool {
+        matches!(self, Self::Pair | Self::Tuned)
+    }
+
     /// Is its answer written by a decoder?
     pub fn generates(self) -> bool {
         matches!(self, Self::Prompted | Self::Adapter)
@@ -278,6 +327,42 @@ pub struct Recipe {
     pub data: Vec<DataFile>,
     /// The rungs that ran, smallest first.
     pub rungs: Vec<RungRecord>,
+    /// Whom it learnt from beside its rows, where it did.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub teacher: Option<TeacherRecord>,
+}
+
+/// Whom a specialist learnt from.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct TeacherRecord {
+    /// A specialist with its name, or a decoder.
+    pub name: String,
+    /// Of the bundle, or of the decoder's weights.
+    pub digest: Digest,
+    /// What logits of both were divided by.
+    pub temperature: f64,
+    /// What its word weighed beside the gold answer's.
+    pub weight: f64,
+    /// Rows without a label that it taught, beside the training rows.
+    pub rows_without_label: u64,
+}
+
+impl TeacherRecord {
+    /// In one line.
+    pub fn told(&self) -> String {
+        let more = match self.rows_without_label {
+            0 => String::new(),
+            n => format!(", and what it says of {n} rows without a label"),
+        };
+        format!(
+            "learnt from the teacher `{}` ({}) beside its rows: temperature {}, weight {}{more}; what the teacher knows of rows that are measured \
+             on, it may have passed on",
+            self.name,
+            self.digest.short(),
+            self.temperature,
+            self.weight
+        )
+    }
 }
 
 /// One file that rows came from.
@@ -360,6 +445,39 @@ pub struct AdapterRecord {
     /// Made-up secrets that were put among the training rows, to see whether they come out again.
     #[serde(default, skip_serializing_if = "is_none")]
     pub canaries: u64,
+    /// What rounding to 8 bits did, where it was rounded.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rounded: Option<Rounded>,
+}
+
+/// What rounding an adapter to 8 bits did on validation rows, everything else the same.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Rounded {
+    /// The metric in 16 bits.
+    pub before: f64,
+    /// The metric in 8 bits.
+    pub after: f64,
+    /// Greatest change of a logit of the head; where answers are written, of a token's log probability, as far as both wrote the same.
+    pub max_difference: f64,
+    /// Bytes in 16 bits.
+    pub bytes_before: u64,
+    /// Bytes in 8 bits.
+    pub bytes_after: u64,
+}
+
+impl Rounded {
+    /// In one line.
+    pub fn told(&self, metric: &str) -> String {
+        let mb = |bytes: u64| bytes as f64 / 1e6;
+        format!(
+            "the adapter is kept in 8 bits: {:.1} MB instead of {:.1}; {metric} on validation rows {:.4} before, {:.4} after, max |Δlogit| {:.1e}",
+            mb(self.bytes_after),
+            mb(self.bytes_before),
+            self.before,
+            self.after,
+            self.max_difference
+        )
+    }
 }
 
 fn is_none(n: &u64) -> bool {

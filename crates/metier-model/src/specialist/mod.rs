@@ -6,6 +6,8 @@
 //! - [`registry`]: which of them answers, who made it and who approved it, in signed records.
 //! - [`generation`]: how sure is it of an answer that a decoder wrote for it?
 //! - [`scope`]: is a text none of these?
+//! - [`first`]: a cheaper stage that is asked before it, and answers where it is sure.
+//! - [`hierarchy`]: labels that are paths: which node, and how sure is that?
 //! - [`sets`]: several labels a text: which, and how sure is that?
 //! - [`hidden`]: what does a head read of a decoder?
 //! - [`inputs`]: several named inputs → the one text a specialist reads, in training and in serving alike.
@@ -21,11 +23,18 @@ use crate::{
     extract::{Extractor, ReadError, Reading, Schema},
     features::Features,
     head::LinearHead,
+    proof::Calibrator,
 };
 
+use manifest::Stage;
+use scope::ScopeRule;
+use sets::SetScores;
+
 pub mod bundle;
+pub mod first;
 pub mod generation;
 pub mod hidden;
+pub mod hierarchy;
 pub mod inputs;
 pub mod manifest;
 pub mod registry;
@@ -35,7 +44,9 @@ pub mod store;
 pub(crate) mod tensors;
 
 pub use bundle::{AdapterFiles, BundleError, Contents, EncoderFile, Neighbours, ProbeRow};
+pub use first::FirstStage;
 pub use generation::{Judgement, Written};
+pub use hierarchy::Hierarchy;
 pub use inputs::{InputError, Inputs, render_inputs, render_request};
 pub use manifest::Manifest;
 pub use registry::{Registry, RegistryError, RegistryKey};
@@ -69,9 +80,26 @@ pub struct Answer {
     pub accepted: bool,
     /// The stage that answered.
     pub stage: String,
+    /// Where the label is a node that stands for all labels under it: what separates the parts of a path.
+    pub parent: Option<String>,
     /// The likeliest labels with their share of the softmax, at most five, best first; of a specialist that gives several, with the
     /// probability of each.
     pub top: Vec<(String, f32)>,
+}
+
+impl Answer {
+    /// Whether what is given fits this label: it is the label, or a node that the label lies under.
+    pub fn fits(&self, label: &str) -> bool {
+        match &self.parent {
+            None => self.label == label,
+            Some(separator) => hierarchy::is_under(label, &self.label, separator),
+        }
+    }
+
+    /// Parts of the path that is given, where it is a node above the labels.
+    pub fn level(&self) -> Option<usize> {
+        self.parent.as_ref().map(|separator| hierarchy::depth(&self.label, separator))
+    }
 }
 
 /// A text cannot be answered by this specialist.
@@ -141,7 +169,8 @@ impl Specialist {
 
     /// Length of the embedding that it must be handed.
     fn embedding_dim(&self) -> Option<usize> {
-        let outputs = self.contents.pairs.as_ref().map_or(0, |pairs| pairs.n_outputs());
+        let reads_pairs = self.contents.manifest.stage.reads_pairs();
+        let outputs = self.contents.pairs.as_ref().filter(|_| reads_pairs).map_or(0, |pairs| pairs.n_outputs());
         let head = self.contents.head.as_ref()?;
         head.embedding_dim().map(|dim| dim.saturating_sub(outputs)).filter(|dim| *dim > 0)
     }
@@ -222,6 +251,7 @@ impl Specialist {
             threshold,
             accepted: reading.answer.is_ok() && threshold.is_some_and(|threshold| score >= threshold),
             stage: manifest.stage.name().to_owned(),
+            parent: None,
             top: Vec::new(),
         }
     }
@@ -245,38 +275,105 @@ impl Specialist {
             (Some(_), given) => given,
         };
         let row = self.contents.features.as_ref().map(|features| features.apply(text));
-        let Some(pairs) = &self.contents.pairs else { return Ok(head.margins(row.as_ref(), embedding)) };
+        let pairs = self.contents.pairs.as_ref().filter(|_| self.contents.manifest.stage.reads_pairs());
+        let Some(pairs) = pairs else { return Ok(head.margins(row.as_ref(), embedding)) };
         let mut dense = embedding.unwrap_or_default().to_vec();
         dense.extend(pairs.outputs(&self.contents.manifest.inputs, text));
         Ok(head.margins(row.as_ref(), Some(&dense)))
     }
 
-    /// The label, its score, and whether the specialist stands by it.
+    /// The label, its score, and whether the specialist stands by it; of two stages, what the first says where it is sure, else the second.
     pub fn answer(&self, text: &str, embedding: Option<&[f32]>) -> Result<Answer, AnswerError> {
-        Ok(self.answer_from(&self.margins(text, embedding)?))
+        match self.first_answer(text) {
+            Some(answer) if answer.accepted => Ok(answer),
+            _ => Ok(self.answer_from(&self.margins(text, embedding)?)),
+        }
     }
 
-    /// The same from margins that are already there.
+    /// What the stage that is asked first says, where there is one. It needs no embedding; what it does not accept is for [`answer`](Self::answer).
+    pub fn first_answer(&self, text: &str) -> Option<Answer> {
+        let head = self.contents.first.as_ref()?;
+        let stage = self.contents.manifest.first.as_ref()?.stage;
+        let row = self.contents.features.as_ref().filter(|_| stage.reads_ngrams()).map(|features| features.apply(text));
+        let pairs = self.contents.pairs.as_ref().filter(|_| stage.reads_pairs());
+        let dense = pairs.map(|pairs| pairs.outputs(&self.contents.manifest.inputs, text));
+        self.first_answer_from(&head.margins(row.as_ref(), dense.as_deref()))
+    }
+
+    /// The same from margins of its own that are already there.
+    pub fn first_answer_from(&self, margins: &[f32]) -> Option<Answer> {
+        let first = self.contents.manifest.first.as_ref()?;
+        let threshold = first.share.map(|share| share.threshold);
+        Some(self.told(first.stage, &first.calibrator, first.scope, first.multi_label.as_ref(), threshold, margins))
+    }
+
+    /// What the stage that the specialist is named after says to margins that are already there: a label, or the deepest node that it is sure
+    /// of where it may fall back.
     pub fn answer_from(&self, margins: &[f32]) -> Answer {
-        let manifest = &self.contents.manifest;
-        if let Some(scores) = &manifest.several {
-            let stage = manifest.stage.name().to_owned();
-            return sets::answer(&manifest.labels, scores, margins, manifest.threshold(), stage, MAX_TOP);
+        let answer = self.whole_answer_from(margins);
+        if answer.accepted {
+            return answer;
         }
+        self.parent_answers_from(margins).into_iter().find(|parent| parent.accepted).unwrap_or(answer)
+    }
+
+    /// The same without falling back.
+    pub fn whole_answer_from(&self, margins: &[f32]) -> Answer {
+        let manifest = &self.contents.manifest;
+        let (scope, several) = (manifest.scope, manifest.multi_label.as_ref());
+        self.told(manifest.stage, &manifest.calibrator, scope, several, manifest.threshold(), margins)
+    }
+
+    /// What it would say at each depth that it may fall back to, deepest first.
+    pub fn parent_answers_from(&self, margins: &[f32]) -> Vec<Answer> {
+        let manifest = &self.contents.manifest;
+        let Some(tree) = manifest.hierarchy.as_ref().filter(|tree| !tree.levels.is_empty()) else { return Vec::new() };
+        let whole = self.whole_answer_from(margins);
         let adjusted = manifest.scope.zip(manifest.none()).map(|(rule, none)| rule.apply(margins, none));
+        let shares = manifest.calibrator.probabilities(adjusted.as_deref().unwrap_or(margins));
+        let parents = tree.levels.iter().map(|level| {
+            let (node, p) = tree.likeliest(&manifest.labels, &shares, level.depth);
+            let (score, threshold) = (level.line.score(p.ln()), level.share.map(|share| share.threshold));
+            Answer {
+                label: node.to_owned(),
+                score,
+                threshold,
+                accepted: threshold.is_some_and(|threshold| score >= threshold),
+                parent: Some(tree.separator.clone()),
+                ..whole.clone()
+            }
+        });
+        parents.collect()
+    }
+
+    fn told(
+        &self,
+        stage: Stage,
+        calibrator: &Calibrator,
+        scope: Option<ScopeRule>,
+        several: Option<&SetScores>,
+        threshold: Option<f32>,
+        margins: &[f32],
+    ) -> Answer {
+        let manifest = &self.contents.manifest;
+        let stage = stage.name().to_owned();
+        if let Some(scores) = several {
+            return sets::answer(&manifest.labels, scores, margins, threshold, stage, MAX_TOP);
+        }
+        let adjusted = scope.zip(manifest.none()).map(|(rule, none)| rule.apply(margins, none));
         let margins = adjusted.as_deref().unwrap_or(margins);
-        let shares = manifest.calibrator.probabilities(margins);
+        let shares = calibrator.probabilities(margins);
         let mut order: Vec<usize> = (0..margins.len()).collect();
         order.sort_by(|&a, &b| margins[b].total_cmp(&margins[a]).then(a.cmp(&b)));
-        let score = manifest.calibrator.score(margins);
-        let threshold = manifest.threshold();
+        let score = calibrator.score(margins);
         Answer {
             label: manifest.labels[order[0]].clone(),
             label_idx: order[0],
             score,
             threshold,
             accepted: threshold.is_some_and(|threshold| score >= threshold),
-            stage: manifest.stage.name().to_owned(),
+            stage,
+            parent: None,
             top: order.iter().take(MAX_TOP).map(|&k| (manifest.labels[k].clone(), shares[k])).collect(),
         }
     }

@@ -84,6 +84,7 @@ pub(super) fn answer(
         threshold,
         accepted: threshold.is_some_and(|threshold| score >= threshold),
         stage,
+        parent: None,
         top: order.into_iter().take(n_top).map(|k| (labels[k].clone(), scores.has(margins[k]))).collect(),
     }
 }

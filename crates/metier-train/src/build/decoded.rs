@@ -4,15 +4,14 @@ use std::{path::Path, sync::Arc};
 
 use metier_kernels::Pool;
 use metier_model::{
-    Adapter, Decoder, LoraFormat, Progress, Specialist,
+    Adapter, Decoder, Progress, Specialist,
     engine::AdapterId,
-    specialist::{Judgement, manifest::Kind},
+    specialist::{AnswerError, Judgement, manifest::Kind},
 };
 
 use super::{
-    BuildError,
+    BuildError, answered,
     generate::{self, GenerateError},
-    yardstick,
 };
 use crate::{
     craft::{
@@ -20,11 +19,11 @@ use crate::{
         writing::{WriteError, Writer},
     },
     data::{
-        Columns, DataError, TextMetric, positive,
+        Columns, DataError, TextMetric,
         split::{self, Example},
         table,
     },
-    eval::{EvalReport, ScoredRow, cluster::Groups, evaluation, text},
+    eval::{EvalReport, ScoredRow, cluster::Groups, text},
 };
 
 /// Scores a file; columns as in a task file. Of labels the metric is accuracy, of written answers the one that the task had.
@@ -66,15 +65,11 @@ pub fn evaluate_decoder(
     let texts: Vec<_> = examples.iter().map(|example| specialist.encoder_text(&example.row.text)).collect();
     let texts: Vec<&str> = texts.iter().map(AsRef::as_ref).collect();
     let read = |source: ReadError| BuildError::Embed { name: manifest.name.clone(), source: source.into() };
-    let mut reader = Reader::new(decoder, files, manifest.kept_layers(), LoraFormat::F16).map_err(read)?;
+    let mut reader = Reader::new(decoder, files, manifest.kept_layers(), manifest.adapter_format()).map_err(read)?;
     let vectors = reader.read_all(pool, &texts, "reading rows with the decoder", progress).map_err(read)?;
-    let scored = examples
-        .iter()
-        .zip(&vectors)
-        .map(|(example, vector)| Ok(ScoredRow::new(example, &specialist.answer(&example.row.text, Some(vector))?)));
-    let scored = scored.collect::<Result<Vec<_>, BuildError>>()?;
-    let metric = positive::recorded(&manifest.recipe, &manifest.labels);
-    Ok(evaluation::evaluate(&scored, &yardstick(manifest, metric, columns.reference.is_some(), &[], seed)))
+    let answers = examples.iter().zip(&vectors).map(|(example, row)| specialist.answer(&example.row.text, Some(row)));
+    let answers = answers.collect::<Result<Vec<_>, AnswerError>>()?;
+    Ok(answered(manifest, &examples, &answers, columns, seed))
 }
 
 fn written(
@@ -99,7 +94,8 @@ fn written(
         None => None,
         Some(files) => {
             let config = decoder.network().config();
-            let adapter = Adapter::from_bytes(files.config.as_bytes(), &files.weights, config, LoraFormat::F16);
+            let adapter =
+                Adapter::from_bytes(files.config.as_bytes(), &files.weights, config, manifest.adapter_format());
             let adapter = adapter.map_err(|error| failed(error.into()))?;
             Some(writer.load(Arc::new(adapter)).map_err(|error| failed(error.into()))?)
         }
@@ -130,6 +126,7 @@ fn written(
             ScoredRow {
                 predicted: usize::from(!text::is_exact(&answer.text, expected, is_json)),
                 gold: 0,
+                right: text::is_exact(&answer.text, expected, is_json),
                 score,
                 accepted: is_accepted,
                 reference_right: is_reference_right(at),

@@ -194,7 +194,9 @@ pub(super) fn build(
         calibrator: Calibrator { inverse_temperature: 1.0, method: Method::Softmax },
         scores: Some(scores),
         scope: None,
-        several: None,
+        multi_label: None,
+        hierarchy: None,
+        first: None,
         certificate: None,
         refusal: None,
         recipe: Recipe {
@@ -207,6 +209,7 @@ pub(super) fn build(
             rows: splits.counts(),
             data: splits.files.clone(),
             rungs: records.clone(),
+            teacher: None,
         },
         files: BTreeMap::new(),
     };
@@ -215,6 +218,7 @@ pub(super) fn build(
         manifest,
         features: None,
         head: Some(tuned.head.clone()),
+        first: None,
         adapter: None,
         encoder: Some(file.clone()),
         neighbours,

@@ -19,13 +19,13 @@ pub(crate) use shop::{Figures, report, sparse_dot};
 use std::{fs, path::PathBuf, sync::Arc, time::Duration};
 
 use metier_model::{
-    AdapterError, Decoder, Progress, Unit,
+    Adapter, AdapterError, Decoder, Progress, Unit,
     arch::WeightsError,
     engine::{AdapterId, KeptLayers},
     proof::rows_needed,
     specialist::{
         AdapterFiles,
-        manifest::{RungRecord, Stage},
+        manifest::{RungRecord, Stage, TeacherRecord},
     },
 };
 use serde::{Deserialize, Serialize};
@@ -39,8 +39,10 @@ use crate::{
     craft::{
         canary, checkpoint,
         encoder::StepLog,
+        ladder::decimal,
         ladder::{DecoderLog, Depth, Embeddings},
         lora::{self, EpochLog, LoraError, Row, Tuner},
+        teaching::{self, TeachError, Teacher},
         writing::{Answer, WriteError, Writer},
     },
     data::{
@@ -182,6 +184,8 @@ struct Shop<'a> {
     schema: Option<Value>,
     embeddings: Option<&'a Embeddings>,
     elapsed: &'a dyn Fn() -> Duration,
+    /// Who taught the training rows.
+    teacher: Option<TeacherRecord>,
 }
 
 /// A rung that was made, with what it says.
@@ -228,6 +232,7 @@ pub fn build_generator(
     let generate = task.generate.as_ref().expect("a generation");
     let Lesson { splits, schema, mut writer, expected, mut train, validation } =
         Lesson::read(task, generate, bench, decoder)?;
+    let teacher = teach(task, bench, writer.decoder(), &mut train, progress)?;
     let canaries = canary::canaries(generate.tune.canaries, bench.seed);
     for canary in &canaries {
         let row = writer.row(&canary.text, &canary.secrets[0]);
@@ -236,7 +241,8 @@ pub fn build_generator(
     let embeddings = bench.encoder.map(|encoder| embed(task, &splits, encoder, bench.pool, progress)).transpose()?;
     let embed_seconds = elapsed().as_secs_f64();
     let embeddings = embeddings.as_ref();
-    let shop = Shop { task, generate, bench, splits: &splits, expected, schema, embeddings, elapsed: &elapsed };
+    let shop =
+        Shop { task, generate, bench, splits: &splits, expected, schema, embeddings, elapsed: &elapsed, teacher };
 
     let mut notes = shop.notes();
     let part = shop.measured_part();
@@ -264,6 +270,9 @@ pub fn build_generator(
     } else {
         Some(shop.memorisation(&rungs[chosen], &canaries, &mut writer, progress)?)
     };
+    notes.extend(specialist.manifest().recipe.teacher.as_ref().map(TeacherRecord::told));
+    let rounded = rungs[chosen].record.adapter.as_ref().and_then(|adapter| adapter.rounded);
+    notes.extend(rounded.map(|rounded| rounded.told(generate.metric.name())));
     if let Some(refusal) = &specialist.manifest().refusal {
         notes.push(format!(
             "no certificate at ε = {}, δ = {} with {} calibration rows: everything is deferred",
@@ -292,6 +301,54 @@ pub fn build_generator(
     checkpoint::remove(bench.store.root(), &task.name, CHECKPOINT);
     checkpoint::remove_all(bench.store.root(), &task.name, &format!("{CHECKPOINT}-"));
     Ok(outcome)
+}
+
+/// Asks the task's teacher, where it names one, what it would have written in the place of each answer token of the training rows.
+fn teach(
+    task: &TaskFile,
+    bench: &Workbench<'_>,
+    student: &Decoder,
+    rows: &mut [Row],
+    progress: &mut dyn FnMut(Progress<'_>),
+) -> Result<Option<TeacherRecord>, BuildError> {
+    let Some(distil) = &task.distil else { return Ok(None) };
+    let name = distil.teacher.name();
+    let failed = |source| BuildError::Teach { name: task.name.clone(), source: Box::new(source) };
+    let unfit = |why: &str| failed(TeachError::Unfit { teacher: name.clone(), why: why.to_owned() });
+    let (digest, decoder, adapter) = match &bench.teacher {
+        None => return Err(unfit("it is not at hand")),
+        Some(Teacher::Decoder(decoder)) => (decoder.base().digest, decoder.as_ref(), None),
+        Some(Teacher::Specialist(specialist)) => {
+            let manifest = specialist.manifest();
+            let generation = manifest.generation.as_ref().ok_or_else(|| unfit("its answers are not written"))?;
+            if generation.decoder.digest != student.base().digest {
+                return Err(unfit(&format!(
+                    "it was made with the decoder `{}`, and another is at hand",
+                    generation.decoder.name
+                )));
+            }
+            if manifest.kept_layers().is_some() {
+                return Err(unfit("it runs some of its decoder's layers alone, and a teacher runs all"));
+            }
+            let adapter = specialist.adapter_files().map(|files| {
+                let config = student.network().config();
+                Adapter::from_bytes(files.config.as_bytes(), &files.weights, config, manifest.adapter_format())
+            });
+            let adapter = adapter
+                .transpose()
+                .map_err(|source| BuildError::Generate { name: task.name.clone(), source: source.into() })?;
+            (specialist.id(), student, adapter)
+        }
+    };
+    teaching::check(decoder, student).map_err(failed)?;
+    teaching::teach(bench.pool, decoder, adapter.as_ref(), rows, distil.temperature, progress).map_err(failed)?;
+    Ok(Some(TeacherRecord {
+        name,
+        digest,
+        temperature: decimal(distil.temperature),
+        weight: decimal(distil.weight),
+        rows_without_label: 0,
+    }))
 }
 
 /// Rows and predicted minutes of such a build, by a second of training and a few answers; nothing is written to disk.

@@ -45,6 +45,7 @@ use crate::{
         certify::certify,
         cluster::Groups,
         evaluation::{self, Confusion, RiskCoverage, TestLoss, Yardstick},
+        learning,
         metrics::{self, CONFIDENCE},
         sets as figures,
     },
@@ -77,6 +78,10 @@ pub(super) fn build(
             "metric `f1` is that of one label: rows with several have `micro_f1`, `macro_f1` or `exact_match`";
         return Err(DataError::Task(message.to_owned()).into());
     }
+    if task.stages > 1 {
+        let message = "`target.stages` is for rows with one label each: of lists one stage answers";
+        return Err(DataError::Task(message.to_owned()).into());
+    }
     let embeddings = bench.encoder.map(|encoder| embed(task, splits, encoder, bench.pool, progress)).transpose()?;
     let embed_seconds = elapsed().as_secs_f64();
     let deadline = Duration::from_secs_f64(task.budget_minutes * 60.0);
@@ -107,14 +112,22 @@ pub(super) fn build(
     let rungs = rungs.collect();
     let mut notes = base_notes(task, splits, specialist.manifest(), &evidence.rows);
     notes.extend(remarks(task, sets, &ladder));
-    let (learning_curve, training) = (None, None);
+    progress(Progress { stage: "learning curve", done: 0, total: None, unit: Unit::Steps });
+    let inputs = &task.data.text;
+    let shop = learning::Workshop { inputs, pool: bench.pool, seed: bench.seed, clock: elapsed, deadline };
+    let (rung, metric) = (&ladder.rungs[ladder.chosen], task.target.metric);
+    let (learning_curve, no_curve) = match learning::measure_sets(sets, embeddings.as_ref(), rung, metric, &shop) {
+        Ok(curve) => (Some(curve), None),
+        Err(why) => (None, Some(why)),
+    };
+    notes.extend(no_curve);
     let product = Product {
         specialist,
         evidence,
         rungs,
         failures,
         learning_curve,
-        training,
+        training: None,
         memorisation: None,
         notes,
         embed_seconds,
@@ -157,7 +170,9 @@ fn prove(
         calibrator: Calibrator { inverse_temperature: 1.0, method: Method::Softmax },
         scores: None,
         scope: None,
-        several: Some(sets::fit_scores(&rung.validation, &sets.sets[Part::Validation as usize])),
+        multi_label: Some(sets::fit_scores(&rung.validation, &sets.sets[Part::Validation as usize])),
+        hierarchy: None,
+        first: None,
         certificate: None,
         refusal: None,
         recipe: Recipe {
@@ -170,6 +185,7 @@ fn prove(
             rows: splits.counts(),
             data: splits.files.clone(),
             rungs: ladder.rungs.iter().map(|rung| rung.record.clone()).collect(),
+            teacher: None,
         },
         files: BTreeMap::new(),
     };
@@ -177,6 +193,7 @@ fn prove(
         manifest,
         features: rung.stage.reads_ngrams().then(|| ladder.features.clone()),
         head: Some(rung.head.clone()),
+        first: None,
         encoder: None,
         adapter: None,
         schema: None,
@@ -210,7 +227,7 @@ fn prove(
     let evaluation = report(&answered, gold, groups(examples).as_ref(), &yardstick);
     let failures = failures(examples, &answered, gold, &splits.labels);
     let evidence = Evidence { rows: part.name().to_owned(), evaluation, class_mix: None };
-    contents.probe = probe(&specialist, splits.part(Part::Validation), &rung.validation);
+    contents.probe = probe(splits.part(Part::Validation), |row| specialist.answer_from(&rung.validation[row]));
     contents.evidence = serde_json::to_string_pretty(&evidence).expect("evidence is JSON");
     (Specialist::from_contents(contents), evidence, failures)
 }
@@ -227,6 +244,7 @@ fn answer(specialist: &Specialist, examples: &[Example], gold: &[Vec<usize>], ma
             ScoredRow {
                 predicted: usize::from(called != gold),
                 gold: 0,
+                right: called == gold,
                 score: answer.score,
                 accepted: answer.accepted,
                 reference_right: reference_is_right(example),
@@ -381,7 +399,7 @@ fn remarks(task: &TaskFile, sets: &SetSplits, ladder: &SetLadder) -> Vec<String>
         notes.push(format!("the budget of {} minutes ended before every setting was tried", task.budget_minutes));
     }
     if task.up_to > Stage::Both {
-        notes.push("no encoder is tuned and no learning curve measured for rows with several labels".to_owned());
+        notes.push("no encoder is tuned for rows with several labels".to_owned());
     }
     if ladder.rungs.len() == 1 && task.up_to > Stage::Linear {
         notes.push(

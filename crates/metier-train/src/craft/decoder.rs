@@ -1,7 +1,7 @@
 //! The trade of heads on a decoder: texts and their classes in; deltas out under which a text's last row tells its class, and which of
 //! the decoder's layers that takes.
 //!
-//! **Question:** which deltas, over which layers? **In:** a decoder of Llama's blocks, rows of ids with classes, a recipe. **Out:** PEFT's
+//! **Question:** which deltas, over which layers? **In:** a decoder of Llama's kind, rows of ids with classes, a recipe. **Out:** PEFT's
 //! two files; how training went; how much each layer does for this task. **Absent:** the classifier that ships (the ladder makes it on the
 //! vectors that the engine gives), and when to stop leaving layers out (the ladder's test says so). The linear head that training steers
 //! by is thrown away.
@@ -21,7 +21,7 @@ use metier_kernels::{Pool, Target};
 use metier_model::{
     Progress, TokenId, Unit,
     arch::{WeightsError, transformer::PlainTransformer},
-    specialist::mix,
+    specialist::{manifest::AdapterWeights, mix},
 };
 use serde::{Deserialize, Serialize};
 
@@ -83,6 +83,8 @@ pub struct Recipe {
     pub patience: usize,
     /// What epochs are compared by.
     pub metric: Metric,
+    /// How deltas are kept in memory where they are served, and so where rows are read for the head that ships.
+    pub weights: AdapterWeights,
 }
 
 impl Default for Recipe {
@@ -102,6 +104,7 @@ impl Default for Recipe {
             logit_scale: 16.0,
             patience: 2,
             metric: Metric::Accuracy,
+            weights: AdapterWeights::F16,
         }
     }
 }
@@ -182,7 +185,7 @@ pub struct Plan {
 /// A head's decoder cannot be tuned.
 #[derive(Debug, thiserror::Error)]
 pub enum DecoderTuneError {
-    /// Its weights are not those of Llama's blocks.
+    /// Its file has several maps as one tensor, or cannot be read.
     #[error("cannot tune this decoder")]
     Plain(#[from] WeightsError),
     /// A text cannot be read.

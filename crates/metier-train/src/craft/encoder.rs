@@ -25,6 +25,7 @@ use super::{
     checkpoint::Keeper,
     epochs::{self, Learnt, Pace, Trainee, Watch},
     linear::shuffle,
+    teaching::Lesson,
 };
 use crate::{
     data::task::Metric,
@@ -34,7 +35,11 @@ use crate::{
         bert::{BertNet, Dropout, Pass},
         linear::{self, Linear},
     },
-    objective::{cross_entropy, supervised_contrast, symmetric_divergence},
+    objective::{
+        cross_entropy,
+        distil::{Soft, taught},
+        supervised_contrast, symmetric_divergence,
+    },
     optim::{AdamW, Settings},
 };
 
@@ -149,6 +154,8 @@ pub struct Tuner<'a> {
     validation: (Vec<Vec<TokenId>>, &'a [usize]),
     recipe: &'a Recipe,
     keeper: Option<Keeper>,
+    /// What a teacher says of the training rows.
+    lesson: Option<&'a Lesson>,
 }
 
 impl<'a> Tuner<'a> {
@@ -175,7 +182,24 @@ impl<'a> Tuner<'a> {
         let head = epochs::push_head(&mut net, n_classes, width, seed ^ 0x4ead);
         let train = (tokens(encoder, train.texts, recipe.max_tokens)?, train.classes);
         let validation = (tokens(encoder, validation.texts, encoder.window_tokens())?, validation.classes);
-        Ok(Self { net, tensors, head, n_classes, pass: Pass::default(), train, validation, recipe, keeper: None })
+        Ok(Self {
+            net,
+            tensors,
+            head,
+            n_classes,
+            pass: Pass::default(),
+            train,
+            validation,
+            recipe,
+            keeper: None,
+            lesson: None,
+        })
+    }
+
+    /// Listens to a teacher that has seen the training rows, in their order.
+    pub fn teach(&mut self, lesson: &'a Lesson) {
+        assert_eq!(lesson.soft.len(), self.train.0.len(), "the teacher has seen every row");
+        self.lesson = Some(lesson);
     }
 
     /// Keeps checkpoints, and goes on from the last one where there is one.
@@ -304,7 +328,15 @@ impl Trainee for Tuner<'_> {
         self.head(values).forward(pool, &scaled, &mut logits);
         let mut dlogits = vec![0.0; logits.len()];
         let targets: Vec<Option<usize>> = classes.iter().map(|class| Some(*class)).collect();
-        let mut loss = cross_entropy(isa, &logits, &targets, recipe.smoothing, 1.0, &mut dlogits);
+        let mut loss = match self.lesson {
+            None => cross_entropy(isa, &logits, &targets, recipe.smoothing, 1.0, &mut dlogits),
+            Some(lesson) => {
+                let soft: Vec<&Soft> = all().map(|row| &lesson.soft[row]).collect();
+                let weights: Vec<f32> = all().map(|row| lesson.weights[row]).collect();
+                let (temperature, smoothing) = (lesson.temperature, recipe.smoothing);
+                taught(isa, &logits, &classes, &soft, &weights, temperature, smoothing, &mut dlogits)
+            }
+        };
         if recipe.r_drop > 0.0 {
             loss += symmetric_divergence(isa, &logits, self.n_classes, recipe.r_drop, &mut dlogits);
         }
@@ -464,6 +496,39 @@ mod tests {
             };
             assert!(apart(&served) > apart(&encoder) + 0.3, "{} {}", apart(&served), apart(&encoder));
             assert_ne!(served.base().digest, encoder.base().digest);
+        }
+    }
+
+    /// Gold labels that are all wrong, and a teacher who knows better: what weighs more is learnt.
+    #[test]
+    fn a_student_listens_to_its_teacher() {
+        let pool = Pool::new(2, Tier::detect());
+        let (_dir, encoder) = encoder();
+        let (texts, classes) = rows();
+        let texts: Vec<&str> = texts.iter().map(String::as_str).collect();
+        let wrong: Vec<usize> = classes.iter().map(|class| (class + 1) % 4).collect();
+        let shares = |class: usize| (0..4).map(|k| if k == class { 0.91 } else { 0.03 }).collect::<Vec<f32>>();
+        let said: Vec<Vec<f32>> = classes.iter().map(|class| shares(*class)).collect();
+        for (weight, right) in [(1.0, true), (0.0, false)] {
+            let lesson = Lesson {
+                soft: said.iter().map(|shares| Soft::tempered(shares, 2.0)).collect(),
+                weights: vec![weight; 32],
+                temperature: 2.0,
+                record: metier_model::specialist::manifest::TeacherRecord {
+                    name: "teacher".to_owned(),
+                    digest: encoder.base().digest,
+                    temperature: 2.0,
+                    weight: f64::from(weight),
+                    rows_without_label: 0,
+                },
+            };
+            let (rows, held) = (Rows { texts: &texts, classes: &wrong }, Rows { texts: &texts, classes: &classes });
+            let recipe = Recipe { epochs: 15, ..recipe() };
+            let mut tuner = Tuner::new(&encoder, rows, held, 4, &recipe, 3).unwrap();
+            tuner.teach(&lesson);
+            let tuned = tuner.learn(&run(&pool), &mut silent, &mut |_| ()).unwrap();
+            let last = tuned.epochs.last().unwrap().validation;
+            assert!(if right { last > 0.9 } else { last < 0.2 }, "{weight}: {:?}", tuned.epochs);
         }
     }
 

@@ -16,7 +16,9 @@ use metier_model::{
     proof::{NonInferiority, Paired, Verdict},
     specialist::{
         AdapterFiles, EncoderFile,
-        manifest::{AdapterRecord, RungRecord, Stage, TuningRecord, encoder_text},
+        manifest::{
+            AdapterRecord, AdapterWeights, Rounded, RungRecord, Stage, TeacherRecord, TuningRecord, encoder_text,
+        },
     },
 };
 use serde::{Deserialize, Serialize};
@@ -28,6 +30,7 @@ use super::{
     linear,
     pair::{self, Blend, Pairs},
     reading::{self, Reader},
+    teaching::Lesson,
 };
 use crate::{
     data::{Part, Splits, task::Metric, task::Target},
@@ -176,6 +179,8 @@ pub struct Ladder {
     pub not_made: Option<(Stage, String)>,
     /// How a decoder was tuned, where one was.
     pub decoder: Option<DecoderLog>,
+    /// Who taught the training rows, where somebody did.
+    pub teacher: Option<TeacherRecord>,
 }
 
 /// An error with its causes.
@@ -227,6 +232,8 @@ pub struct Ground<'a> {
     pub tuning: &'a encoder::Recipe,
     /// How a decoder is tuned.
     pub decoding: &'a decoder::Recipe,
+    /// What a teacher says of the training rows.
+    pub lesson: Option<&'a Lesson>,
 }
 
 /// Makes the rungs and chooses.
@@ -240,14 +247,14 @@ pub fn climb(
     run: &Run<'_>,
     progress: &mut dyn FnMut(Progress<'_>),
 ) -> Result<Ladder, TuneError> {
-    let Ground { splits, inputs, embeddings, encoder, decoder, from, up_to, tuning, decoding } = ground;
+    let Ground { splits, inputs, embeddings, encoder, decoder, from, up_to, tuning, decoding, lesson } = ground;
     let n_classes = splits.labels.len();
     let train = splits.part(Part::Train);
     let texts = || train.iter().map(|example| example.row.text.as_str());
     let features = Features::fit(texts(), MIN_FEATURE_ROWS, max_features(n_classes));
     let sparse: Vec<SparseRow> = texts().map(|text| features.apply(text)).collect();
     let classes: Vec<usize> = train.iter().map(|example| example.class).collect();
-    let shop = Shop { splits, inputs, features: &features, sparse: &sparse, classes: &classes, target, run };
+    let shop = Shop { splits, inputs, features: &features, sparse: &sparse, classes: &classes, target, run, lesson };
 
     let plans: Vec<(Stage, &[Path])> =
         [(Stage::Linear, &LINEAR_GRID[..]), (Stage::Head, &HEAD_GRID), (Stage::Both, &BOTH_GRID)]
@@ -302,7 +309,16 @@ pub fn climb(
             own.depth.is_chosen = at == chosen;
         }
     }
-    Ok(Ladder { features, rungs, chosen, out_of_time, skipped, not_made, decoder: log })
+    Ok(Ladder {
+        features,
+        rungs,
+        chosen,
+        out_of_time,
+        skipped,
+        not_made,
+        decoder: log,
+        teacher: lesson.map(|lesson| lesson.record.clone()),
+    })
 }
 
 struct Steps {
@@ -330,6 +346,7 @@ struct Shop<'a> {
     classes: &'a [usize],
     target: &'a Target,
     run: &'a Run<'a>,
+    lesson: Option<&'a Lesson>,
 }
 
 impl Shop<'_> {
@@ -493,9 +510,12 @@ impl Shop<'_> {
             recipe,
             run.seed,
         )?;
+        if let Some(lesson) = self.lesson {
+            tuner.teach(lesson);
+        }
         let tuning = encoder::Run { pool: run.pool, seed: run.seed, clock: run.clock, deadline: run.deadline };
         if let Some((store, task)) = run.keeps {
-            let plan = plan(encoder, recipe, run, [&train, &validation]);
+            let plan = plan(encoder, recipe, run, [&train, &validation], self.lesson);
             tuner.keep(Keeper::new(store, task, ENCODER_CHECKPOINT, plan));
         }
         // What was begun once goes on: whether it fits was decided then.
@@ -607,7 +627,7 @@ impl Shop<'_> {
         let mut left = plan.depths.iter();
         loop {
             let (trained, planned, influence) = phase;
-            let (mut rung, reader) = self.decoded(decoder, &tuner, &texts, progress)?;
+            let (mut rung, reader, rounded) = self.decoded(decoder, &tuner, &texts, recipe.weights, progress)?;
             let layers = tuner.net().layers().to_vec();
             rung.record.adapter = Some(AdapterRecord {
                 rank: recipe.lora.r as u64,
@@ -619,6 +639,7 @@ impl Shop<'_> {
                 best_epoch: trained.best as u64,
                 kept_layers: kept_layers(&layers, of),
                 canaries: 0,
+                rounded,
             });
             rung.seconds = ((run.clock)() - start).as_secs_f64();
             let against_all = rungs
@@ -662,13 +683,14 @@ impl Shop<'_> {
         decoder: &Arc<Decoder>,
         tuner: &decoder::Tuner,
         texts: &[Vec<&str>; 4],
+        weights: AdapterWeights,
         progress: &mut dyn FnMut(Progress<'_>),
-    ) -> Result<(Rung, Reader), DecoderTuneError> {
+    ) -> Result<(Rung, Reader, Option<Rounded>), DecoderTuneError> {
         let base = decoder.base().clone();
-        let (config, weights) = tuner.files(&base.name);
-        let files = AdapterFiles { config, weights: Arc::new(weights) };
+        let (config, deltas) = tuner.files(&base.name);
+        let files = AdapterFiles { config, weights: Arc::new(deltas) };
         let kept = KeptLayers::new(tuner.net().layers().to_vec());
-        let mut reader = Reader::new(Arc::clone(decoder), &files, kept, LoraFormat::F16)?;
+        let mut reader = Reader::new(Arc::clone(decoder), &files, kept.clone(), weights.format())?;
         let mut embeddings = Embeddings::default();
         for part in Part::ALL {
             embeddings[part as usize] =
@@ -676,6 +698,28 @@ impl Shop<'_> {
         }
         let mut steps = Steps { done: 0, total: DECODER_GRID.iter().map(|path| path.c.len()).sum() };
         let (mut rung, _) = self.make(Stage::Decoder, &DECODER_GRID, Some(&embeddings), &mut steps, progress);
+        let rounded = match weights {
+            AdapterWeights::F16 => None,
+            AdapterWeights::Int8 => {
+                let mut whole = Reader::new(Arc::clone(decoder), &files, kept, LoraFormat::F16)?;
+                let validation = &texts[Part::Validation as usize];
+                let vectors =
+                    whole.read_all(self.run.pool, validation, "reading rows with the adapter in 16 bits", progress)?;
+                let before: Vec<Vec<f32>> =
+                    vectors.iter().map(|vector| rung.head.margins(None, Some(vector.as_slice()))).collect();
+                let gold: Vec<usize> = self.splits.part(Part::Validation).iter().map(|example| example.class).collect();
+                let n_classes = self.splits.labels.len();
+                let measured = metrics::measure(self.target.metric, &calls(&before), &gold, n_classes, self.run.seed);
+                let pairs = before.iter().flatten().zip(rung.validation.iter().flatten());
+                Some(Rounded {
+                    before: measured.value,
+                    after: rung.record.validation,
+                    max_difference: f64::from(pairs.map(|(a, b)| (a - b).abs()).fold(0.0, f32::max)),
+                    bytes_before: whole.adapter_bytes as u64,
+                    bytes_after: reader.adapter_bytes as u64,
+                })
+            }
+        };
         let cache = decoder.network().config().cache();
         let kv = cache.page_bytes() / metier_model::cache::PAGE_POSITIONS / cache.layers;
         let depth = Depth {
@@ -692,7 +736,7 @@ impl Shop<'_> {
         };
         let decoder = Some(OwnDecoder { files, base, depth });
         rung.own = Some(Own { file: None, pairs: None, decoder, embeddings });
-        Ok((rung, reader))
+        Ok((rung, reader, rounded))
     }
 }
 
@@ -745,8 +789,17 @@ fn decoder_plan(
 }
 
 /// Everything that a tuned encoder's numbers hang on.
-fn plan(encoder: &Encoder, recipe: &encoder::Recipe, run: &Run<'_>, rows: [&(Vec<&str>, Vec<usize>); 2]) -> Digest {
+fn plan(
+    encoder: &Encoder,
+    recipe: &encoder::Recipe,
+    run: &Run<'_>,
+    rows: [&(Vec<&str>, Vec<usize>); 2],
+    lesson: Option<&Lesson>,
+) -> Digest {
     let mut text = format!("encoder 1\n{}\n{recipe:?}\n{}\n{}\n", encoder.base().digest, run.seed, run.pool.tier());
+    if let Some(Lesson { record, .. }) = lesson {
+        text += &format!("{record:?}\n");
+    }
     for (text_of_row, class) in rows.iter().flat_map(|(texts, classes)| texts.iter().zip(classes)) {
         text += &format!("{} {class}\n", Digest::of(text_of_row.as_bytes()));
     }
@@ -768,27 +821,35 @@ fn choose(rungs: &mut [Rung], gold: &[usize], n_classes: usize, target: &Target,
     let mut chosen = best;
     for at in (0..rungs.len()).rev().filter(|at| *at != best) {
         let these = calls(&rungs[at].validation);
-        let good_enough = match target.metric {
-            Metric::Accuracy | Metric::MicroF1 => {
-                let test = compare(&these, &best_calls, gold, target.margin);
-                rungs[at].record.against_best = Some(test);
-                test.verdict == Verdict::NonInferior
-            }
-            Metric::MacroF1 | Metric::F1 { .. } => metrics::non_inferior_by_bootstrap(
-                target.metric,
-                &these,
-                &best_calls,
-                gold,
-                n_classes,
-                target.margin,
-                seed,
-            ),
-        };
+        let (good_enough, test) = non_inferior(target, &these, &best_calls, gold, n_classes, seed);
+        rungs[at].record.against_best = test;
         if good_enough && at < best {
             chosen = at;
         }
     }
     chosen
+}
+
+/// Whether `candidate` is shown, on the same rows, to be less than the target's margin worse than `reference`; with the paired test where the
+/// metric has one.
+pub(crate) fn non_inferior(
+    target: &Target,
+    candidate: &[usize],
+    reference: &[usize],
+    gold: &[usize],
+    n_classes: usize,
+    seed: u64,
+) -> (bool, Option<NonInferiority>) {
+    let (metric, margin) = (target.metric, target.margin);
+    match metric {
+        Metric::Accuracy | Metric::MicroF1 => {
+            let test = compare(candidate, reference, gold, margin);
+            (test.verdict == Verdict::NonInferior, Some(test))
+        }
+        Metric::MacroF1 | Metric::F1 { .. } => {
+            (metrics::non_inferior_by_bootstrap(metric, candidate, reference, gold, n_classes, margin, seed), None)
+        }
+    }
 }
 
 fn compare(candidate: &[usize], reference: &[usize], gold: &[usize], margin: f64) -> NonInferiority {

@@ -1,6 +1,6 @@
 //! The trade of adapters: prompts with their answers in, PEFT's two files of deltas out.
 //!
-//! **Question:** which low-rank deltas over this decoder? **In:** a decoder of Llama's blocks, rows of ids, a recipe. **Out:** files that
+//! **Question:** which low-rank deltas over this decoder? **In:** a decoder of Llama's kind, rows of ids, a recipe. **Out:** files that
 //! the engine's [`adapter`](metier_model::adapter) room, Transformers and vLLM read. **Absent:** texts and templates: whoever makes rows
 //! knows how its prompts will be asked.
 //!
@@ -25,6 +25,7 @@ use crate::{
         Segments,
         llama::{LlamaNet, LoraConfig, MAPS, Pass, Targets},
     },
+    objective::distil::Soft,
     optim::{AdamW, Group, Schedule, Settings},
 };
 
@@ -52,6 +53,19 @@ pub struct Recipe {
     pub warm_up: f32,
     /// Epochs without a better one after which training ends.
     pub patience: usize,
+    /// What a teacher's word weighs, where rows hold one.
+    pub teaching: Option<Teaching>,
+}
+
+/// How a student listens.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Teaching {
+    /// Name and digest, so that a checkpoint of another lesson is none of this one's.
+    pub teacher: String,
+    /// Of the divergence; the gold answer's is what is left of 1.
+    pub weight: f32,
+    /// What logits are divided by.
+    pub temperature: f32,
 }
 
 impl Default for Recipe {
@@ -64,17 +78,20 @@ impl Default for Recipe {
             weight_decay: 0.01,
             warm_up: 0.05,
             patience: 2,
+            teaching: None,
         }
     }
 }
 
 /// A prompt and the answer that should follow; both at least one token.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Row {
     /// Read, not learnt.
     pub prompt: Vec<TokenId>,
     /// Learnt.
     pub answer: Vec<TokenId>,
+    /// What a teacher says of each answer token; empty: none was asked.
+    pub soft: Vec<Soft>,
 }
 
 /// Deltas cannot be trained.
@@ -183,6 +200,8 @@ struct State {
 pub struct Tuner {
     net: LlamaNet,
     lora: LoraConfig,
+    /// Weight and temperature of a teacher.
+    teaching: (f32, f32),
     optimiser: AdamW,
     grads: Vec<f32>,
     pass: Pass,
@@ -199,7 +218,17 @@ impl Tuner {
         let len = net.params.values.len();
         let groups = vec![Group { range: 0..len, learning_rate: recipe.learning_rate, decay: recipe.weight_decay }];
         let optimiser = AdamW::new(Settings::default(), groups, len);
-        Self { net, lora: recipe.lora, optimiser, grads: vec![0.0; len], pass: Pass::default(), context, n_layers }
+        let teaching = recipe.teaching.as_ref().map_or((0.0, 1.0), |of| (of.weight, of.temperature));
+        Self {
+            net,
+            lora: recipe.lora,
+            teaching,
+            optimiser,
+            grads: vec![0.0; len],
+            pass: Pass::default(),
+            context,
+            n_layers,
+        }
     }
 
     /// The network with its deltas.
@@ -286,9 +315,11 @@ impl Tuner {
 
     /// Mean loss of the answer tokens; its derivative is added to `grads`.
     fn gradient(&mut self, pool: &Pool, rows: &[&Row]) -> f64 {
-        let Self { net, grads, pass, .. } = self;
+        let Self { net, grads, pass, teaching, .. } = self;
         let targets = forward(net, pool, rows, pass);
-        let (loss, dhidden) = net.loss(pool, pass, &targets);
+        let softs: Vec<Option<&Soft>> =
+            rows.iter().flat_map(|row| (0..row.answer.len()).map(|i| row.soft.get(i))).collect();
+        let (loss, dhidden) = net.taught_loss(pool, pass, &targets, &softs, *teaching);
         if loss.is_finite() {
             net.backward(pool, &net.params.values, pass, dhidden, grads);
         }

@@ -21,7 +21,7 @@ use super::{
 };
 use crate::{
     data::{Part, sets::SetSplits, task::Metric, task::Target},
-    eval::{calibrate, cluster::Groups, sets as figures},
+    eval::{calibrate, cluster::Groups, learning::Workshop, sets as figures},
 };
 
 /// Validation rows that a label needs for a threshold of its own.
@@ -129,6 +129,41 @@ pub fn climb(
     }
     let chosen = choose(&mut rungs, sets, target, run.seed);
     SetLadder { features, rungs, chosen, out_of_time }
+}
+
+/// The rung with its settings, made from some of the training rows: what it calls the validation rows. Thresholds are set on those, as they are
+/// for the rung that ships.
+pub fn calls_from(
+    sets: &SetSplits,
+    embeddings: Option<&Embeddings>,
+    rung: &SetRung,
+    rows: &[usize],
+    metric: Metric,
+    shop: &Workshop<'_>,
+) -> Vec<Vec<usize>> {
+    let splits = &sets.splits;
+    let (train, n_labels) = (splits.part(Part::Train), splits.labels.len());
+    let texts = || rows.iter().map(|&row| train[row].row.text.as_str());
+    let features = Features::fit(texts(), MIN_FEATURE_ROWS, max_features(n_labels));
+    let sparse: Vec<SparseRow> = texts().map(|text| features.apply(text)).collect();
+    let dense: Option<Vec<&[f32]>> =
+        embeddings.map(|all| rows.iter().map(|&row| all[Part::Train as usize][row].as_slice()).collect());
+    let targets: Vec<Vec<usize>> = rows.iter().map(|&row| sets.sets[Part::Train as usize][row].clone()).collect();
+    let stage = rung.stage;
+    let rows = linear::Rows {
+        sparse: stage.reads_ngrams().then_some(sparse.as_slice()),
+        n_features: if stage.reads_ngrams() { features.len() } else { 0 },
+        dense: dense.as_deref().filter(|_| stage.reads_embedding()),
+        dense_scale: rung.record.embedding_scale as f32,
+        targets: Targets::Sets(&targets),
+        n_classes: n_labels,
+    };
+    let weights = linear::Solver::new(rows, shop.seed).solve(rung.record.c as f32, shop.pool);
+    let head = LinearHead::quantise(weights.bias, &weights.sparse, weights.dense);
+    let margins = Held::of(splits, Part::Validation, &features, embeddings).margins(&head);
+    let cuts = thresholds(&margins, &sets.sets[Part::Validation as usize], n_labels, metric);
+    let over = |row: &Vec<f32>| (0..n_labels).filter(|&label| row[label] > cuts[label]).collect();
+    margins.iter().map(over).collect()
 }
 
 fn choose(rungs: &mut [SetRung], sets: &SetSplits, target: &Target, seed: u64) -> usize {

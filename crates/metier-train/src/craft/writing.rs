@@ -137,7 +137,7 @@ impl Writer {
     pub fn row(&self, text: &str, output: &str) -> Result<Row, WriteError> {
         let mut answer = self.decoder.tokenizer().encode(output)?;
         answer.push(self.end);
-        Ok(Row { prompt: self.prompt(text)?, answer })
+        Ok(Row { prompt: self.prompt(text)?, answer, soft: Vec::new() })
     }
 
     /// Whether the form allows a text as a whole; true without a schema.

@@ -2,6 +2,8 @@
 
 use std::path::PathBuf;
 
+use metier_model::specialist::manifest::AdapterWeights;
+
 use super::nearest;
 
 /// Greatest rank of an adapter; what the engine takes.
@@ -57,6 +59,8 @@ pub struct Tune {
     pub alpha: f32,
     /// Greatest step length.
     pub learning_rate: f32,
+    /// How its weights are kept in memory.
+    pub weights: AdapterWeights,
     /// Passes over the training rows, at most.
     pub epochs: usize,
     /// Secrets that are put among the training rows, to see whether they come out again.
@@ -65,7 +69,7 @@ pub struct Tune {
 
 impl Default for Tune {
     fn default() -> Self {
-        Self { rank: 16, alpha: 32.0, learning_rate: 2e-4, epochs: 5, canaries: 0 }
+        Self { rank: 16, alpha: 32.0, learning_rate: 2e-4, epochs: 5, canaries: 0, weights: AdapterWeights::F16 }
     }
 }
 
@@ -77,6 +81,7 @@ pub(super) struct RawTune {
     pub(super) learning_rate: Option<f32>,
     pub(super) epochs: Option<usize>,
     pub(super) canaries: Option<usize>,
+    pub(super) adapter: Option<String>,
 }
 
 impl GenerateTask {
@@ -132,6 +137,11 @@ impl Tune {
             learning_rate: positive(raw.learning_rate.unwrap_or(usual.learning_rate), "learning_rate", 1.0)?,
             epochs,
             canaries,
+            weights: match raw.adapter.as_deref() {
+                None | Some("f16") => AdapterWeights::F16,
+                Some("int8") => AdapterWeights::Int8,
+                Some(other) => return Err(format!("`tune.adapter` = `{other}` must be `f16` or `int8`")),
+            },
         })
     }
 }
@@ -172,6 +182,7 @@ mod tests {
         check("label = \"x\"", "`data.label` belongs to `kind = \"classify\"`");
         check("[target]\nmetric = \"rouge_L\"", "did you mean `rouge_l`?");
         check("[target]\nmetric = \"accuracy\"", "only exact_match, token_f1, rouge_l");
+        check("[tune]\nadapter = \"int4\"", "`tune.adapter` = `int4` must be `f16` or `int8`");
         check("[tune]\nrank = 0", "`tune.rank` = 0 must be 1 to 256");
         check("[tune]\nlearning_rate = nan", "`tune.learning_rate` = NaN must be more than 0");
         check("[tune]\nrnk = 4", "there is no key `tune.rnk`; did you mean `tune.rank`?");

@@ -9,6 +9,7 @@
 //! - [`sets`]: the same where rows have several labels.
 //! - [`extract`]: values or offsets of an extraction → words of the text.
 //! - [`positive`]: whose F1, where the metric is the F1 of one label.
+//! - [`distil`]: whom it learns from.
 //! - [`prune`]: which shares of a decoder's layers are tried.
 //! - [`leak`]: duplicates and near-duplicates across splits, and equal texts with different labels.
 //!
@@ -16,8 +17,10 @@
 //! said so; everything else is told to the person who owns the data.
 
 pub mod answers;
+pub mod distil;
 pub mod extract;
 pub mod generate;
+pub mod hierarchy;
 pub mod leak;
 pub mod parquet;
 pub mod positive;
@@ -29,6 +32,7 @@ pub mod task;
 
 use std::path::PathBuf;
 
+pub use distil::Distil;
 pub use generate::{GenerateTask, TextMetric, Tune};
 pub use leak::{Contradiction, Leak, LeakReport};
 pub use prune::Prune;

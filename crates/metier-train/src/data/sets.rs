@@ -93,6 +93,9 @@ pub(super) fn load(
     mut read: (Vec<metier_model::specialist::manifest::DataFile>, [Vec<Row>; 4]),
     seed: u64,
 ) -> Result<SetSplits, DataError> {
+    if task.data.hierarchy.is_some() {
+        return Err(DataError::Task("`data.hierarchy` is for rows with one label each, not for lists".to_owned()));
+    }
     if task.data.out_of_scope.is_some() {
         return Err(DataError::Task(
             "`data.out_of_scope` names the label of rows that have one label each: a row of lists that is none of these has an empty list"

@@ -21,6 +21,7 @@ use serde::{Deserialize, Serialize};
 use super::{
     Place, TaskFile,
     answers::Answers,
+    hierarchy,
     leak::{self, LeakReport},
     nearest,
     sets::{self, Loaded, is_list},
@@ -94,6 +95,19 @@ impl Splits {
         Self { labels, parts, files: Vec::new(), leak, moved_to_train: 0 }
     }
 
+    /// Further training rows, less those that are like rows that are measured on and those whose text is there already; how many are left.
+    pub(crate) fn extend(&mut self, rows: Vec<Example>, inputs: &[String]) -> usize {
+        let mut known: BTreeSet<String> = self.part(Part::Train).iter().map(|row| fold(&row.row.text)).collect();
+        let rows: Vec<Example> = rows.into_iter().filter(|row| known.insert(fold(&row.row.text))).collect();
+        let [_, validation, calibration, test] = &self.parts;
+        let mut parts = [rows, validation.clone(), calibration.clone(), test.clone()];
+        self.leak.removed += leak::check(&mut parts, inputs).removed;
+        let [rows, ..] = parts;
+        let n = rows.len();
+        self.parts[Part::Train as usize].extend(rows);
+        n
+    }
+
     /// The rows of a part.
     pub fn part(&self, part: Part) -> &[Example] {
         &self.parts[part as usize]
@@ -131,6 +145,7 @@ pub fn load_any(task: &TaskFile, seed: u64) -> Result<Loaded, DataError> {
 fn load_classes(task: &TaskFile, (files, rows): Read, seed: u64) -> Result<Splits, DataError> {
     let data = &task.data;
     let labels = labels(&rows, data.out_of_scope.as_deref())?;
+    data.hierarchy.as_ref().map_or(Ok(()), |separator| hierarchy::check(&labels, separator))?;
     let given = [true, !data.validation.is_empty(), !data.calibration.is_empty(), !data.test.is_empty()];
     let mut parts: [Vec<Example>; 4] = Default::default();
     let mut moved_to_train = 0;

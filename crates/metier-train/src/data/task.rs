@@ -11,6 +11,7 @@ use serde::Deserialize;
 use metier_model::specialist::manifest::Stage;
 
 use super::{
+    distil::{Distil, RawDistil, Teacher},
     extract::{self, ExtractTask},
     generate::{self, GenerateTask, Tune},
     nearest,
@@ -22,12 +23,18 @@ pub use metier_model::specialist::manifest::Kind;
 /// Minutes of a budget, at most: a year.
 const MAX_BUDGET_MINUTES: f64 = 525_600.0;
 
+/// Most stages of a specialist.
+const MAX_STAGES: usize = 2;
+
 /// What the name of a file of answers ends with, where a column's name is expected.
 const ANSWERS: &str = ".jsonl";
 
 /// Every key there is, by table; the empty table is the top of the file.
-const KEYS: [(&str, &[&str]); 8] = [
-    ("", &["name", "kind", "instruction", "data", "reference", "target", "policy", "budget", "tune", "prune"]),
+const KEYS: [(&str, &[&str]); 9] = [
+    (
+        "",
+        &["name", "kind", "instruction", "data", "reference", "target", "policy", "budget", "tune", "prune", "distil"],
+    ),
     (
         "data",
         &[
@@ -43,14 +50,16 @@ const KEYS: [(&str, &[&str]); 8] = [
             "out_of_scope",
             "group",
             "slice",
+            "hierarchy",
         ],
     ),
     ("reference", &["column"]),
-    ("target", &["metric", "positive", "margin", "epsilon", "delta", "in_scope"]),
+    ("target", &["metric", "positive", "margin", "epsilon", "delta", "in_scope", "stages", "fall_back"]),
     ("policy", &["may_leave"]),
     ("budget", &["minutes", "from", "up_to"]),
     ("prune", &["keep", "heal_epochs"]),
-    ("tune", &["rank", "alpha", "epochs", "learning_rate", "batch_rows", "canaries"]),
+    ("distil", &["teacher", "temperature", "weight", "rows"]),
+    ("tune", &["rank", "alpha", "epochs", "learning_rate", "batch_rows", "canaries", "adapter"]),
 ];
 
 /// A task file, read and checked.
@@ -75,6 +84,10 @@ pub struct TaskFile {
     /// Share of the validation rows in scope that keeps its right label while as much as can be is told to be out of scope; none: the label is called
     /// like any other.
     pub in_scope: Option<f64>,
+    /// Stages that may answer, one after the other: 2 puts a smaller rung that needs no base model before the one that is taken.
+    pub stages: usize,
+    /// Of labels that are paths: may the beginning of one be answered, where the whole is not sure?
+    pub fall_back: bool,
     /// May a deferred request leave the boundary?
     pub may_leave: bool,
     /// Time after which no further setting is tried.
@@ -87,6 +100,8 @@ pub struct TaskFile {
     pub tune: Tune,
     /// Which shares of a decoder's layers are tried.
     pub prune: Prune,
+    /// Whom it learns from beside its rows.
+    pub distil: Option<Distil>,
     /// What an extraction needs beside that, where it is one.
     pub extract: Option<ExtractTask>,
     /// What a generation needs beside that, where it is one.
@@ -116,6 +131,8 @@ pub struct Data {
     pub group: Option<String>,
     /// Columns by whose values the figures are told apart; none: every other column of few values.
     pub slice: Vec<String>,
+    /// What separates the parts of a label, where labels are paths of a tree.
+    pub hierarchy: Option<String>,
 }
 
 /// What is to be reached.
@@ -216,6 +233,7 @@ struct RawTask {
     budget: Option<RawBudget>,
     tune: Option<RawTune>,
     prune: Option<RawPrune>,
+    distil: Option<RawDistil>,
 }
 
 /// `[tune]` of all kinds that are tuned.
@@ -227,6 +245,7 @@ struct RawTune {
     epochs: Option<usize>,
     batch_rows: Option<usize>,
     canaries: Option<usize>,
+    adapter: Option<String>,
 }
 
 #[derive(Deserialize)]
@@ -243,6 +262,7 @@ struct RawData {
     out_of_scope: Option<String>,
     group: Option<String>,
     slice: Option<OneOrMany>,
+    hierarchy: Option<String>,
 }
 
 #[derive(Deserialize)]
@@ -258,6 +278,8 @@ struct RawTarget {
     epsilon: Option<f64>,
     delta: Option<f64>,
     in_scope: Option<f64>,
+    stages: Option<usize>,
+    fall_back: Option<bool>,
 }
 
 #[derive(Deserialize, Default)]
@@ -274,13 +296,13 @@ struct RawBudget {
 
 #[derive(Deserialize)]
 #[serde(untagged)]
-enum OneOrMany {
+pub(super) enum OneOrMany {
     One(String),
     Many(Vec<String>),
 }
 
 impl OneOrMany {
-    fn list(self) -> Vec<String> {
+    pub(super) fn list(self) -> Vec<String> {
         match self {
             Self::One(one) => vec![one],
             Self::Many(many) => many,
@@ -343,7 +365,8 @@ impl TaskFile {
         let reference_answers = reference.as_deref().map(answers_in).transpose()?.flatten();
         let (output, spans) = (raw.data.output.as_deref(), raw.data.spans.clone());
         let (label, none) = (raw.data.label.is_some(), raw.data.out_of_scope.is_some());
-        let of_classify = [("data.label", label), ("data.out_of_scope", none)];
+        let hierarchy = raw.data.hierarchy.is_some();
+        let of_classify = [("data.label", label), ("data.out_of_scope", none), ("data.hierarchy", hierarchy)];
         let of_extract = [
             ("data.spans", spans.is_some()),
             ("tune.batch_rows", raw.tune.as_ref().is_some_and(|tune| tune.batch_rows.is_some())),
@@ -351,6 +374,7 @@ impl TaskFile {
         let of_generate = [
             ("tune.rank", raw.tune.as_ref().is_some_and(|tune| tune.rank.is_some())),
             ("tune.alpha", raw.tune.as_ref().is_some_and(|tune| tune.alpha.is_some())),
+            ("tune.adapter", raw.tune.as_ref().is_some_and(|tune| tune.adapter.is_some())),
         ];
         let canaries = raw.tune.as_ref().is_some_and(|tune| tune.canaries.is_some());
         if kind != Kind::Generate {
@@ -388,6 +412,25 @@ impl TaskFile {
                 output.unwrap_or("output").to_owned()
             }
         };
+        let in_folder = |file: &str| expand(file, environment).map(|file| folder.join(file));
+        let distil = raw.distil.map(|distil| Distil::new(distil, &in_folder)).transpose().map_err(wrong)?;
+        match (&distil, kind) {
+            (None, _) => {}
+            (Some(_), Kind::Extract) => {
+                return Err(wrong("`distil` is for `classify` and `generate`, and this is `extract`".to_owned()));
+            }
+            (Some(Distil { teacher: Teacher::Decoder(_), .. }), Kind::Classify) => {
+                return Err(wrong(
+                    "`distil.teacher` of a classification is a specialist: write `specialist:NAME`".to_owned(),
+                ));
+            }
+            (Some(distil), Kind::Generate) if !distil.rows.is_empty() => {
+                return Err(wrong(
+                    "`distil.rows` are for `classify`: a teacher's answers to rows without any come from `metier dataset label`".to_owned(),
+                ));
+            }
+            _ => {}
+        }
         let has_none = raw.data.out_of_scope.is_some();
         let data = Data {
             train: paths(Some(raw.data.train))?,
@@ -400,7 +443,11 @@ impl TaskFile {
             out_of_scope: raw.data.out_of_scope,
             group: raw.data.group,
             slice: raw.data.slice.map_or_else(Vec::new, OneOrMany::list),
+            hierarchy: raw.data.hierarchy,
         };
+        if data.hierarchy.as_ref().is_some_and(String::is_empty) {
+            return Err(wrong("`data.hierarchy` is what separates the parts of a label, such as \"/\"".to_owned()));
+        }
         if data.train.is_empty() || data.text.is_empty() {
             return Err(wrong("`data.train` and `data.text` must not be empty".to_owned()));
         }
@@ -428,6 +475,19 @@ impl TaskFile {
             let fits = value < 1.0 && (value > 0.0 || (low && value == 0.0));
             fits.then_some(value).ok_or_else(|| wrong(format!("`target.{key}` = {value} must lie between 0 and 1")))
         };
+        if kind != Kind::Classify {
+            let keys = [("target.stages", target.stages.is_some()), ("target.fall_back", target.fall_back.is_some())];
+            foreign(&keys, "classify")?;
+        }
+        let fall_back = target.fall_back.unwrap_or(false);
+        if fall_back && data.hierarchy.is_none() {
+            let why = "`target.fall_back` answers with a part of a label's path: `data.hierarchy` must say what separates them";
+            return Err(wrong(why.to_owned()));
+        }
+        let stages = target.stages.unwrap_or(1);
+        if !(1..=MAX_STAGES).contains(&stages) {
+            return Err(wrong(format!("`target.stages` = {stages} must be 1 to {MAX_STAGES}")));
+        }
         let budget = raw.budget.unwrap_or_default();
         if kind != Kind::Classify {
             foreign(&[("budget.from", budget.from.is_some())], "classify")?;
@@ -489,12 +549,15 @@ impl TaskFile {
                 }
                 share_of => Some(share(share_of, 0.95, "in_scope", false)?),
             },
+            stages,
+            fall_back,
             may_leave: raw.policy.unwrap_or_default().may_leave.unwrap_or(false),
             budget_minutes,
             from,
             up_to,
             tune,
             prune,
+            distil,
             extract,
             generate,
         })
@@ -502,8 +565,8 @@ impl TaskFile {
 }
 
 fn of_adapters(tune: RawTune) -> generate::RawTune {
-    let RawTune { rank, alpha, learning_rate, epochs, batch_rows: _, canaries } = tune;
-    generate::RawTune { rank, alpha, learning_rate, epochs, canaries }
+    let RawTune { rank, alpha, learning_rate, epochs, batch_rows: _, canaries, adapter } = tune;
+    generate::RawTune { rank, alpha, learning_rate, epochs, canaries, adapter }
 }
 
 fn check_keys(table: &toml::Table, path: &Path) -> Result<(), TaskError> {
@@ -621,6 +684,23 @@ mod tests {
         check(
             &data("out_of_scope = \"x\"\n[target]\nin_scope = 1.0"),
             "`target.in_scope` = 1 must lie between 0 and 1",
+        );
+        check(&data("[distil]\nteacher = \"specialist:\""), "`distil.teacher` = `specialist:` lacks a name");
+        check(&data("[distil]\nteacher = \"a.gguf\""), "is a specialist: write `specialist:NAME`");
+        check(
+            &data("[distil]\nteacher = \"specialist:a\"\nweight = 2"),
+            "`distil.weight` = 2 must lie between 0 and 1",
+        );
+        check(
+            &data("[distil]\nteacher = \"specialist:a\"\ntemperature = 0"),
+            "`distil.temperature` = 0 must be more than 0, at most 20",
+        );
+        check(&data("[target]\nfall_back = true"), "`data.hierarchy` must say what separates them");
+        check(&data("hierarchy = \"\""), "separates the parts of a label, such as \"/\"");
+        check(&data("[target]\nstages = 3"), "`target.stages` = 3 must be 1 to 2");
+        check(
+            &extract("schema = \"s.json\"\n[target]\nstages = 2"),
+            "`target.stages` belongs to `kind = \"classify\"`, and this is `extract`",
         );
         check(&data("[target]\nepsilon = 0.0"), "`target.epsilon` = 0 must lie between 0 and 1");
         check(&data("[target]\ndelta = nan"), "`target.delta` = NaN must lie between 0 and 1");

@@ -36,6 +36,7 @@ pub fn render(specialist: &Specialist, outcome: &BuildOutcome, standing: Option<
     card += &approval(standing);
     card += "\n\n## When does it answer alone?\n\n";
     card += &certificate(manifest, outcome);
+    card += &stages(manifest, outcome);
     card += &format!("\n\n## How good is it?\n\nOn {} {} rows", outcome.n, outcome.measured_on);
     card += &format!(
         ": {} {}, {} {}, calibration error {}. It accepts {} of them and is right on {} of those.\n\n",
@@ -48,6 +49,7 @@ pub fn render(specialist: &Specialist, outcome: &BuildOutcome, standing: Option<
         percent(&evaluation.accepted_accuracy),
     );
     card += &rungs(outcome);
+    card += &depths(outcome);
     if let Some(none) = &evaluation.out_of_scope {
         card += &format!(
             "\nOut of scope (`{}`): {} of such rows get that label, {} get it or are deferred; accuracy on all other rows {}.\n",
@@ -102,7 +104,7 @@ fn kind(manifest: &Manifest) -> String {
 
 fn purpose(manifest: &Manifest) -> String {
     let does = match manifest.kind {
-        Kind::Classify if manifest.several.is_some() => format!(
+        Kind::Classify if manifest.multi_label.is_some() => format!(
             "It answers the question above with a list of {} labels: of those that apply, which may be none, for texts like those that it was made \
              and measured on. It is not for other texts, other languages than in those rows, or decisions that need a reason beyond the labels.",
             manifest.labels.len(),
@@ -220,7 +222,7 @@ fn certificate(manifest: &Manifest, outcome: &BuildOutcome) -> String {
                 c.threshold,
                 1.0 - c.delta,
                 c.n,
-                if manifest.several.is_some() {
+                if manifest.multi_label.is_some() {
                     "the mean of 1 − Jaccard (of the labels that the answer or the truth names, the share that only one of them names) over \
                      all requests, those that it defers counted as 0"
                 } else {
@@ -251,6 +253,52 @@ fn certificate(manifest: &Manifest, outcome: &BuildOutcome) -> String {
             outcome.rows_needed.map(|rows| format!("; about {rows} calibration rows are needed")).unwrap_or_default()
         ),
     }
+}
+
+/// Who answers what, where there is more than one stage or depth.
+fn stages(manifest: &Manifest, outcome: &BuildOutcome) -> String {
+    let mut text = String::new();
+    if let Some((first, share)) = manifest.first.as_ref().and_then(|first| Some((first, first.share?))) {
+        text += &format!(
+            "\n\nTwo stages answer, in this order, and the bound is for both together: `{}` from a score of {:.3} on ({:.1} % of the \
+             calibration rows, {} of them wrong), which needs no base model; what it is not sure of goes to `{}`.",
+            first.stage.name(),
+            share.threshold,
+            100.0 * share.coverage,
+            share.losses,
+            manifest.stage.name()
+        );
+    }
+    if manifest.hierarchy.as_ref().is_some_and(|tree| !tree.levels.is_empty()) {
+        text += "\n\nLabels are paths. Where it is not sure of the whole it answers with the beginning, if it is sure of that; the bound is for all \
+                 answers together, a beginning counting as wrong where the label does not lie under it.";
+    }
+    if outcome.evaluation.stages.is_empty() {
+        return text;
+    }
+    text += "\n\n| stage | from score | answers | right on those | wrong |\n|---|---|---|---|---|";
+    for stage in &outcome.evaluation.stages {
+        text += &format!(
+            "\n| {} | {} | {} | {} | {} |",
+            stage.name(),
+            stage.threshold.map_or_else(|| "never".to_owned(), |from| format!("{from:.3}")),
+            percent(&stage.answered),
+            percent(&stage.right),
+            stage.losses
+        );
+    }
+    text
+}
+
+/// How good it is at each depth, where labels are paths.
+fn depths(outcome: &BuildOutcome) -> String {
+    let Some(tree) = &outcome.evaluation.hierarchy else { return String::new() };
+    let levels: Vec<String> = tree
+        .levels
+        .iter()
+        .map(|level| format!("depth {} ({} nodes) {}", level.depth, level.nodes, percent(&level.accuracy)))
+        .collect();
+    format!("\nLabels are paths: accuracy at {}; hierarchical F1 {}.\n", levels.join(", "), percent(&tree.f1))
 }
 
 fn rungs(outcome: &BuildOutcome) -> String {

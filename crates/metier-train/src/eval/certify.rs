@@ -1,6 +1,9 @@
 //! At which score may it answer alone? Which of the three tests these calibration rows are for.
 
-use metier_model::proof::{Certificate, Refusal, learn_then_test, learn_then_test_graded, learn_then_test_grouped};
+use metier_model::proof::{
+    CascadeStage, Certificate, Refusal, StageShare, learn_then_test, learn_then_test_cascade, learn_then_test_graded,
+    learn_then_test_grouped,
+};
 
 use super::cluster::Groups;
 
@@ -26,4 +29,21 @@ pub fn certify(
     }
     let rows: Vec<(f32, bool)> = rows.iter().map(|(score, loss)| (*score, *loss > 0.0)).collect();
     learn_then_test(&rows, epsilon, delta)
+}
+
+/// The same for stages that are asked one after the other: of each its rows and the floor of its threshold. All must be of the same rows;
+/// what each does is told in their order.
+///
+/// # Errors
+///
+/// What the rows cannot carry, with how many would do.
+pub fn certify_cascade(
+    stages: &[(Vec<(f32, f64)>, f32)],
+    has_degrees: bool,
+    groups: Option<&Groups>,
+    bound: (f64, f64),
+) -> Result<(Certificate, Vec<StageShare>), Refusal> {
+    let stages: Vec<CascadeStage<'_>> =
+        stages.iter().map(|(rows, floor)| CascadeStage { rows, floor: *floor }).collect();
+    learn_then_test_cascade(&stages, groups.map(Groups::of_row), has_degrees, bound)
 }

@@ -8,9 +8,11 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     cluster::{self, GroupReport, Groups},
+    hierarchy::HierarchyFigures,
     metrics::{self, ClassMetrics, Measured, ReliabilityBin},
     rejection::{OperatingPoint, Rejection},
     sets::SetFigures,
+    stages::StageFigures,
 };
 use crate::data::{extract::Alignment, split::Example, task::Metric};
 
@@ -32,6 +34,8 @@ pub struct ScoredRow {
     pub predicted: usize,
     /// Class it is.
     pub gold: usize,
+    /// Is what is given right? That may be a node above the labels, which is right where the label is not.
+    pub right: bool,
     /// Calibrated score.
     pub score: f32,
     /// Did the score pass the threshold?
@@ -50,6 +54,7 @@ impl ScoredRow {
         Self {
             predicted: answer.label_idx,
             gold: example.class,
+            right: answer.fits(&example.row.label),
             score: answer.score,
             accepted: answer.accepted,
             reference_right: example.row.reference.as_ref().is_none_or(|reference| *reference == example.row.label),
@@ -60,7 +65,7 @@ impl ScoredRow {
 
     /// The loss that a certificate bounds, if the row is accepted.
     pub fn loss_if_accepted(&self) -> bool {
-        self.predicted != self.gold && self.reference_right
+        !self.right && self.reference_right
     }
 }
 
@@ -115,6 +120,12 @@ pub struct EvalReport {
     /// What is said of rows with several labels alone. Of them, accuracy is the share of rows whose set is exactly right.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sets: Option<SetFigures>,
+    /// What is said of labels that are paths of a tree.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hierarchy: Option<HierarchyFigures>,
+    /// Who answered what, in the order in which stages are asked; empty where there is one.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub stages: Vec<StageFigures>,
 }
 
 /// What is said of an extraction.
@@ -254,10 +265,11 @@ pub fn evaluate(rows: &[ScoredRow], yardstick: &Yardstick<'_>) -> EvalReport {
     let predicted: Vec<usize> = rows.iter().map(|row| row.predicted).collect();
     let gold: Vec<usize> = rows.iter().map(|row| row.gold).collect();
     let right: Vec<bool> = rows.iter().map(|row| row.predicted == row.gold).collect();
+    let given: Vec<bool> = rows.iter().map(|row| row.right).collect();
     let scores: Vec<f32> = rows.iter().map(|row| row.score).collect();
     let measure = |metric| metrics::measure_grouped(metric, &predicted, &gold, labels.len(), seed, groups);
     let measured = measure(metric);
-    let (ece, reliability) = metrics::calibration_error(&scores, &right, seed, groups);
+    let (ece, reliability) = metrics::calibration_error(&scores, &given, seed, groups);
     let accuracy = measure(Metric::Accuracy);
     let share = |of: &dyn Fn(&ScoredRow) -> bool, hit: &dyn Fn(&ScoredRow) -> bool| {
         cluster::share(groups, &|row| of(&rows[row]), &|row| hit(&rows[row]), rows.len())
@@ -275,7 +287,7 @@ pub fn evaluate(rows: &[ScoredRow], yardstick: &Yardstick<'_>) -> EvalReport {
         micro_f1: accuracy,
         ece,
         coverage: share(&all, &|row| row.accepted),
-        accepted_accuracy: share(&|row| row.accepted, &|row| row.predicted == row.gold),
+        accepted_accuracy: share(&|row| row.accepted, &|row| row.right),
         test_loss: certificate
             .map(|certificate| test_loss(rows, groups, &all, certificate.epsilon, metrics::CONFIDENCE)),
         out_of_scope: out_of_scope.map(|none| {
@@ -284,7 +296,7 @@ pub fn evaluate(rows: &[ScoredRow], yardstick: &Yardstick<'_>) -> EvalReport {
                 recall_as_label: share(&is_none, &|row| row.predicted == none),
                 recall_at_threshold: share(&is_none, &|row| row.predicted == none || !row.accepted),
                 in_scope_accuracy: share(&is_in, &|row| row.predicted == row.gold),
-                in_scope_accepted_right: share(&is_in, &|row| row.accepted && row.predicted == row.gold),
+                in_scope_accepted_right: share(&is_in, &|row| row.accepted && row.right),
                 operating: Vec::new(),
                 rejection: reject_below.map(|threshold| Rejection {
                     threshold,
@@ -305,6 +317,8 @@ pub fn evaluate(rows: &[ScoredRow], yardstick: &Yardstick<'_>) -> EvalReport {
         slices: self::slices(rows, groups, slices, certificate),
         extract: None,
         sets: None,
+        hierarchy: None,
+        stages: Vec::new(),
     }
 }
 
@@ -460,6 +474,7 @@ mod tests {
         ScoredRow {
             predicted,
             gold,
+            right: predicted == gold,
             score,
             accepted,
             reference_right: true,

@@ -55,7 +55,9 @@ pub fn render(specialist: &Specialist, outcome: &BuildOutcome) -> String {
     page += &rungs(outcome);
     page += &depths(outcome);
     page += &operating(outcome);
-    page += "<h2>When does it answer alone?</h2><div class=\"plots\">";
+    page += "<h2>When does it answer alone?</h2>";
+    page += &stages(outcome);
+    page += "<div class=\"plots\">";
     page += &risk_coverage(outcome);
     page += &reliability(outcome);
     page += "</div>";
@@ -65,6 +67,7 @@ pub fn render(specialist: &Specialist, outcome: &BuildOutcome) -> String {
         let _ = write!(page, "<h2>{what}, weakest first</h2>");
         page += &classes(outcome);
     }
+    page += &depths_of_labels(outcome);
     page += &confusions(outcome);
     page += &slices(outcome);
     page += &failures(outcome);
@@ -214,6 +217,52 @@ fn rungs(outcome: &BuildOutcome) -> String {
             x(rung.value),
             100.0 * rung.validation,
             rung.seconds
+        );
+    }
+    html + "</table></div>"
+}
+
+/// Who answers what, where there are two stages.
+fn stages(outcome: &BuildOutcome) -> String {
+    if outcome.evaluation.stages.is_empty() {
+        return String::new();
+    }
+    let mut html = "<p>Stages are asked in this order; the certificate bounds what all of them answer together.</p><div class=\"scroll\"><table>\
+        <tr><th>stage</th><th class=\"n\">from score</th><th class=\"n\">answers</th><th class=\"n\">right on those</th>\
+        <th class=\"n\">wrong</th></tr>"
+        .to_owned();
+    for stage in &outcome.evaluation.stages {
+        let _ = write!(
+            html,
+            "<tr><td>{}</td><td class=\"n\">{}</td><td class=\"n\">{}</td><td class=\"n\">{}</td><td class=\"n\">{}</td></tr>",
+            escape(&stage.name()),
+            stage.threshold.map_or_else(|| "never".to_owned(), |from| format!("{from:.3}")),
+            percent(&stage.answered),
+            percent(&stage.right),
+            stage.losses
+        );
+    }
+    html + "</table></div>"
+}
+
+/// How good it is at each depth of a tree of labels.
+fn depths_of_labels(outcome: &BuildOutcome) -> String {
+    let Some(tree) = &outcome.evaluation.hierarchy else { return String::new() };
+    let mut html = format!(
+        "<h2>Labels as a tree</h2><p>hierarchical F1 {}, precision {}, recall {}: a path counts with all nodes above it.</p><div class=\"scroll\">\
+         <table><tr><th class=\"n\">depth</th><th class=\"n\">nodes</th><th class=\"n\">accuracy</th><th class=\"n\">macro F1</th></tr>",
+        percent(&tree.f1),
+        percent(&tree.precision),
+        percent(&tree.recall)
+    );
+    for level in &tree.levels {
+        let _ = write!(
+            html,
+            "<tr><td class=\"n\">{}</td><td class=\"n\">{}</td><td class=\"n\">{}</td><td class=\"n\">{}</td></tr>",
+            level.depth,
+            level.nodes,
+            percent(&level.accuracy),
+            percent(&level.macro_f1)
         );
     }
     html + "</table></div>"

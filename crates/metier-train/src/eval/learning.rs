@@ -12,17 +12,22 @@ use metier_model::{
     Digest,
     features::{Features, SparseRow},
     head::{LinearHead, max_features},
-    specialist::manifest::Stage,
+    specialist::{manifest::Stage, sets::called},
 };
 use serde::{Deserialize, Serialize};
 
-use super::metrics::{self, Measured, quantile};
+use super::{
+    cluster::Groups,
+    metrics::{self, Measured, quantile},
+    sets as figures,
+};
 use crate::{
     craft::{
         ladder::{self, Embeddings, Held, MIN_FEATURE_ROWS, Rung},
         linear, pair,
+        sets::{self, SetRung},
     },
-    data::{Part, Splits, split::Example, task::Metric},
+    data::{Part, Splits, sets::SetSplits, split::Example, task::Metric},
 };
 
 /// Shares of the training rows, as divisors.
@@ -129,7 +134,45 @@ pub fn measure(
     });
     let reference =
         reference(splits.part(Part::Validation)).filter(|_| matches!(metric, Metric::Accuracy | Metric::MicroF1));
-    Ok(conclude(rung.stage, points.collect(), &calls, &gold, n_classes, metric, reference, shop.seed))
+    let value = |at: usize, rows: &[usize]| metrics::value(metric, &calls[at].1, &gold, rows, n_classes);
+    let measured = Curve { points: points.collect(), n_rows: gold.len(), value: &value };
+    Ok(conclude(rung.stage, measured, reference, shop.seed))
+}
+
+/// The same of a rung that gives several labels.
+pub fn measure_sets(
+    sets: &SetSplits,
+    embeddings: Option<&Embeddings>,
+    rung: &SetRung,
+    metric: Metric,
+    shop: &Workshop<'_>,
+) -> Result<LearningCurve, String> {
+    let splits = &sets.splits;
+    let (train, validation) = (splits.part(Part::Train), splits.part(Part::Validation));
+    if train.len() < MIN_ROWS {
+        return Err(format!("no learning curve: {} training rows are too few to take parts of", train.len()));
+    }
+    let order = order(train, shop.seed);
+    let gold = &sets.sets[Part::Validation as usize];
+    let groups = Groups::of(validation.iter().map(|example| example.row.group.as_deref()));
+    let mut calls: Vec<(usize, Vec<Vec<usize>>)> = Vec::new();
+    for divisor in DIVISORS {
+        let expected = Duration::from_secs_f64(rung.seconds / divisor as f64);
+        if (shop.clock)() + expected > shop.deadline {
+            return Err("no learning curve: the time budget ended before it".to_owned());
+        }
+        let rows = &order.rows[..order.upto(train.len().div_ceil(divisor))];
+        calls.push((rows.len(), sets::calls_from(sets, embeddings, rung, rows, metric, shop)));
+    }
+    calls.push((train.len(), rung.validation.iter().map(|row| called(row)).collect()));
+    let n_labels = splits.labels.len();
+    let points = calls.iter().map(|(n, calls)| {
+        let measured = figures::measure(metric, calls, gold, n_labels, shop.seed, groups.as_ref());
+        CurvePoint { n: *n as u64, value: measured.value, interval: measured.interval }
+    });
+    let value = |at: usize, rows: &[usize]| figures::value(metric, &calls[at].1, gold, rows, n_labels);
+    let measured = Curve { points: points.collect(), n_rows: gold.len(), value: &value };
+    Ok(conclude(rung.stage, measured, None, shop.seed))
 }
 
 /// Training rows in the order in which subsets take them.
@@ -213,17 +256,17 @@ fn reference(validation: &[Example]) -> Option<f64> {
     Some(answers.iter().filter(|right| **right).count() as f64 / answers.len() as f64)
 }
 
-#[allow(clippy::too_many_arguments, reason = "all of it is what a conclusion is drawn from, once")]
-fn conclude(
-    rung: Stage,
+/// What was measured.
+struct Curve<'a> {
     points: Vec<CurvePoint>,
-    calls: &[(usize, Vec<usize>)],
-    gold: &[usize],
-    n_classes: usize,
-    metric: Metric,
-    reference: Option<f64>,
-    seed: u64,
-) -> LearningCurve {
+    /// Validation rows.
+    n_rows: usize,
+    /// The metric of a point on some of these rows, which may be named more than once.
+    value: &'a dyn Fn(usize, &[usize]) -> f64,
+}
+
+fn conclude(rung: Stage, curve: Curve<'_>, reference: Option<f64>, seed: u64) -> LearningCurve {
+    let Curve { points, n_rows, value: value_of } = curve;
     let last = points.last().copied().expect("there is the rung itself");
     let (what, value) = match reference {
         Some(reference) if reference > last.value => ("as good as the reference on validation rows", reference),
@@ -236,9 +279,8 @@ fn conclude(
         return LearningCurve { rung, points, exponent: None, forecasts: Vec::new(), aim };
     };
     // The four points on the same resampled rows: they rise and fall together, and so do their differences.
-    let laws = metrics::resample_with(gold.len(), seed, RESAMPLES, |rows| {
-        let errors =
-            calls.iter().map(|(n, calls)| (*n as f64, 1.0 - metrics::value(metric, calls, gold, rows, n_classes)));
+    let laws = metrics::resample_with(n_rows, seed, RESAMPLES, |rows| {
+        let errors = points.iter().enumerate().map(|(at, point)| (point.n as f64, 1.0 - value_of(at, rows)));
         PowerLaw::fit(&errors.collect::<Vec<_>>())
     });
     let laws: Vec<PowerLaw> = laws.into_iter().flatten().collect();
@@ -335,7 +377,9 @@ mod tests {
             let measured = metrics::measure(Metric::Accuracy, calls, &gold, 2, 1);
             CurvePoint { n: *n as u64, value: measured.value, interval: measured.interval }
         });
-        conclude(Stage::Linear, points.collect(), &calls, &gold, 2, Metric::Accuracy, reference, 1)
+        let value = |at: usize, rows: &[usize]| metrics::value(Metric::Accuracy, &calls[at].1, &gold, rows, 2);
+        let curve = Curve { points: points.collect(), n_rows: gold.len(), value: &value };
+        conclude(Stage::Linear, curve, reference, 1)
     }
 
     #[test]

@@ -5,16 +5,18 @@
 //! dV += Pᵀ · dO    dP = dO · Vᵀ    dS = s · P ∘ (dP − Σ_j dP ∘ P)    dQ = dS · K    dK += dSᵀ · Q
 //! ```
 //!
+//! Outside what a row sees (rows behind it where attention is causal, rows before its window), `P` and its derivative are 0.
+//!
 //! `P` is kept: `heads · len²` a segment. One part of the pool's work is one segment with all its heads.
 
-use std::sync::Mutex;
+use std::{ops::Range, sync::Mutex};
 
 use metier_kernels::{MatMut, MatRef, Pool, Target, backward, elementwise, matmul_alone_f32};
 
 use super::Segments;
 
 /// Shape of attention.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Attention {
     /// Heads of queries.
     pub heads: usize,
@@ -24,16 +26,27 @@ pub struct Attention {
     pub head_dim: usize,
     /// Does a row see only itself and those before it?
     pub causal: bool,
+    /// Rows that a row sees up to itself, of causal attention; `None`: all of them.
+    pub window: Option<usize>,
+    /// Scores are multiplied by this.
+    pub scale: f32,
 }
 
 impl Attention {
+    /// The usual scale of scores (Vaswani et al. 2017).
+    pub fn scale_of(head_dim: usize) -> f32 {
+        1.0 / (head_dim as f32).sqrt()
+    }
+
     /// Elements of a row of queries, keys and values side by side.
     pub fn qkv_width(&self) -> usize {
         (self.heads + 2 * self.kv_heads) * self.head_dim
     }
 
-    fn scale(&self) -> f32 {
-        1.0 / (self.head_dim as f32).sqrt()
+    /// What a row of a segment sees.
+    fn visible(&self, row: usize, len: usize) -> Range<usize> {
+        let end = if self.causal { row + 1 } else { len };
+        self.window.map_or(0, |window| end.saturating_sub(window))..end
     }
 
     /// Where a head's queries, keys and values begin in a row.
@@ -66,11 +79,12 @@ impl Attention {
             let qkv = &qkv[rows.start * stride..rows.end * stride];
             for (head, p) in p.chunks_exact_mut((len * len).max(1)).enumerate() {
                 let [q, k, v] = self.columns(head).map(|from| MatRef::strided(&qkv[from..], len, dim, stride));
-                matmul_alone_f32(q, k.t(), MatMut::strided(p, len, len, len), self.scale(), Target::Overwrite);
+                matmul_alone_f32(q, k.t(), MatMut::strided(p, len, len, len), self.scale, Target::Overwrite);
                 for (i, row) in p.chunks_exact_mut(len).enumerate() {
-                    let visible = if self.causal { i + 1 } else { len };
-                    elementwise::softmax(isa, &mut row[..visible]);
-                    row[visible..].fill(0.0);
+                    let visible = self.visible(i, len);
+                    elementwise::softmax(isa, &mut row[visible.clone()]);
+                    row[..visible.start].fill(0.0);
+                    row[visible.end..].fill(0.0);
                 }
                 let out = MatMut::strided(&mut out[head * dim..], len, dim, width);
                 matmul_alone_f32(MatRef::new(p, len, len), v, out, 1.0, Target::Overwrite);
@@ -100,8 +114,8 @@ impl Attention {
                 let dout = MatRef::strided(&dout[head * dim..], len, dim, width);
                 matmul_alone_f32(dout, v.t(), MatMut::strided(&mut ds, len, len, len), 1.0, Target::Overwrite);
                 for (ds, p) in ds.chunks_exact_mut(len).zip(p.chunks_exact(len)) {
-                    // Where `p` is 0, what lies behind a causal row, the derivative is 0.
-                    backward::softmax_backward(isa, p, self.scale(), ds);
+                    // Where `p` is 0, what a row does not see, the derivative is 0.
+                    backward::softmax_backward(isa, p, self.scale, ds);
                 }
                 let (p, ds) = (MatRef::new(p, len, len), MatRef::new(&ds, len, len));
                 let mut add = |from: usize, a: MatRef<'_>, b: MatRef<'_>| {

@@ -130,8 +130,14 @@ impl BertNet {
             Positions::Learned { padding, .. } => padding,
             Positions::Rotary { .. } => None,
         };
-        let attention =
-            Attention { heads: config.heads, kv_heads: config.heads, head_dim: config.head_dim(), causal: false };
+        let attention = Attention {
+            heads: config.heads,
+            kv_heads: config.heads,
+            head_dim: config.head_dim(),
+            causal: false,
+            window: None,
+            scale: Attention::scale_of(config.head_dim()),
+        };
         Self {
             params,
             plain: PlainTables { words, positions, padding },

@@ -137,8 +137,10 @@ fn attention_of_all_shapes() {
     let pool = pool();
     // An empty segment, one row, and some.
     let segments = Segments::of([3, 0, 1, 6]);
-    for (heads, kv_heads, causal) in [(2, 2, false), (4, 2, true), (3, 1, true), (2, 1, false)] {
-        let attention = Attention { heads, kv_heads, head_dim: 4, causal };
+    let shapes =
+        [(2, 2, false, None), (4, 2, true, None), (3, 1, true, Some(2)), (2, 1, true, Some(9)), (2, 1, false, None)];
+    for (heads, kv_heads, causal, window) in shapes {
+        let attention = Attention { heads, kv_heads, head_dim: 4, causal, window, scale: 0.7 };
         let width = heads * 4;
         let qkv = numbers(segments.rows() * attention.qkv_width(), 1);
         let dout = numbers(segments.rows() * width, 2);
@@ -172,7 +174,7 @@ fn attention_of_all_shapes() {
 #[test]
 fn rotary_positions() {
     let (pool, segments) = (pool(), Segments::of([3, 2]));
-    let turns = Turns::new(&[1.0, 0.1], 4, 5);
+    let turns = Turns::new(&[1.0, 0.1], 1.2, 4, 5);
     let (stride, width) = (12, 10);
     let (x, dout) = (numbers(5 * stride, 1), numbers(5 * stride, 2));
     let run = |x: &[f32]| {
@@ -273,6 +275,7 @@ fn a_whole_decoder() {
     use metier_model::{Decoder, arch::transformer::WeightFormat, format::TensorType};
 
     use super::llama::{LlamaNet, LoraConfig, Pass};
+    use crate::objective::distil::Soft;
     let pool = pool();
     let file = tiny::gguf_with(3, TensorType::F32);
     let decoder = Decoder::from_bytes(file, "tiny", WeightFormat::F32).unwrap();
@@ -285,23 +288,75 @@ fn a_whole_decoder() {
     let segments = Segments::of([5, 1, 8]);
     let ids: Vec<TokenId> = (0..14).map(|i| TokenId((i * 37 + 2) % 262)).collect();
     let targets = [(2, TokenId(7)), (3, TokenId(200)), (5, TokenId(31)), (13, TokenId(7))];
-    let run = |values: &[f32]| {
-        let mut pass = Pass::default();
-        net.forward(&pool, values, &ids, &segments, &mut pass);
-        let (loss, dhidden) = net.loss(&pool, &pass, &targets);
-        (loss, dhidden, pass)
-    };
-    let mut grads = vec![0.0; values.len()];
-    let (_, dhidden, mut pass) = run(&values);
-    net.backward(&pool, &values, &mut pass, dhidden, &mut grads);
-    for tensor in net.params.tensors() {
-        let range = tensor.range.clone();
-        assert!(grads[range.clone()].iter().any(|d| *d != 0.0), "`{}` has a derivative", tensor.name);
-        check(&tensor.name, &values[range.clone()], &grads[range.clone()], |part| {
-            let mut moved = values.clone();
-            moved[range.clone()].copy_from_slice(part);
-            run(&moved).0
-        });
+    // Alone, and beside a teacher that has seen all of them but one, once a part of the vocabulary and once all of it.
+    let softs = [5, 262].map(|top| {
+        let soft = |i: usize| Soft::of(pool.isa(), &numbers(262, 90 + i as u64), 2.0, top);
+        (0..4).map(|i| (i != 1).then(|| soft(i))).collect::<Vec<Option<Soft>>>()
+    });
+    for softs in [&[][..], &softs[0], &softs[1]] {
+        let softs: Vec<Option<&Soft>> = softs.iter().map(Option::as_ref).collect();
+        let run = |values: &[f32]| {
+            let mut pass = Pass::default();
+            net.forward(&pool, values, &ids, &segments, &mut pass);
+            let (loss, dhidden) = net.taught_loss(&pool, &pass, &targets, &softs, (0.7, 2.0));
+            (loss, dhidden, pass)
+        };
+        let mut grads = vec![0.0; values.len()];
+        let (_, dhidden, mut pass) = run(&values);
+        net.backward(&pool, &values, &mut pass, dhidden, &mut grads);
+        for tensor in net.params.tensors() {
+            let range = tensor.range.clone();
+            assert!(grads[range.clone()].iter().any(|d| *d != 0.0), "`{}` has a derivative", tensor.name);
+            check(&tensor.name, &values[range.clone()], &grads[range.clone()], |part| {
+                let mut moved = values.clone();
+                moved[range.clone()].copy_from_slice(part);
+                run(&moved).0
+            });
+        }
+    }
+}
+
+/// What other families have beside Llama's blocks: every delta's derivative. Networks of metier-model's goldens.
+#[test]
+fn decoders_of_other_families() {
+    use metier_model::{Decoder, arch::transformer::WeightFormat};
+
+    use super::llama::{LlamaNet, LoraConfig, Pass};
+    let pool = pool();
+    for family in ["gemma3", "qwen2", "qwen3", "smollm3", "mistral"] {
+        let path = format!("{}/../metier-model/tests/goldens/{family}.gguf", env!("CARGO_MANIFEST_DIR"));
+        let decoder = Decoder::open(path.as_ref(), WeightFormat::F32).unwrap();
+        let mut net = LlamaNet::new(decoder.network().plain().unwrap(), LoraConfig { r: 2, alpha: 4.0 }, 1);
+        // One with a window and one without, one that turns and one that does not.
+        let last = net.layers().len() - 1;
+        net.keep(&[0, last]);
+        let mut values = net.params.values.clone();
+        for (i, tensor) in net.params.tensors().iter().enumerate() {
+            let noise = numbers(tensor.range.len(), 50 + i as u64);
+            values[tensor.range.clone()].iter_mut().zip(noise).for_each(|(x, noise)| *x += 0.1 * noise);
+        }
+        // Longer than a window.
+        let segments = Segments::of([12, 1, 4]);
+        let ids: Vec<TokenId> = (0..17).map(|i| TokenId((i * 37 + 2) % 260)).collect();
+        let targets = [(2, TokenId(7)), (11, TokenId(200)), (12, TokenId(31)), (16, TokenId(7))];
+        let run = |values: &[f32]| {
+            let mut pass = Pass::default();
+            net.forward(&pool, values, &ids, &segments, &mut pass);
+            let (loss, dhidden) = net.loss(&pool, &pass, &targets);
+            (loss, dhidden, pass)
+        };
+        let mut grads = vec![0.0; values.len()];
+        let (_, dhidden, mut pass) = run(&values);
+        net.backward(&pool, &values, &mut pass, dhidden, &mut grads);
+        for tensor in net.params.tensors() {
+            let range = tensor.range.clone();
+            assert!(grads[range.clone()].iter().any(|d| *d != 0.0), "{family}: `{}` has a derivative", tensor.name);
+            check(&format!("{family} {}", tensor.name), &values[range.clone()], &grads[range.clone()], |part| {
+                let mut moved = values.clone();
+                moved[range.clone()].copy_from_slice(part);
+                run(&moved).0
+            });
+        }
     }
 }
 

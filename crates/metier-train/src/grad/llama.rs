@@ -1,18 +1,22 @@
-//! A decoder of Llama's blocks with LoRA deltas on all seven linear maps; everything else is frozen.
+//! A decoder of Llama's kind with LoRA deltas on all seven linear maps; everything else is frozen.
 //!
 //! ```text
-//! x = embedding[id]
-//! each layer:  x += O·attention(rope(Q·h), rope(K·h), V·h),  h = rms(x)
-//!              x += D·(silu(G·h) ∘ U·h),                     h = rms(x)
+//! x = e·embedding[id]
+//! each layer:  x += post(O·attention(rope(n(Q·h)), rope(n(K·h)), V·h)),  h = rms(x)
+//!              x += post(D·(act(G·h) ∘ U·h)),                            h = rms(x)
 //! logits = E·rms(x)                                          only where an answer stands
-//! every map M of the seven:  M·y = W·y + s · B·(A·y)
+//! every map M of the seven:  M·y = W·y + b + s · B·(A·y)
 //! unit vectors = n / |n|, n = rms(x)                         where a head reads a text's last row instead
 //! ```
+//!
+//! Norms of heads (`n`) and behind the halves (`post`), biases, windows and the activation are as the base has them: nothing of these in
+//! Llama, biases in Qwen 2, `n` in Qwen 3, `n`, `post`, windows and GELU in Gemma 3 ([`metier_model::arch::transformer`]).
 //!
 //! Some of the base's layers may be left out for good: then neither their weights nor their deltas are there.
 //!
 //! Kept for the way back, for SmolLM2 (d = 576, inner 1,536, r = 16): 5,800 floats a token and layer, and `heads · len` of attention. What
-//! two norms and the gated product gave is computed again: it costs one pass over rows and a quarter of the memory.
+//! two norms and the gated product gave is computed again: it costs one pass over rows and a quarter of the memory. Norms of heads and
+//! behind the halves keep what went in: that is not computed again without products.
 
 use std::{ops::Range, sync::Mutex};
 
@@ -23,7 +27,7 @@ use metier_kernels::{
 };
 use metier_model::{
     TokenId,
-    arch::transformer::{PlainLayer, PlainTransformer},
+    arch::transformer::{Activation, PlainLayer, PlainTransformer},
     specialist::mix,
 };
 
@@ -36,6 +40,7 @@ use super::{
     norm,
     rope::Turns,
 };
+use crate::objective::distil::{Soft, divergence};
 
 /// PEFT's names of the seven maps, in the order in which they are computed.
 pub const MAPS: [&str; 7] = [
@@ -47,9 +52,11 @@ pub const MAPS: [&str; 7] = [
     "mlp.up_proj",
     "mlp.down_proj",
 ];
-/// Rows whose logits are there at the same time: 49,152 floats each, 50 MB. Each product with the head packs all of it (113 MB) anew, which
-/// 64 rows would not be worth.
-const LOGIT_ROWS: usize = 256;
+/// Logits that are there at the same time: 50 MB, 256 rows of SmolLM2. Each product with the head packs all of it (113 MB) anew, which fewer
+/// rows would not be worth.
+const LOGITS: usize = 256 * 49_152;
+/// Rows of them, at least: of Gemma's 262,144 words 48 rows fit.
+const MIN_LOGIT_ROWS: usize = 16;
 
 /// Rank and strength of the deltas.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -69,8 +76,9 @@ pub struct LlamaNet {
     kept: Vec<usize>,
     deltas: Vec<[(Range<usize>, Range<usize>); 7]>,
     lora: LoraConfig,
+    /// Of a layer that sees everything.
     attention: Attention,
-    turns: Turns,
+    turns: Vec<Turns>,
 }
 
 /// What a forward pass leaves. Kept from step to step.
@@ -84,14 +92,17 @@ pub struct Pass {
 
 #[derive(Default)]
 struct LayerPass {
-    x: Vec<f32>,       // (rows, width): what went in
-    qkv: Vec<f32>,     // (rows, (heads + 2 · kv_heads) · head_dim), turned
-    p: Vec<f32>,       // of each segment: (heads, len, len)
-    mixed: Vec<f32>,   // (rows, heads · head_dim)
-    middle: Vec<f32>,  // (rows, width): between the halves of the block
-    gate: Vec<f32>,    // (rows, inner)
-    up: Vec<f32>,      // (rows, inner)
-    us: [Vec<f32>; 7], // (rows, r) of each map
+    x: Vec<f32>,        // (rows, width): what went in
+    heads: Vec<f32>,    // (rows, (heads + kv_heads) · head_dim): before their norms, where there are such
+    qkv: Vec<f32>,      // (rows, (heads + 2 · kv_heads) · head_dim), turned
+    p: Vec<f32>,        // of each segment: (heads, len, len)
+    mixed: Vec<f32>,    // (rows, heads · head_dim)
+    attended: Vec<f32>, // (rows, width): before the norm behind attention, where there is one
+    middle: Vec<f32>,   // (rows, width): between the halves of the block
+    gate: Vec<f32>,     // (rows, inner)
+    up: Vec<f32>,       // (rows, inner)
+    fed: Vec<f32>,      // (rows, width): before the norm behind the feed-forward half, where there is one
+    us: [Vec<f32>; 7],  // (rows, r) of each map
 }
 
 /// Some rows at unit length, with what their derivative needs.
@@ -134,9 +145,16 @@ impl LlamaNet {
                 (a, params.push(&name("B"), &[n, lora.r], &vec![0.0; n * lora.r]))
             }));
         }
-        let attention =
-            Attention { heads: config.heads, kv_heads: config.kv_heads, head_dim: config.head_dim, causal: true };
-        let turns = Turns::new(&plain.frequencies, config.context, config.head_dim);
+        let attention = Attention {
+            heads: config.heads,
+            kv_heads: config.kv_heads,
+            head_dim: config.head_dim,
+            causal: true,
+            window: None,
+            scale: config.score_scale,
+        };
+        let turns = |list: &Vec<f32>| Turns::new(list, config.rope_strength, config.context, config.head_dim);
+        let turns = plain.frequencies.iter().map(turns).collect();
         let kept = (0..config.layers).collect();
         Self { params, plain, kept, deltas, lora, attention, turns }
     }
@@ -180,6 +198,51 @@ impl LlamaNet {
         }
     }
 
+    /// `[outputs, inputs]` of one of [`MAPS`].
+    pub fn shape(&self, map: usize) -> [usize; 2] {
+        shape(&self.plain, map)
+    }
+
+    /// The base's weights of one of [`MAPS`]: (outputs, inputs).
+    pub fn weight_mut(&mut self, layer: usize, map: usize) -> &mut [f32] {
+        let PlainLayer { q, k, v, output, gate, up, down, .. } = &mut self.plain.layers[layer];
+        [q, k, v, output, gate, up, down][map]
+    }
+
+    /// What goes into the first layer: (ids, width).
+    ///
+    /// # Panics
+    ///
+    /// Where an id lies outside the vocabulary.
+    pub fn embed(&self, ids: &[TokenId]) -> Vec<f32> {
+        let config = &self.plain.config;
+        let mut x = vec![0.0; ids.len() * config.width];
+        embedding::forward(&self.plain.embedding, config.width, ids, &mut x);
+        if config.embedding_scale != 1.0 {
+            x.iter_mut().for_each(|x| *x *= config.embedding_scale);
+        }
+        x
+    }
+
+    /// One layer of the network as it is.
+    pub fn step(&self, pool: &Pool, segments: &Segments, layer: usize, x: &mut [f32]) {
+        self.layer(pool, &self.params.values, segments, layer, &mut LayerPass::default(), x);
+    }
+
+    /// What the maps of a layer read, where `x` goes into it: Q, K and V the same rows; O; gate and up the same; down.
+    pub fn inputs_of(&self, pool: &Pool, segments: &Segments, layer: usize, x: &[f32]) -> [Vec<f32>; 4] {
+        let (mut pass, mut out) = (LayerPass::default(), x.to_vec());
+        self.layer(pool, &self.params.values, segments, layer, &mut pass, &mut out);
+        let (plain, eps) = (&self.plain.layers[layer], self.plain.config.eps);
+        let normed = |x: &[f32], weight: &[f32]| {
+            let mut normed = vec![0.0; x.len()];
+            norm::rms_norm(pool, x, weight, eps, &mut normed);
+            normed
+        };
+        let product = self.product(pool, &pass);
+        [normed(x, &plain.attention_norm), pass.mixed, normed(&pass.middle, &plain.ffn_norm), product]
+    }
+
     /// Elements of a row.
     pub fn width(&self) -> usize {
         self.plain.config.width
@@ -187,7 +250,9 @@ impl LlamaNet {
 
     fn base(&self, layer: usize, map: usize) -> Linear<'_> {
         let [n, k] = shape(&self.plain, map);
-        Linear { weight: weight(&self.plain.layers[layer], map), bias: None, n, k }
+        let plain = &self.plain.layers[layer];
+        let bias = plain.qkv_bias.as_ref().and_then(|biases| biases.get(map)).map(Vec::as_slice);
+        Linear { weight: weight(plain, map), bias, n, k }
     }
 
     fn delta<'a>(&self, values: &'a [f32], layer: usize, map: usize) -> Lora<'a> {
@@ -210,15 +275,9 @@ impl LlamaNet {
     /// Where an id lies outside the vocabulary, or a segment is longer than the context.
     pub fn forward(&self, pool: &Pool, values: &[f32], ids: &[TokenId], segments: &Segments, pass: &mut Pass) {
         assert_eq!(ids.len(), segments.rows(), "one id a row");
-        let config = &self.plain.config;
-        let width = config.width;
         pass.segments.clone_from(segments);
         pass.layers.resize_with(self.kept.len(), LayerPass::default);
-        pass.hidden.resize(ids.len() * width, 0.0);
-        embedding::forward(&self.plain.embedding, width, ids, &mut pass.hidden);
-        if config.embedding_scale != 1.0 {
-            pass.hidden.iter_mut().for_each(|x| *x *= config.embedding_scale);
-        }
+        pass.hidden = self.embed(ids);
         for (idx, layer) in pass.layers.iter_mut().enumerate() {
             self.layer(pool, values, segments, idx, layer, &mut pass.hidden);
         }
@@ -250,13 +309,27 @@ impl LlamaNet {
             }
             from += n;
         }
-        self.turns.forward(pool, segments, &mut layer.qkv, stride, self.turned());
-        layer.p.resize(self.attention.kept(segments), 0.0);
+        if let Some([q, k]) = &plain.head_norms {
+            let (queries, turned) = (self.attention.heads * self.attention.head_dim, self.turned());
+            layer.heads.clear();
+            layer.heads.extend(layer.qkv.chunks_exact(stride).flat_map(|row| &row[..turned]));
+            pool.run_rows(&mut layer.qkv, stride, ROW_GRAIN, &|_, rows| {
+                for row in rows.chunks_exact_mut(stride) {
+                    elementwise::rms_norm_heads(pool.isa(), &mut row[..queries], q, eps);
+                    elementwise::rms_norm_heads(pool.isa(), &mut row[queries..turned], k, eps);
+                }
+            });
+        }
+        if let Some(list) = plain.turns {
+            self.turns[list].forward(pool, segments, &mut layer.qkv, stride, self.turned());
+        }
+        let attention = self.attention_of(plain);
+        layer.p.resize(attention.kept(segments), 0.0);
         layer.mixed.resize(rows * self.plain.config.heads * self.plain.config.head_dim, 0.0);
-        self.attention.forward(pool, segments, &layer.qkv, &mut layer.p, &mut layer.mixed);
+        attention.forward(pool, segments, &layer.qkv, &mut layer.p, &mut layer.mixed);
         let mut out = Vec::new();
         self.apply(pool, values, (idx, 3), &layer.mixed, &mut layer.us[3], &mut out);
-        add(pool, x, &out);
+        self.add_half(pool, &mut out, plain.post_attention_norm.as_deref(), &mut layer.attended, x);
         layer.middle.clear();
         layer.middle.extend_from_slice(x);
         norm::rms_norm(pool, x, &plain.ffn_norm, eps, &mut h);
@@ -264,16 +337,44 @@ impl LlamaNet {
         self.apply(pool, values, (idx, 5), &h, &mut layer.us[5], &mut layer.up);
         let product = self.product(pool, layer);
         self.apply(pool, values, (idx, 6), &product, &mut layer.us[6], &mut out);
-        add(pool, x, &out);
+        self.add_half(pool, &mut out, plain.post_ffn_norm.as_deref(), &mut layer.fed, x);
     }
 
-    /// `silu(gate) ∘ up`: (rows, inner).
+    /// `x += post(out)`; what goes into a norm is kept.
+    fn add_half(&self, pool: &Pool, out: &mut [f32], post: Option<&[f32]>, kept: &mut Vec<f32>, x: &mut [f32]) {
+        if let Some(weight) = post {
+            kept.clear();
+            kept.extend_from_slice(out);
+            norm::rms_norm(pool, kept, weight, self.plain.config.eps, out);
+        }
+        add(pool, x, out);
+    }
+
+    /// The derivative of what a half returned, from that of `x`: none where it is the same.
+    fn half_backward(&self, pool: &Pool, post: Option<&[f32]>, kept: &[f32], dx: &[f32]) -> Option<Vec<f32>> {
+        let mut dout = vec![0.0; dx.len()];
+        norm::rms_norm_backward(pool, kept, post?, self.plain.config.eps, dx, &mut dout);
+        Some(dout)
+    }
+
+    fn attention_of(&self, layer: &PlainLayer) -> Attention {
+        Attention { window: layer.window, ..self.attention }
+    }
+
+    fn gate(&self) -> Gate {
+        match self.plain.config.activation {
+            Activation::Silu => Gate::Silu,
+            Activation::GeluTanh => Gate::GeluTanh,
+        }
+    }
+
+    /// `act(gate) ∘ up`: (rows, inner).
     fn product(&self, pool: &Pool, layer: &LayerPass) -> Vec<f32> {
         let (isa, inner) = (pool.isa(), self.plain.config.inner);
         let mut product = vec![0.0; layer.gate.len()];
         pool.run_rows(&mut product, inner, ROW_GRAIN, &|first, rows| {
             let at = first * inner..first * inner + rows.len();
-            backward::gated(isa, Gate::Silu, &layer.gate[at.clone()], &layer.up[at], rows);
+            backward::gated(isa, self.gate(), &layer.gate[at.clone()], &layer.up[at], rows);
         });
         product
     }
@@ -326,7 +427,17 @@ impl LlamaNet {
         let product = self.product(pool, layer);
         let mut dproduct = vec![0.0; product.len()];
         let saved = Saved { x: &product, u: &layer.us[6] };
-        self.back(pool, values, (idx, 6), saved, dx, grads, &mut dproduct, Target::Overwrite);
+        let dout = self.half_backward(pool, plain.post_ffn_norm.as_deref(), &layer.fed, dx);
+        self.back(
+            pool,
+            values,
+            (idx, 6),
+            saved,
+            dout.as_deref().unwrap_or(dx),
+            grads,
+            &mut dproduct,
+            Target::Overwrite,
+        );
         let (mut dgate, mut dup) = (product, vec![0.0; dproduct.len()]);
         {
             let part = ROW_GRAIN * inner;
@@ -336,7 +447,7 @@ impl LlamaNet {
                 let (dgate, dup) = &mut *taken;
                 let at = i * part..i * part + dgate.len();
                 let (gate, up, d) = (&layer.gate[at.clone()], &layer.up[at.clone()], &dproduct[at]);
-                backward::gated_backward(isa, Gate::Silu, gate, up, d, dgate, dup);
+                backward::gated_backward(isa, self.gate(), gate, up, d, dgate, dup);
             });
         }
         norm::rms_norm(pool, &layer.middle, &plain.ffn_norm, eps, &mut h);
@@ -346,10 +457,17 @@ impl LlamaNet {
         // The first half.
         let mut dmixed = vec![0.0; layer.mixed.len()];
         let saved = Saved { x: &layer.mixed, u: &layer.us[3] };
-        self.back(pool, values, (idx, 3), saved, dx, grads, &mut dmixed, Target::Overwrite);
+        let dout = self.half_backward(pool, plain.post_attention_norm.as_deref(), &layer.attended, dx);
+        self.back(pool, values, (idx, 3), saved, dout.as_deref().unwrap_or(dx), grads, &mut dmixed, Target::Overwrite);
         let mut dqkv = vec![0.0; layer.qkv.len()];
-        self.attention.backward(pool, segments, &layer.qkv, &layer.p, &dmixed, &mut dqkv);
-        self.turns.backward(pool, segments, &mut dqkv, stride, self.turned());
+        self.attention_of(plain).backward(pool, segments, &layer.qkv, &layer.p, &dmixed, &mut dqkv);
+        if let Some(list) = plain.turns {
+            self.turns[list].backward(pool, segments, &mut dqkv, stride, self.turned());
+        }
+        if let Some([q, k]) = &plain.head_norms {
+            let heads = [(q.as_slice(), self.attention.heads), (k.as_slice(), self.attention.kv_heads)];
+            norm::rms_norm_heads_backward(pool, &layer.heads, heads, eps, &mut dqkv, stride);
+        }
         norm::rms_norm(pool, &layer.x, &plain.attention_norm, eps, &mut h);
         let mut from = 0;
         for map in 0..3 {
@@ -371,11 +489,24 @@ impl LlamaNet {
 
     /// Mean cross entropy of the next ids at `targets`, and its derivative with respect to the last rows.
     pub fn loss(&self, pool: &Pool, pass: &Pass, targets: &[(usize, TokenId)]) -> (f64, Vec<f32>) {
+        self.taught_loss(pool, pass, targets, &[], (0.0, 1.0))
+    }
+
+    /// The same where a teacher has seen some of the targets: there `(1 − weight)·cross entropy + weight·T²·KL(teacher ‖ student)`.
+    pub fn taught_loss(
+        &self,
+        pool: &Pool,
+        pass: &Pass,
+        targets: &[(usize, TokenId)],
+        softs: &[Option<&Soft>],
+        (weight, temperature): (f32, f32),
+    ) -> (f64, Vec<f32>) {
         let (width, vocabulary) = (self.width(), self.plain.config.vocabulary);
         let mut dhidden = vec![0.0; pass.hidden.len()];
         let mut loss = 0.0;
-        let mut room = vec![0.0; targets.len().min(LOGIT_ROWS) * vocabulary];
-        for some in targets.chunks(LOGIT_ROWS) {
+        let mut room = vec![0.0; targets.len().min(self.logit_rows()) * vocabulary];
+        for (at, some) in targets.chunks(self.logit_rows()).enumerate() {
+            let softs = softs.get(at * self.logit_rows()..).unwrap_or_default();
             let rows: Vec<usize> = some.iter().map(|(row, _)| *row).collect();
             let x = self.gather(&pass.hidden, &rows);
             let logits = &mut room[..rows.len() * vocabulary];
@@ -392,9 +523,17 @@ impl LlamaNet {
                 let mut log_sum = 0.0;
                 elementwise::log_sum_exp(isa, row, &mut log_sum);
                 **loss = f64::from(log_sum - row[target]);
+                let (mut hard, mut taught) = (1.0, Vec::new());
+                if let Some(soft) = softs.get(i).copied().flatten() {
+                    hard -= weight;
+                    taught.resize(vocabulary, 0.0);
+                    let far = divergence(isa, row, soft, temperature, weight * factor, &mut taught);
+                    **loss = f64::from(hard) * **loss + f64::from(weight) * far;
+                }
                 elementwise::softmax(isa, row);
                 row[target] -= 1.0;
-                row.iter_mut().for_each(|d| *d *= factor);
+                row.iter_mut().for_each(|d| *d *= factor * hard);
+                row.iter_mut().zip(&taught).for_each(|(d, taught)| *d += taught);
             });
             drop(each);
             loss += losses.iter().sum::<f64>() / targets.len() as f64;
@@ -465,7 +604,7 @@ impl LlamaNet {
     pub fn loss_of(&self, pool: &Pool, hidden: &[f32], targets: &[(usize, TokenId)]) -> f64 {
         let (isa, vocabulary) = (pool.isa(), self.plain.config.vocabulary);
         let mut sum = 0.0;
-        for some in targets.chunks(LOGIT_ROWS) {
+        for some in targets.chunks(self.logit_rows()) {
             let rows: Vec<usize> = some.iter().map(|(row, _)| *row).collect();
             let mut logits = vec![0.0; rows.len() * vocabulary];
             self.head().forward(pool, &self.normed(pool, &self.gather(hidden, &rows)), &mut logits);
@@ -481,6 +620,11 @@ impl LlamaNet {
             sum += losses.iter().sum::<f64>();
         }
         sum / targets.len().max(1) as f64
+    }
+
+    /// Rows whose logits are there at the same time.
+    fn logit_rows(&self) -> usize {
+        (LOGITS / self.plain.config.vocabulary.max(1)).max(MIN_LOGIT_ROWS)
     }
 
     fn head(&self) -> Linear<'_> {

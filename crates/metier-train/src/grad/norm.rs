@@ -88,3 +88,32 @@ pub fn rms_norm_backward(pool: &Pool, x: &[f32], weight: &[f32], eps: f32, dout:
         }
     });
 }
+
+/// Turns the derivative of normed heads into that of the heads before: each piece of the first columns of `d` (rows, stride) that is as long as a
+/// weight is one head. `x`: (rows, Σ heads · head_dim); `heads`: each weight (head_dim) with how many heads have it, in order.
+pub fn rms_norm_heads_backward(
+    pool: &Pool,
+    x: &[f32],
+    heads: [(&[f32], usize); 2],
+    eps: f32,
+    d: &mut [f32],
+    stride: usize,
+) {
+    let isa = pool.isa();
+    let columns: usize = heads.iter().map(|(weight, n)| weight.len() * n).sum();
+    pool.run_rows(d, stride, ROW_GRAIN, &|first, rows| {
+        for (row, x) in rows.chunks_exact_mut(stride).zip(x[first * columns..].chunks_exact(columns)) {
+            let (mut row, mut x) = (&mut row[..columns], x);
+            for (weight, n) in heads {
+                let (own, others) = row.split_at_mut(n * weight.len());
+                let (own_x, other_xs) = x.split_at(own.len());
+                for (d, x) in own.chunks_exact_mut(weight.len()).zip(own_x.chunks_exact(weight.len())) {
+                    let dout = d.to_vec();
+                    d.fill(0.0);
+                    backward::rms_norm_backward(isa, x, weight, eps, &dout, d);
+                }
+                (row, x) = (others, other_xs);
+            }
+        }
+    });
+}

@@ -1,4 +1,4 @@
-//! Rotary positions (Su et al. 2021) on halves: a rotation by an angle; its derivative is the rotation back.
+//! Rotary positions (Su et al. 2021) on halves: a rotation by an angle; its derivative is the rotation back, multiplied by what it was multiplied by.
 
 use metier_kernels::{Pool, elementwise};
 
@@ -14,10 +14,11 @@ pub struct Turns {
 }
 
 impl Turns {
-    /// Angles `position · frequencies[pair]`, for heads of `head_dim` elements of which the first `2 · pairs` turn.
-    pub fn new(frequencies: &[f32], positions: usize, head_dim: usize) -> Self {
+    /// Angles `position · frequencies[pair]`, for heads of `head_dim` elements of which the first `2 · pairs` turn; what turns is also
+    /// multiplied by `strength`.
+    pub fn new(frequencies: &[f32], strength: f32, positions: usize, head_dim: usize) -> Self {
         let angles = (0..positions).flat_map(|at| frequencies.iter().map(move |f| at as f32 * f));
-        let table: Vec<(f32, f32)> = angles.map(|angle| (angle.cos(), angle.sin())).collect();
+        let table: Vec<(f32, f32)> = angles.map(|angle| (angle.cos() * strength, angle.sin() * strength)).collect();
         let back = table.iter().map(|(cos, sin)| (*cos, -sin)).collect();
         Self { table, back, head_dim, pairs: frequencies.len() }
     }

@@ -5,6 +5,7 @@
 
 pub mod contrast;
 pub mod cross_entropy;
+pub mod distil;
 
 pub use contrast::supervised_contrast;
 pub use cross_entropy::{cross_entropy, symmetric_divergence};

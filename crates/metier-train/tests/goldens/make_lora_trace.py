@@ -3,16 +3,17 @@
     python -m venv VENV && VENV/bin/pip install torch==2.15.0 transformers==5.24.0 numpy==2.4.6 peft==0.21.2 safetensors==0.8.0
     VENV/bin/python make_lora_trace.py
 
-The network is `llama` of metier-model's goldens, the deltas start as `adapters/llama-all` there. Each step sees all of `rows()`: a prompt that
-is masked, and an answer; the loss is the mean over all answer tokens. `lora/trace.json` holds loss and gradient norm (before clipping at 1) of
-every step, `lora/adapter_model.safetensors` the deltas after the last.
+The networks are metier-model's goldens. Over `llama` the deltas start as `adapters/llama-all` there; over `gemma3` (norms of heads and behind its
+halves, windows, GELU) and `qwen3` (norms of heads) they start as this script draws them, in `lora-NETWORK/start.safetensors`. Each step sees all of `rows()`: a prompt that
+is masked, and an answer; the loss is the mean over all answer tokens. `trace.json` holds loss and gradient norm (before clipping at 1) of
+every step, `adapter_model.safetensors` the deltas after the last.
 """
 
 import json
 from pathlib import Path
 
 import torch
-from peft import PeftModel
+from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM
 
@@ -29,11 +30,29 @@ def rows():
     return [(of(9, 1), of(3, 2)), (of(1, 3), of(5, 4)), (of(14, 5), of(1, 6))]
 
 
-def main():
-    base = AutoModelForCausalLM.from_pretrained(MODEL / "folders" / "llama", dtype=torch.float32, attn_implementation="eager")
-    model = PeftModel.from_pretrained(base, MODEL / "adapters" / "llama-all", is_trainable=True).float().train()
+MAPS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+
+
+def deltas(model):
+    found = {name: weight.detach().contiguous() for name, weight in model.named_parameters() if weight.requires_grad}
+    return {name.replace(".default", ""): weight for name, weight in found.items()}
+
+
+def train(network, out):
+    out.mkdir(exist_ok=True)
+    base = AutoModelForCausalLM.from_pretrained(MODEL / "folders" / network, dtype=torch.float32, attn_implementation="eager")
+    if network == "llama":
+        model = PeftModel.from_pretrained(base, MODEL / "adapters" / "llama-all", is_trainable=True)
+    else:
+        torch.manual_seed(7)
+        model = get_peft_model(base, LoraConfig(r=4, lora_alpha=8, target_modules=MAPS))
+        for name, weight in model.named_parameters():
+            if "lora_B" in name:
+                torch.nn.init.normal_(weight, std=0.05)
+        save_file(deltas(model.float()), out / "start.safetensors")
+    model = model.float().train()
     weights = [weight for _, weight in model.named_parameters() if weight.requires_grad]
-    assert len(weights) == 2 * 7 * 2
+    assert len(weights) == base.config.num_hidden_layers * 7 * 2
     optimiser = torch.optim.AdamW(weights, **SETTINGS)
     losses, norms = [], []
     for _ in range(STEPS):
@@ -50,13 +69,11 @@ def main():
         norms.append(torch.nn.utils.clip_grad_norm_(weights, 1.0).item())
         optimiser.step()
         losses.append(loss.item())
-    (HERE / "lora").mkdir(exist_ok=True)
     trace = dict(losses=losses, gradient_norms=norms)
-    (HERE / "lora" / "trace.json").write_text(json.dumps(trace, indent=2) + "\n")
-    deltas = {name: weight.detach().contiguous() for name, weight in model.named_parameters() if weight.requires_grad}
-    deltas = {name.replace(".default", ""): weight for name, weight in deltas.items()}
-    save_file(deltas, HERE / "lora" / "adapter_model.safetensors")
-    print(losses[0], losses[-1], norms[0], sorted(deltas)[0])
+    (out / "trace.json").write_text(json.dumps(trace, indent=2) + "\n")
+    save_file(deltas(model), out / "adapter_model.safetensors")
+    print(network, losses[0], losses[-1], norms[0])
 
 
-main()
+for network in ["llama", "gemma3", "qwen3"]:
+    train(network, HERE / ("lora" if network == "llama" else f"lora-{network}"))

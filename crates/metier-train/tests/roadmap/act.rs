@@ -37,8 +37,15 @@ fn what_it_writes_builds_as_it_is_and_what_is_measured_came_later() {
     assert_eq!((task.name.as_str(), task.may_leave, task.data.group.as_deref()), ("clean", false, Some("group")));
     let store = SpecialistStore::open(&dir.path().join("store")).unwrap();
     let pool = Pool::new(2, Tier::detect());
-    let bench =
-        Workbench { encoder: None, decoder: None, pool: &pool, store: &store, seed: 0, tuning: Recipe::default() };
+    let bench = Workbench {
+        teacher: None,
+        encoder: None,
+        decoder: None,
+        pool: &pool,
+        store: &store,
+        seed: 0,
+        tuning: Recipe::default(),
+    };
     let outcome = build(&task, &bench, &mut |_| (), &|| Duration::ZERO).unwrap();
     assert!(outcome.value > 0.95 && outcome.n > 150, "{} on {}", outcome.value, outcome.n);
     assert!(act::write_tasks(&discovery, &roadmap, &out).unwrap_err().to_string().contains("is there already"));

@@ -14,6 +14,8 @@ mod train;
 
 use std::path::PathBuf;
 
+pub(super) use ours::{Perplexity, perplexity};
+
 use clap::{Args, Subcommand};
 use serde::Serialize;
 

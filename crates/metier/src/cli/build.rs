@@ -6,15 +6,20 @@ use std::{
     time::Instant,
 };
 
+use anyhow::Context as _;
 use clap::Args;
 use metier_model::{
     Decoder, SpecialistStore,
+    arch::transformer::WeightFormat,
     proof::{Certificate, Verdict},
     specialist::{RegistryError, manifest::Stage, registry::State},
 };
 use metier_train::{
-    BuildError, BuildOutcome, Embed, Plan, TaskFile, Workbench, build::RungOutcome, data::LeakReport,
-    eval::evaluation::ExtractFigures,
+    BuildError, BuildOutcome, Embed, Plan, TaskFile, Workbench,
+    build::RungOutcome,
+    craft::teaching::Teacher,
+    data::{LeakReport, distil},
+    eval::{evaluation::ExtractFigures, hierarchy::HierarchyFigures, stages::StageFigures},
 };
 use serde::Serialize;
 
@@ -63,7 +68,10 @@ pub fn run(args: &BuildArgs) -> Outcome {
     let (settings, environment) = args.common.settings()?;
     let root = specialists::root(args.store.as_deref(), &args.common)?;
     let encoder = if args.no_encoder { None } else { Some(bases::encoder(&settings, &environment)?) };
-    let decoder = if task.generate.is_some() || task.up_to == Stage::Decoder {
+    let teacher = teacher(&task, &root)?;
+    let is_taught_by_decoder =
+        matches!(&teacher, Some(Teacher::Specialist(specialist)) if specialist.manifest().decoder().is_some());
+    let decoder = if task.generate.is_some() || task.up_to == Stage::Decoder || is_taught_by_decoder {
         Some(decoder(&task, &settings, &environment)?)
     } else {
         None
@@ -74,6 +82,7 @@ pub fn run(args: &BuildArgs) -> Outcome {
     let store = SpecialistStore::open(scratch.as_ref().map_or(root.as_path(), tempfile::TempDir::path))
         .map_err(Failure::environment)?;
     let bench = Workbench {
+        teacher,
         encoder: encoder.as_ref().map(|encoder| encoder as &dyn Embed),
         pool: &pool,
         store: &store,
@@ -118,6 +127,19 @@ pub fn run(args: &BuildArgs) -> Outcome {
         tell_state(&outcome, state, desk.registry.serving(&outcome.name, &trust).err());
     }
     if outcome.held == Some(false) { Err(Failure::Found) } else { Ok(()) }
+}
+
+/// Whom the task names as its teacher.
+fn teacher(task: &TaskFile, root: &Path) -> Result<Option<Teacher>, Failure> {
+    let Some(distil) = &task.distil else { return Ok(None) };
+    Ok(Some(match &distil.teacher {
+        distil::Teacher::Specialist(name) => Teacher::Specialist(Arc::new(specialists::open(root, name)?.0)),
+        distil::Teacher::Decoder(path) => {
+            let opened = Decoder::open(path, WeightFormat::AsFile);
+            let opened = opened.with_context(|| format!("cannot open the teacher `{}`", path.display()));
+            Teacher::Decoder(Arc::new(opened.map_err(Failure::Usage)?))
+        }
+    }))
 }
 
 /// The decoder that writes the answers of a generation, or that a head reads.
@@ -237,6 +259,7 @@ fn tell(outcome: &BuildOutcome) {
         tell_chosen(outcome);
     }
     certificate(outcome.certificate.as_ref(), outcome.rows_needed);
+    tell_stages(&outcome.evaluation.stages);
     if let (Some(loss), Some([low, high]), Some(held)) = (outcome.test_loss, outcome.test_loss_interval, outcome.held) {
         let verdict = if held { "held" } else { "NOT HELD: the whole interval lies above ε" };
         println!(
@@ -270,6 +293,7 @@ fn tell(outcome: &BuildOutcome) {
             .collect();
         println!("               recall that was there at an accuracy in scope of {}", points.join(", "));
     }
+    tell_tree(outcome.evaluation.hierarchy.as_ref());
     if let Some(sets) = &outcome.evaluation.sets {
         let told = [
             ("micro_f1", sets.micro_f1),
@@ -383,6 +407,46 @@ fn compared(rung: &RungOutcome, best: f64) -> String {
         "validation {:.4}, {:+.4} [{:+.4}, {:+.4}] to the best: {verdict}",
         rung.validation, test.difference, test.interval[0], test.interval[1]
     )
+}
+
+/// Figures by depth, where labels are paths.
+pub fn tell_tree(tree: Option<&HierarchyFigures>) {
+    let Some(tree) = tree else { return };
+    for level in &tree.levels {
+        let (accuracy, macro_f1) = (&level.accuracy, &level.macro_f1);
+        println!(
+            "  depth {:<6} {:.4} [{:.4}, {:.4}] of rows right, macro F1 {:.4} [{:.4}, {:.4}] of {} nodes",
+            level.depth,
+            accuracy.value,
+            accuracy.interval[0],
+            accuracy.interval[1],
+            macro_f1.value,
+            macro_f1.interval[0],
+            macro_f1.interval[1],
+            level.nodes
+        );
+    }
+    let [low, high] = tree.f1.interval;
+    println!(
+        "  as a tree    hierarchical F1 {:.4} [{low:.4}, {high:.4}], precision {:.4}, recall {:.4}",
+        tree.f1.value, tree.precision.value, tree.recall.value
+    );
+}
+
+/// Who answered what, where there are two stages or depths.
+pub fn tell_stages(stages: &[StageFigures]) {
+    for stage in stages {
+        let from = stage.threshold.map_or_else(|| "never".to_owned(), |from| format!("score ≥ {from:.3}"));
+        println!(
+            "  stage        {:16} {from}: answers {:.1} % [{:.1}, {:.1}] of these rows, right on {:.1} % of them, {} wrong",
+            stage.name(),
+            100.0 * stage.answered.value,
+            100.0 * stage.answered.interval[0],
+            100.0 * stage.answered.interval[1],
+            100.0 * stage.right.value,
+            stage.losses
+        );
+    }
 }
 
 /// One line for the promise, or for what it would take.

@@ -142,6 +142,8 @@ fn tell(report: &EvalReport, writes: bool) {
         ),
         None => println!("  accepted and wrong no certificate: everything is deferred"),
     }
+    build::tell_stages(&report.stages);
+    build::tell_tree(report.hierarchy.as_ref());
     if let Some(sets) = &report.sets {
         row("exact match", &sets.exact_match);
         row("mean Jaccard", &sets.jaccard);

@@ -5,6 +5,8 @@ use std::path::PathBuf;
 use clap::{Args, Subcommand};
 use serde_json::json;
 
+mod quantise;
+
 use super::{CommonArgs, Failure, Outcome, inside::Inside, line, progress::Bars};
 use crate::{
     config::fetcher,
@@ -17,7 +19,8 @@ use crate::{
   metier models list
   metier models pull                              every default model
   metier models pull all-minilm-l6-v2 --from ./minilm/   from a folder on this machine
-  metier models verify --json")]
+  metier models verify --json
+  metier models quantise base-f16.gguf --text mails.txt --out base-q4.gguf")]
 pub struct ModelsArgs {
     #[command(subcommand)]
     verb: ModelsVerb,
@@ -45,6 +48,9 @@ enum ModelsVerb {
         /// Name in the catalogue
         name: String,
     },
+    /// A decoder's file in four bits a weight, calibrated on your texts
+    #[command(alias = "quantize")]
+    Quantise(quantise::QuantiseArgs),
     /// Hash what is cached again; exit code 1 when a file is not what it should be
     Verify {
         /// Names; none: all that are cached
@@ -64,6 +70,7 @@ pub fn run(args: ModelsArgs) -> Outcome {
         ModelsVerb::List => list(&catalogue, &fetcher, args.common.json),
         ModelsVerb::Pull { names, from } => pull(&catalogue, &fetcher, &names, from, args.common.json),
         ModelsVerb::Show { name } => show(&catalogue, &fetcher, &name, args.common.json),
+        ModelsVerb::Quantise(quantise) => quantise::run(&quantise, &args.common),
         ModelsVerb::Verify { names } => verify(&catalogue, &fetcher, &names, args.common.json),
     }
 }

@@ -1,5 +1,6 @@
 //! `metier specialists`: which specialists there are, which of them answers, who said that it may, and how they come and go.
 
+mod classifier;
 mod diff;
 mod leave;
 mod transfer;
@@ -39,6 +40,7 @@ Examples:
   metier specialists rollback support-tickets        the bundle that was live before answers again
   metier specialists export support-tickets          one signed file for another machine
   metier specialists export shelf-labels --format gguf  what it generates with, for llama.cpp
+  metier specialists export intents --format transformers  a head on an encoder, for Transformers
   metier specialists import support-tickets-3f2a91c4.metier"
 )]
 pub struct SpecialistsArgs {
@@ -150,6 +152,9 @@ pub fn run(args: &SpecialistsArgs) -> Outcome {
         SpecialistsVerb::Export { specialist, format, output } if *format != leave::Form::Bundle => {
             let (specialist, _) = open(&root, specialist)?;
             let (settings, environment) = args.common.settings()?;
+            if *format == leave::Form::Transformers {
+                return classifier::run(&specialist, output.as_deref(), &settings, &environment, as_json);
+            }
             leave::run(&specialist, *format, output.as_deref(), &settings, &environment, as_json)
         }
         SpecialistsVerb::Export { specialist, output, .. } => {
@@ -418,7 +423,7 @@ fn describe(held: &Held, specialist: &Specialist, as_json: bool) {
         line(&json!({
             "name": held.name, "id": held.id, "state": held.state(), "current": held.is_live(), "dir": held.dir,
             "kind": manifest.kind, "stage": manifest.stage, "labels": manifest.labels.len(), "may_leave": manifest.may_leave,
-            "certificate": manifest.certificate, "standing": held.standing,
+            "certificate": manifest.certificate, "first": manifest.first, "standing": held.standing,
         }));
         return;
     }
@@ -493,6 +498,10 @@ fn show(root: &Path, specialist: &str, as_json: bool) -> Outcome {
         println!("  none of them {label}");
     }
     println!("  may leave    {}", if manifest.may_leave { "yes, where policy allows" } else { "no" });
+    if let Some((first, share)) = manifest.first.as_ref().and_then(|first| Some((first, first.share?))) {
+        let (name, covers) = (first.stage.name(), 100.0 * share.coverage);
+        println!("  asks first   {name}: score ≥ {:.3}, {covers:.1} % of the calibration rows", share.threshold);
+    }
     super::build::certificate(manifest.certificate.as_ref(), manifest.refusal.and_then(|refusal| refusal.rows_needed));
     let recipe = &manifest.recipe;
     let rows: Vec<String> = recipe.rows.iter().map(|(part, n)| format!("{part} {n}")).collect();

@@ -187,7 +187,7 @@ impl BertConfig {
     }
 
     /// Do norms stand before the blocks, and a last one behind all?
-    pub(super) fn is_pre_norm(&self) -> bool {
+    pub(crate) fn is_pre_norm(&self) -> bool {
         self.family == Family::ModernBert
     }
 

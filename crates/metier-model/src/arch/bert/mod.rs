@@ -33,6 +33,7 @@ use metier_kernels::Pool;
 pub use config::{BertConfig, Biases, Family, MAX_POSITIONS, Positions};
 use forward::{Buffers, Turns};
 pub use plain::{PlainBert, PlainTensor, halves};
+pub(crate) use weights::Names;
 use weights::Weights;
 
 use super::{WeightsError, linear::WeightFormat};
@@ -87,6 +88,16 @@ impl Bert {
     /// The configuration.
     pub fn config(&self) -> &BertConfig {
         &self.config
+    }
+
+    /// The file that its tables lie in, and its index.
+    pub(crate) fn file(&self) -> (&[u8], &Safetensors) {
+        (&self.bytes, &self.index)
+    }
+
+    /// What its family calls its tensors.
+    pub(crate) fn names(&self) -> Names {
+        weights::names_of(self.config.family)
     }
 
     /// One row a window: what `reduce(hidden rows of the window, out)` makes of its last hidden rows `(len, width)`.

@@ -62,19 +62,26 @@ pub(super) struct Weights {
 }
 
 /// What a family calls its tensors.
-pub(super) struct Names {
+pub(crate) struct Names {
     /// What stands before every name in files of a network with a head.
-    prefix: &'static str,
-    pub(super) words: &'static str,
-    pub(super) embedding_norm: &'static str,
-    pub(super) layer: &'static str,
-    pub(super) attention_norm: &'static str,
+    pub(crate) prefix: &'static str,
+    pub(crate) words: &'static str,
+    pub(crate) embedding_norm: &'static str,
+    pub(crate) layer: &'static str,
+    pub(crate) attention_norm: &'static str,
     /// One tensor or three.
-    pub(super) qkv: &'static [&'static str],
-    pub(super) output: &'static str,
-    pub(super) norm: &'static str,
-    pub(super) up: &'static str,
-    pub(super) down: &'static str,
+    pub(crate) qkv: &'static [&'static str],
+    pub(crate) output: &'static str,
+    pub(crate) norm: &'static str,
+    pub(crate) up: &'static str,
+    pub(crate) down: &'static str,
+}
+
+impl Names {
+    /// A part of a layer, without what stands before every name.
+    pub(crate) fn of_layer(&self, layer: usize, part: &str) -> String {
+        format!("{}.{layer}.{part}", self.layer)
+    }
 }
 
 const BERT: Names = Names {
@@ -115,7 +122,7 @@ const MODERNBERT: Names = Names {
 };
 
 /// The names of a family.
-pub(super) fn names_of(family: Family) -> Names {
+pub(crate) fn names_of(family: Family) -> Names {
     match family {
         Family::Bert => BERT,
         Family::Roberta => ROBERTA,

@@ -2,7 +2,7 @@
 //!
 //! **Question:** which numbers make this network? **In:** a loaded [`Transformer`]. **Out:** dequantised matrices, `(n, k)` as model files
 //! store them, rows of Q and K in the order of Transformers, where the halves of a head turn together: the order that PEFT's deltas are
-//! in. **Absent:** networks that are more than Llama's blocks: they are refused by what they have beside them.
+//! in. **Absent:** files that hold several of the seven maps as one tensor (Phi): deltas for one of them would have no name.
 
 use super::{RopePairs, Transformer, TransformerConfig, blueprint::EMBEDDING};
 use crate::arch::{WeightsError, config_error, finite};
@@ -28,9 +28,21 @@ pub struct PlainLayer {
     pub up: Vec<f32>,
     /// (width, inner)
     pub down: Vec<f32>,
+    /// Of Q, K and V, one an output.
+    pub qkv_bias: Option<[Vec<f32>; 3]>,
+    /// Weights of a query head's norm and of a key head's, before they are turned: (head_dim).
+    pub head_norms: Option<[Vec<f32>; 2]>,
+    /// (width): what attention returns is normed before it is added.
+    pub post_attention_norm: Option<Vec<f32>>,
+    /// (width): likewise what the feed-forward half returns.
+    pub post_ffn_norm: Option<Vec<f32>>,
+    /// Positions that a row sees, itself included; `None`: all.
+    pub window: Option<usize>,
+    /// By which of the network's lists of angles it turns; `None`: it does not.
+    pub turns: Option<usize>,
 }
 
-/// Weights of a decoder of Llama's blocks.
+/// Weights of a decoder.
 #[derive(Clone, Debug, PartialEq)]
 pub struct PlainTransformer {
     /// The shape.
@@ -43,8 +55,8 @@ pub struct PlainTransformer {
     pub output_norm: Vec<f32>,
     /// (vocabulary, width); `None`: the embedding table.
     pub head: Option<Vec<f32>>,
-    /// Angles a position, one a pair.
-    pub frequencies: Vec<f32>,
+    /// Lists of angles a position, one a pair: of layers that see everything; where they differ, of those with a window.
+    pub frequencies: Vec<Vec<f32>>,
 }
 
 impl Transformer {
@@ -52,25 +64,20 @@ impl Transformer {
     ///
     /// # Errors
     ///
-    /// Where the network has what Llama 2 and 3, SmolLM2 and Mistral without windows have not.
+    /// Where the file's maps are fused, or it cannot be read.
     pub fn plain(&self) -> Result<PlainTransformer, WeightsError> {
         let config = self.config;
-        let beside = [
-            (config.head_norms, "norms of heads"),
-            (config.post_norms, "norms behind its blocks"),
-            (config.window.is_some(), "windows"),
-            (config.unturned_every != 0, "layers without positions"),
-            (config.rope_strength != 1.0, "LongRoPE"),
-            (self.layers.iter().any(|layer| layer.qkv.bias.is_some()), "biases"),
-        ];
-        if let Some((_, what)) = beside.into_iter().find(|(has, _)| *has) {
-            return Err(config_error("model_type", format!("a network with {what} cannot be tuned yet")));
+        if !self.files.has(&self.names.of("blk.0.attn_q.weight")) {
+            let what = "a network whose file has several maps as one tensor cannot be tuned yet: deltas for one of them would have no name";
+            return Err(config_error("model_type", what));
         }
         let of = |name: &str| -> Result<Vec<f32>, WeightsError> {
             let name = self.names.of(name).into_owned();
             finite(self.files.tensor(&name).ok_or(WeightsError::Missing(name))?)
         };
         let turned = |name: &str| -> Result<Vec<f32>, WeightsError> { Ok(in_halves(of(name)?, &config)) };
+        let lists: Vec<Vec<f32>> =
+            self.rope.frequencies().chunks_exact(config.rope_dims / 2).map(<[f32]>::to_vec).collect();
         let layer = |i: usize| -> Result<PlainLayer, WeightsError> {
             let name = |part: &str| format!("blk.{i}.{part}.weight");
             Ok(PlainLayer {
@@ -83,17 +90,31 @@ impl Transformer {
                 gate: of(&name("ffn_gate"))?,
                 up: of(&name("ffn_up"))?,
                 down: of(&name("ffn_down"))?,
+                qkv_bias: self.layers[i].qkv.bias.as_deref().map(|bias| {
+                    let (q, kv) = bias.split_at(config.q_len());
+                    let (k, v) = kv.split_at(config.kv_len());
+                    [q, k, v].map(<[f32]>::to_vec)
+                }),
+                head_norms: self.layers[i].head_norms.clone(),
+                post_attention_norm: self.layers[i].post_attention_norm.clone(),
+                post_ffn_norm: self.layers[i].post_ffn_norm.clone(),
+                window: config.window_of(i),
+                turns: config.turns(i).then_some(match config.window_of(i) {
+                    Some(_) => lists.len() - 1,
+                    None => 0,
+                }),
             })
         };
+        let layers = (0..config.layers).map(layer).collect::<Result<_, _>>()?;
         let embedding = of(EMBEDDING)?;
         let head = if self.is_tied { None } else { Some(of("output.weight")?) };
         Ok(PlainTransformer {
             config,
             embedding,
-            layers: (0..config.layers).map(layer).collect::<Result<_, _>>()?,
+            layers,
             output_norm: self.output_norm.clone(),
             head,
-            frequencies: self.rope.frequencies().to_vec(),
+            frequencies: lists,
         })
     }
 }

@@ -11,7 +11,9 @@ use metier_model::{
     proof::{Certificate, NonInferiority, Refusal, Verdict, graded, thresholds},
     specialist::{
         AdapterFiles, Contents, ProbeRow, bundle,
-        manifest::{self, AdapterRecord, FORMAT, Kind, Manifest, Recipe as MadeFrom, RungRecord, Stage},
+        manifest::{
+            self, AdapterRecord, AdapterWeights, FORMAT, Kind, Manifest, Recipe as MadeFrom, Rounded, RungRecord, Stage,
+        },
     },
 };
 
@@ -43,6 +45,16 @@ use crate::{
 impl Shop<'_> {
     fn error(&self, source: GenerateError) -> BuildError {
         BuildError::Generate { name: self.task.name.clone(), source }
+    }
+
+    /// How the adapter is trained, and how it listens to a teacher.
+    fn recipe(&self) -> lora::Recipe {
+        let teaching = self.teacher.as_ref().zip(self.task.distil.as_ref()).map(|(teacher, distil)| lora::Teaching {
+            teacher: format!("{} {}", teacher.name, teacher.digest),
+            weight: distil.weight,
+            temperature: distil.temperature,
+        });
+        lora::Recipe { teaching, ..recipe(self.generate) }
     }
 
     /// Test rows, or validation rows where there are none.
@@ -158,7 +170,7 @@ impl Shop<'_> {
     ) -> Result<Result<(Vec<Made>, TrainingLog), String>, BuildError> {
         let start = (self.elapsed)();
         let (decoder, bench) = (Arc::clone(writer.decoder()), self.bench);
-        let recipe = recipe(self.generate);
+        let recipe = self.recipe();
         progress(Progress { stage: "reading the decoder's weights", done: 0, total: None, unit: Unit::Steps });
         let plain = match decoder.network().plain() {
             Ok(plain) => plain,
@@ -250,7 +262,7 @@ impl Shop<'_> {
         if let Some((planned, _)) = keeper.load::<Vec<usize>>() {
             return Ok(planned);
         }
-        let recipe = recipe(self.generate);
+        let recipe = self.recipe();
         let epoch = tuner.epoch_time(run, train, validation, &recipe)?.as_secs_f64();
         let left = run.deadline.saturating_sub((run.clock)()).as_secs_f64();
         let depth = |layers: &usize| {
@@ -274,7 +286,12 @@ impl Shop<'_> {
     ) -> Result<Made, BuildError> {
         let decoder = Arc::clone(writer.decoder());
         let (config, weights) = tuner.files_in_halves(&decoder.base().name);
-        let read = Adapter::from_bytes(config.as_bytes(), &weights, decoder.network().config(), LoraFormat::F16);
+        let read = Adapter::from_bytes(
+            config.as_bytes(),
+            &weights,
+            decoder.network().config(),
+            self.generate.tune.weights.format(),
+        );
         let read = Arc::new(read.map_err(|error| self.error(error.into()))?);
         let adapter_bytes = read.bytes() as u64;
         let id = writer.load(read).map_err(|error| self.error(error.into()))?;
@@ -284,7 +301,11 @@ impl Shop<'_> {
         let before = (self.elapsed)();
         let mut made = self.write(Stage::Adapter, writer, Some(id), progress)?;
         let writing = ((self.elapsed)() - before).as_secs_f64();
-        let (tune, recipe) = (&self.generate.tune, recipe(self.generate));
+        let (tune, recipe) = (&self.generate.tune, self.recipe());
+        let rounded = match tune.weights {
+            AdapterWeights::F16 => None,
+            AdapterWeights::Int8 => Some(self.rounded(&config, &weights, adapter_bytes, &made, writer, progress)?),
+        };
         made.record.adapter = Some(AdapterRecord {
             rank: tune.rank as u64,
             alpha: decimal(tune.alpha),
@@ -295,6 +316,7 @@ impl Shop<'_> {
             best_epoch: trained.best as u64,
             kept_layers: if layers.len() < cache.layers { layers.clone() } else { Vec::new() },
             canaries: tune.canaries as u64,
+            rounded,
         });
         made.adapter = Some((AdapterFiles { config, weights: Arc::new(weights) }, id));
         made.seconds = ((self.elapsed)() - start).as_secs_f64();
@@ -313,6 +335,33 @@ impl Shop<'_> {
             is_chosen: false,
         });
         Ok(made)
+    }
+
+    /// What is written to validation rows under the adapter in 16 bits, beside what was written under it in 8.
+    fn rounded(
+        &self,
+        config: &str,
+        weights: &[u8],
+        bytes_after: u64,
+        made: &Made,
+        writer: &mut Writer,
+        progress: &mut dyn FnMut(Progress<'_>),
+    ) -> Result<Rounded, BuildError> {
+        let base = Arc::clone(writer.decoder());
+        let whole = Adapter::from_bytes(config.as_bytes(), weights, base.network().config(), LoraFormat::F16);
+        let whole = Arc::new(whole.map_err(|error| self.error(error.into()))?);
+        let bytes_before = whole.bytes() as u64;
+        let id = writer.load(whole).map_err(|error| self.error(error.into()))?;
+        let texts = texts(self.splits, Part::Validation);
+        let answers = writer.write_all(self.bench.pool, &texts, Some(id), "writing: the adapter in 16 bits", progress);
+        let answers = answers.map_err(|error| self.write_error(Part::Validation, error))?;
+        let mut max_difference = 0.0f64;
+        for (before, after) in answers.iter().zip(&made.validation).filter(|(a, b)| a.text == b.text) {
+            let pairs = before.logprobs.iter().zip(&after.logprobs);
+            max_difference = pairs.map(|(a, b)| f64::from((a - b).abs())).fold(max_difference, f64::max);
+        }
+        let before = self.record(Stage::Adapter, &answers).validation;
+        Ok(Rounded { before, after: made.record.validation, max_difference, bytes_before, bytes_after })
     }
 
     /// Is one rung's metric on validation rows not worse than another's by the margin?
@@ -436,13 +485,16 @@ impl Shop<'_> {
             stage: rung.stage,
             scores: None,
             scope: None,
-            several: None,
+            multi_label: None,
+            hierarchy: None,
+            first: None,
             pairs: None,
             base: bench.encoder.map(Embed::base),
             generation: Some(manifest::Generation {
                 decoder: writer.decoder().base().clone(),
                 max_tokens: u32::try_from(writer.max_tokens()).unwrap_or(u32::MAX),
                 kept_layers: rung.kept().map_or_else(Vec::new, |kept| kept.layers().to_vec()),
+                adapter_weights: if rung.adapter.is_some() { self.generate.tune.weights } else { AdapterWeights::F16 },
             }),
             hidden: None,
             features: None,
@@ -459,6 +511,7 @@ impl Shop<'_> {
                 rows: splits.counts(),
                 data: splits.files.clone(),
                 rungs: rungs.iter().map(|rung| rung.record.clone()).collect(),
+                teacher: rung.adapter.as_ref().and(self.teacher.clone()),
             },
             files: Default::default(),
         };
@@ -467,6 +520,7 @@ impl Shop<'_> {
             manifest: manifest.clone(),
             features: None,
             head: None,
+            first: None,
             encoder: None,
             adapter: rung.adapter.as_ref().map(|(files, _)| files.clone()),
             schema: self.schema.as_ref().map(|schema| serde_json::to_string_pretty(schema).expect("a value is JSON")),
@@ -536,6 +590,7 @@ impl Shop<'_> {
             ScoredRow {
                 predicted: usize::from(!is_exact),
                 gold: 0,
+                right: is_exact,
                 score: judged.score,
                 accepted: judged.is_accepted,
                 reference_right: self.is_reference_right(part, at),

@@ -68,6 +68,7 @@ pub(super) fn attempt(
         from: Stage::Linear,
         up_to: Stage::Both,
         tuning: &Recipe::default(),
+        lesson: None,
     };
     let ladder = ladder::climb(ground, &target, &run, progress).map_err(|error| error.to_string())?;
     progress(Progress { stage: "judging", done: 0, total: None, unit: Unit::Steps });

@@ -261,41 +261,48 @@ pub(super) fn embed(encoder: &Encoder, pool: &Pool, texts: &[&str], repeats: usi
 }
 
 /// How well a text was foreseen: exp of the mean of −ln p over its tokens.
-pub(super) struct Perplexity {
-    pub(super) value: f64,
+pub(in crate::cli) struct Perplexity {
+    /// Of a token.
+    pub(in crate::cli) value: f64,
     /// Standard error of the perplexity.
-    pub(super) error: f64,
-    pub(super) tokens: usize,
+    pub(in crate::cli) error: f64,
+    /// Tokens that counted.
+    pub(in crate::cli) tokens: usize,
 }
 
 impl Perplexity {
     /// 95 %.
-    pub(super) fn interval(&self) -> [f64; 2] {
+    pub(in crate::cli) fn interval(&self) -> [f64; 2] {
         [self.value - 1.96 * self.error, self.value + 1.96 * self.error]
     }
 }
 
 /// As `llama-perplexity` takes it: the text is cut into chunks of 512 tokens, each read alone (behind the token of beginning, where the
 /// model has one), and the tokens of the second half count.
-pub(super) fn perplexity(decoder: &Decoder, pool: &Pool, text: &str, chunks: usize) -> Result<Perplexity, Failure> {
-    const CHUNK: usize = 512;
+pub(in crate::cli) fn perplexity(
+    decoder: &Decoder,
+    pool: &Pool,
+    text: &str,
+    chunks: usize,
+) -> Result<Perplexity, Failure> {
+    let chunk_tokens = 512.min(decoder.network().config().context);
     let tokenizer = decoder.tokenizer();
     let begin = tokenizer.encode_prompt(&Prompt::default()).map_err(Failure::environment)?;
     let mut ids = begin.clone();
     // Enough text for the chunks: a token has at most some ten bytes on average.
-    let end = text.char_indices().map(|(at, _)| at).find(|at| *at >= 16 * CHUNK * chunks).unwrap_or(text.len());
+    let end = text.char_indices().map(|(at, _)| at).find(|at| *at >= 16 * chunk_tokens * chunks).unwrap_or(text.len());
     ids.extend(tokenizer.encode(&text[..end]).map_err(Failure::environment)?);
-    if ids.len() < CHUNK * chunks {
+    if ids.len() < chunk_tokens * chunks {
         let found = ids.len();
-        let problem = anyhow!("the text has {found} tokens, {} are needed for {chunks} chunks", CHUNK * chunks);
+        let problem = anyhow!("the text has {found} tokens, {} are needed for {chunks} chunks", chunk_tokens * chunks);
         return Err(Failure::Environment(problem));
     }
     let (mut sum, mut squares, mut tokens) = (0.0, 0.0, 0);
-    for chunk in ids.chunks_exact(CHUNK).take(chunks) {
+    for chunk in ids.chunks_exact(chunk_tokens).take(chunks) {
         let mut chunk = chunk.to_vec();
         chunk[..begin.len()].copy_from_slice(&begin);
         let logits = decoder.logits(pool, &chunk).map_err(Failure::environment)?;
-        for (row, next) in logits[CHUNK / 2..].iter().zip(&chunk[CHUNK / 2 + 1..]) {
+        for (row, next) in logits[chunk_tokens / 2..].iter().zip(&chunk[chunk_tokens / 2 + 1..]) {
             let max = f64::from(row.iter().copied().fold(f32::MIN, f32::max));
             let total: f64 = row.iter().map(|x| (f64::from(*x) - max).exp()).sum();
             let loss = total.ln() + max - f64::from(row[next.0 as usize]);

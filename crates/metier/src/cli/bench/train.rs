@@ -214,7 +214,7 @@ fn lora_steps(pool: &Pool, steps: usize, settings: &Settings, environment: &Envi
         .map(|row| {
             let mut prompt = ids(LORA_TOKENS, row, 40_000);
             let answer = prompt.split_off(1);
-            lora::Row { prompt, answer }
+            lora::Row { prompt, answer, soft: Vec::new() }
         })
         .collect();
     let rows: Vec<&lora::Row> = rows.iter().collect();

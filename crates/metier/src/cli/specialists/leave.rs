@@ -15,6 +15,7 @@ use metier_model::{
     arch::transformer::WeightFormat,
     chat::ChatMessage,
     export,
+    specialist::manifest::Stage,
 };
 use serde_json::json;
 
@@ -22,9 +23,9 @@ use super::super::{Failure, Outcome, bases, build::must_be_new, line};
 use crate::config::{Environment, Settings};
 
 /// Prompts that an export is asked, at most: the bundle's probe rows.
-const PROMPTS: usize = 64;
+pub(super) const PROMPTS: usize = 64;
 /// Of so many prompts the first token must be the same: weights in halves may decide what was all but a tie.
-const LEAST_EQUAL: f64 = 0.95;
+pub(super) const LEAST_EQUAL: f64 = 0.95;
 
 /// What an export is for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
@@ -38,6 +39,8 @@ pub(super) enum Form {
     Merged,
     /// llama.cpp: the same as one GGUF file
     Gguf,
+    /// Transformers: a folder for `AutoModelForSequenceClassification`, of a head that reads an encoder's vectors alone
+    Transformers,
 }
 
 /// Writes a specialist whose answers are written in a form of other programs.
@@ -58,8 +61,9 @@ pub(super) fn run(
             "prompted" => "it is its base as it is, told an instruction",
             _ => "it is a head over an encoder's vectors",
         };
+        let other = if manifest.stage == Stage::Head { "`--format transformers` writes that; " } else { "" };
         return Err(Failure::usage(anyhow::anyhow!(
-            "`{name}` has no adapter to export ({why}): `--format bundle` takes it to another registry"
+            "`{name}` has no adapter to export ({why}): {other}`--format bundle` takes it to another registry"
         )));
     };
     if let Some(kept) = manifest.kept_layers() {
@@ -87,14 +91,18 @@ pub(super) fn run(
         opened.with_context(|| format!("cannot open `{}`", path.display())).map_err(Failure::Environment)
     };
     let base = open(&base_path)?;
-    let adapter =
-        Adapter::from_bytes(files.config.as_bytes(), &files.weights, base.network().config(), LoraFormat::F16);
+    let adapter = Adapter::from_bytes(
+        files.config.as_bytes(),
+        &files.weights,
+        base.network().config(),
+        manifest.adapter_format(),
+    );
     let adapter = adapter.context("cannot read the adapter of the bundle").map_err(Failure::Environment)?;
     let prompts = prompts(specialist, &base)?;
     let expected = first_tokens(&base, Some(&adapter), &prompts, &pool)?;
 
     let found = match form {
-        Form::Bundle => unreachable!("a bundle is written elsewhere"),
+        Form::Bundle | Form::Transformers => unreachable!("it is written elsewhere"),
         Form::Peft => {
             let folder = [
                 (CONFIG_FILE, files.config.clone().into_bytes()),
@@ -144,12 +152,13 @@ pub(super) fn run(
     Ok(())
 }
 
-fn form_name(form: Form) -> &'static str {
+pub(super) fn form_name(form: Form) -> &'static str {
     match form {
         Form::Bundle => "bundle",
         Form::Peft => "peft",
         Form::Merged => "merged",
         Form::Gguf => "gguf",
+        Form::Transformers => "transformers",
     }
 }
 
@@ -188,7 +197,7 @@ fn first_tokens(
 }
 
 /// A folder that is there whole or not at all.
-fn write_folder(output: &Path, files: &[(&str, Vec<u8>)]) -> Result<(), Failure> {
+pub(super) fn write_folder(output: &Path, files: &[(&str, Vec<u8>)]) -> Result<(), Failure> {
     let write = || -> anyhow::Result<()> {
         let parent = output.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
         let staged = tempfile::Builder::new().prefix(".export-").tempdir_in(parent)?;
