@@ -170,7 +170,7 @@ fn run(folder: &str, n_tasks: u64, seed: u64, assumptions: &Assumptions) -> Resu
     let bench = Bench { encoder: embed, pool: &pool, seed, clock: &clock };
 
     let mut draw = Draw::new(seed, "verdicts");
-    let made: Vec<(Task, Rows, &str, f64)> = (0..n_tasks as usize)
+    let made: Vec<(Task, Rows, &str, f64)> = (0..n_tasks)
         .map(|at| {
             let source = &sources[draw.below(sources.len())];
             let noise = [0.0, 0.005, 0.01, 0.03, 0.1][draw.below(5)];
