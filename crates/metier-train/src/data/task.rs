@@ -356,6 +356,10 @@ impl TaskFile {
             }
             None => Ok(()),
         };
+        if kind != Kind::Classify {
+            let keys = [("target.stages", target.stages.is_some()), ("target.fall_back", target.fall_back.is_some())];
+            foreign(&keys, "classify")?;
+        }
         // A file in the place of a column: what `metier dataset label` wrote.
         let answers_in = |column: &str| -> Result<Option<PathBuf>, TaskError> {
             let file = column.ends_with(ANSWERS).then(|| expand(column, environment).map_err(wrong));
@@ -475,10 +479,6 @@ impl TaskFile {
             let fits = value < 1.0 && (value > 0.0 || (low && value == 0.0));
             fits.then_some(value).ok_or_else(|| wrong(format!("`target.{key}` = {value} must lie between 0 and 1")))
         };
-        if kind != Kind::Classify {
-            let keys = [("target.stages", target.stages.is_some()), ("target.fall_back", target.fall_back.is_some())];
-            foreign(&keys, "classify")?;
-        }
         let fall_back = target.fall_back.unwrap_or(false);
         if fall_back && data.hierarchy.is_none() {
             let why = "`target.fall_back` answers with a part of a label's path: `data.hierarchy` must say what separates them";
