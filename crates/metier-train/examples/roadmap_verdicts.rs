@@ -174,7 +174,7 @@ fn run(folder: &str, n_tasks: u64, seed: u64, assumptions: &Assumptions) -> Resu
         .map(|at| {
             let source = &sources[draw.below(sources.len())];
             let noise = [0.0, 0.005, 0.01, 0.03, 0.1][draw.below(5)];
-            let (task, test) = task(at as u64, source, noise, &mut draw);
+            let (task, test) = task(at, source, noise, &mut draw);
             (task, test, source.name, noise)
         })
         .collect();
