@@ -616,8 +616,8 @@ fn report(
         .zip(readings.iter().zip(outcomes))
         .map(|(row, (reading, outcome))| {
             let mut scored = ScoredRow::new(row.example, &specialist.answer_of(reading));
-            scored.predicted = usize::from(!is_right(reading, outcome));
-            scored.gold = 0;
+            scored.right = is_right(reading, outcome);
+            (scored.predicted, scored.gold) = (usize::from(!scored.right), 0);
             scored
         })
         .collect();
