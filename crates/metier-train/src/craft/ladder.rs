@@ -27,7 +27,7 @@ use super::{
     checkpoint::Keeper,
     decoder::{self, DecoderTuneError, Influence},
     encoder::{self, TuneError, Tuner},
-    linear,
+    fused, linear,
     pair::{self, Blend, Pairs},
     reading::{self, Reader},
     teaching::Lesson,
@@ -279,7 +279,8 @@ pub fn climb(
     }
     let tunes = (from..=up_to).contains(&Stage::Tuned) && embeddings.is_some();
     if let Some(encoder) = encoder.filter(|_| tunes) {
-        match shop.tune(encoder, tuning, pairs.as_ref(), progress) {
+        let ngrams = rungs.iter().find(|rung| rung.stage == Stage::Linear);
+        match shop.tune(encoder, tuning, ngrams, pairs.as_ref(), progress) {
             Ok(Tuned::Rung(rung)) => rungs.push(*rung),
             Ok(Tuned::Skipped(rung)) => skipped.push(rung),
             // The rungs below it stand.
@@ -398,6 +399,7 @@ impl Shop<'_> {
                         validation: measured.value,
                         interval: measured.interval,
                         against_best: None,
+                        ngram_weight: None,
                         tuning: None,
                         adapter: None,
                     };
@@ -442,6 +444,7 @@ impl Shop<'_> {
                 validation: measured.value,
                 interval: measured.interval,
                 against_best: None,
+                ngram_weight: None,
                 tuning: None,
                 adapter: None,
             },
@@ -474,11 +477,37 @@ impl Shop<'_> {
         }
     }
 
+    /// The tuned rung as the sum of `ngrams` and a head on its vectors alone, where that does no worse on validation rows than the head
+    /// that was fitted on both.
+    fn fused(&self, rung: Rung, ngrams: &Rung, embeddings: &Embeddings, progress: &mut dyn FnMut(Progress<'_>)) -> Rung {
+        let mut steps = Steps { done: 0, total: DECODER_GRID.iter().map(|path| path.c.len()).sum() };
+        let (vectors, _) = self.make(Stage::Head, &DECODER_GRID, Some(embeddings), &mut steps, progress);
+        let held = Held::of(self.splits, Part::Validation, self.features, Some(embeddings));
+        let (n_classes, metric) = (self.splits.labels.len(), self.target.metric);
+        let makers = [(&ngrams.head, ngrams.validation.as_slice()), (&vectors.head, vectors.validation.as_slice())];
+        let Some((head, ngram_weight)) = fused::fuse(makers[0], makers[1], &held.classes) else { return rung };
+        let validation = held.margins(&head);
+        let measured = metrics::measure(metric, &calls(&validation), &held.classes, n_classes, self.run.seed);
+        if measured.value < rung.record.validation {
+            return rung;
+        }
+        let record = RungRecord {
+            c: vectors.record.c,
+            embedding_scale: vectors.record.embedding_scale,
+            validation: measured.value,
+            interval: measured.interval,
+            ngram_weight: Some(ngram_weight),
+            ..rung.record
+        };
+        Rung { head, record, validation, ..rung }
+    }
+
     /// The rung whose encoder is tuned, if it is predicted to end in time.
     fn tune(
         &self,
         encoder: &Encoder,
         recipe: &encoder::Recipe,
+        ngrams: Option<&Rung>,
         pairs: Option<&Pairs>,
         progress: &mut dyn FnMut(Progress<'_>),
     ) -> Result<Tuned, TuneError> {
@@ -536,6 +565,10 @@ impl Shop<'_> {
         }
         let mut steps = Steps { done: 0, total: TUNED_GRID.iter().map(|path| path.c.len()).sum() };
         let (mut rung, _) = self.make(Stage::Tuned, &TUNED_GRID, Some(&embeddings), &mut steps, progress);
+        // The F1 of one label has a bias of its own, which a sum would have to be given anew; pairs have trees beside the vectors.
+        if let Some(ngrams) = ngrams.filter(|_| pairs.is_none() && !matches!(self.target.metric, Metric::F1 { .. })) {
+            rung = self.fused(rung, ngrams, &embeddings, progress);
+        }
         rung.seconds = ((run.clock)() - start).as_secs_f64();
         rung.record.tuning = Some(TuningRecord {
             epochs: tuned.epochs.len() as u64,

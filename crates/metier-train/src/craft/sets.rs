@@ -116,6 +116,7 @@ pub fn climb(
                         validation: measured.value,
                         interval: measured.interval,
                         against_best: None,
+                        ngram_weight: None,
                         tuning: None,
                         adapter: None,
                     };
