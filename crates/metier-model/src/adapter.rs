@@ -1,7 +1,7 @@
 //! LoRA adapters over a base decoder.
 //!
 //! **Question:** which low-rank deltas are in these files, and do they fit this base? **In:** PEFT's two files:
-//! `adapter_config.json` and `adapter_model.safetensors` (or `adapter.safetensors`). **Out:** an [`Adapter`]: packed deltas, layer by
+//! `adapter_config.json` and `adapter_model.safetensors` (or `adapter.safetensors`), the second also in 8 bits (`int8`). **Out:** an [`Adapter`]: packed deltas, layer by
 //! layer, that a forward pass adds to the rows of the sequences that ask for it. **Absent:** merging, training, embeddings, heads.
 //!
 //! Any subset of q, k, v, o, gate, up and down, or of Phi-3's fused `qkv_proj` and `gate_up_proj`, in any subset of the layers, of one
@@ -12,12 +12,16 @@
 //! rotary pairs as neighbours. B's rows are put into the base's order at load:
 //! `row (head, 2i + j)` of the base is `row (head, j · head_dim / 2 + i)` of the adapter.
 
+mod int8;
+
 use std::{
     collections::BTreeMap,
     fs, io,
     path::{Path, PathBuf},
 };
 
+pub(crate) use self::int8::read as values;
+pub use self::int8::{to_halves, to_int8};
 pub use metier_kernels::lora::{LoraFormat, MAX_RANK};
 use metier_kernels::lora::{LoraPart, LoraStack};
 use serde::Deserialize;
@@ -296,7 +300,7 @@ impl Adapter {
         }
         // (layer, target) → names of A and B.
         let mut pairs: BTreeMap<(usize, usize), [Option<&str>; 2]> = BTreeMap::new();
-        for name in file.tensors().keys() {
+        for name in file.tensors().keys().filter(|name| !int8::is_scales(&file, name)) {
             let unknown = || AdapterError::UnknownTensor(name.clone());
             let place = Place::parse(name).ok_or_else(unknown)?;
             let target = targets.iter().position(|target| target.name == place.map).ok_or_else(unknown)?;
@@ -467,7 +471,7 @@ impl Pair {
                 let (found, expected) = (tensor.shape.to_vec(), expected.to_vec());
                 return Err(AdapterError::Shape { tensor: name.to_owned(), found, expected });
             }
-            let values = tensor.to_f32()?;
+            let values = int8::read(file, weights, name).expect("it was found above")?;
             let fits = values.iter().all(|x| x.abs() <= MAX_WEIGHT);
             if fits { Ok(values) } else { Err(AdapterError::NotFinite(name.to_owned())) }
         };

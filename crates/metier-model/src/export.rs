@@ -79,7 +79,7 @@ pub fn merge(plain: &mut PlainTransformer, config: &str, weights: &[u8]) -> Resu
         for (map, (name, _)) in MAPS.iter().enumerate() {
             let name = |part: &str| format!("base_model.model.model.layers.{i}.{name}.lora_{part}.weight");
             let read = |part: &str| -> Result<Option<Vec<f32>>, ExportError> {
-                Ok(file.tensor(weights, &name(part)).map(|tensor| tensor.to_f32()).transpose()?)
+                Ok(crate::adapter::values(&file, weights, &name(part)).transpose()?)
             };
             let (Some(a), Some(b)) = (read("A")?, read("B")?) else { continue };
             let w = map_of(layer, map);

@@ -16,7 +16,7 @@ use metier_model::{Encoder, EncoderWeights, progress::silent, specialist::manife
 use metier_train::{
     TaskFile,
     craft::{
-        encoder::{Recipe, Rows, Run, tune},
+        encoder::{Gold, Recipe, Rows, Run, tune},
         ladder,
     },
     data::{Part, split},
@@ -90,8 +90,8 @@ fn main() -> Result<(), Box<dyn Error>> {
     };
     let tuned = tune(
         &encoder,
-        Rows { texts: &train.0, classes: &train.1 },
-        Rows { texts: &validation.0, classes: &validation.1 },
+        Rows { texts: &train.0, gold: Gold::Classes(&train.1) },
+        Rows { texts: &validation.0, gold: Gold::Classes(&validation.1) },
         splits.labels.len(),
         &recipe,
         &run,

@@ -12,6 +12,7 @@ mod decoded;
 pub(crate) mod extract;
 pub mod generate;
 mod lesson;
+mod measured;
 mod sets;
 mod ship;
 
@@ -27,12 +28,12 @@ use std::{
 
 use metier_kernels::Pool;
 use metier_model::{
-    Decoder, Digest, Encoder, Progress, Specialist, SpecialistStore, Unit,
+    Decoder, Digest, Progress, Specialist, SpecialistStore, Unit,
     features::FORMAT as FEATURE_FORMAT,
     pairs::FORMAT as PAIR_FORMAT,
     proof::{Certificate, NonInferiority},
     specialist::{
-        Answer, AnswerError, BundleError, Contents, Neighbours, ProbeRow, StoreError, bundle,
+        Answer, AnswerError, BundleError, Contents, StoreError,
         manifest::{FORMAT, Hidden, Kind, Manifest, PairsRecord, Recipe, Stage, TeacherRecord},
     },
 };
@@ -40,6 +41,7 @@ use serde::{Deserialize, Serialize};
 
 use self::cascade::{Choice, Stages, Validation, by_depth};
 use self::generate::TrainingLog;
+use self::measured::{embed, embedded, failures, measured_part, neighbours, probe, yardstick};
 pub use self::ship::peak_rss_bytes;
 use self::ship::{Product, ship};
 use crate::{
@@ -47,7 +49,7 @@ use crate::{
         canary::Memorisation,
         checkpoint, decoder,
         encoder::{self as tuning, TuneError},
-        ladder::{self, Depth, Embeddings, Ground, Held, Ladder, Run},
+        ladder::{self, Depth, Embeddings, Ground, Held, Ladder, Run, SkippedRung},
         teaching::{TeachError, Teacher},
     },
     data::{
@@ -66,13 +68,6 @@ use crate::{
     },
     grad::llama::LoraConfig,
 };
-
-/// Share of validation rows that lie below the match threshold of `auto`: so many of a task's own texts are missed.
-const MATCH_MISSES: f64 = 0.05;
-/// Failures that a report lists.
-const MAX_FAILURES: usize = 20;
-/// Characters of a text that are shown.
-const EXCERPT_CHARACTERS: usize = 240;
 
 /// What a build works with.
 pub struct Workbench<'a> {
@@ -258,6 +253,15 @@ pub enum BuildError {
         #[source]
         source: TuneError,
     },
+    /// The decoder cannot be tuned.
+    #[error("cannot tune the decoder for `{name}`")]
+    Decode {
+        /// The task.
+        name: String,
+        /// Why.
+        #[source]
+        source: Box<decoder::DecoderTuneError>,
+    },
     /// The bundle cannot be written.
     #[error("cannot write the bundle of `{name}`")]
     Bundle {
@@ -347,6 +351,7 @@ pub fn build(
         tuning: &bench.tuning,
         decoding: &decoding,
         lesson: lesson.as_ref(),
+        ngrams: task.ngrams,
     };
     let ladder = ladder::climb(ground, &task.target, &run, progress)
         .map_err(|source| BuildError::Tune { name: task.name.clone(), source })?;
@@ -388,7 +393,7 @@ pub fn build(
 }
 
 /// How a decoder is tuned for a task.
-fn decoding(task: &TaskFile) -> decoder::Recipe {
+pub(crate) fn decoding(task: &TaskFile) -> decoder::Recipe {
     let (tune, prune) = (&task.tune, &task.prune);
     decoder::Recipe {
         lora: LoraConfig { r: tune.rank, alpha: tune.alpha },
@@ -452,60 +457,6 @@ fn answered(
     EvalReport { stages, hierarchy, ..evaluation::evaluate(&scored, &yardstick) }
 }
 
-/// The vectors that a specialist reads of these rows, where it reads some.
-fn embedded(
-    specialist: &Specialist,
-    encoder: Option<&dyn Embed>,
-    pool: &Pool,
-    examples: &[Example],
-    progress: &mut dyn FnMut(Progress<'_>),
-) -> Result<Option<Vec<Vec<f32>>>, BuildError> {
-    let manifest = specialist.manifest();
-    let texts: Vec<_> = examples.iter().map(|example| specialist.encoder_text(&example.row.text)).collect();
-    let texts: Vec<&str> = texts.iter().map(AsRef::as_ref).collect();
-    match (specialist.needs_embedding(), encoder) {
-        (false, _) => Ok(None),
-        (true, Some(encoder)) => {
-            if let Some(why) = manifest.base.as_ref().and_then(|base| base.mismatch(&encoder.base())) {
-                return Err(BuildError::Encoder { name: manifest.name.clone(), why });
-            }
-            let error = |source| BuildError::Embed { name: manifest.name.clone(), source };
-            let own = match specialist.encoder_file() {
-                None => None,
-                Some(file) => Some(own_encoder(&manifest.name, encoder, &file.0)?),
-            };
-            let encoder = own.as_ref().map_or(encoder, |own| own as &dyn Embed);
-            encoder.embed_all(pool, &texts, progress).map(Some).map_err(error)
-        }
-        (true, None) => {
-            let base = manifest.base.as_ref().map_or("", |base| &base.name);
-            let why = format!("it reads embeddings of `{base}`, and there is no encoder");
-            Err(BuildError::Encoder { name: manifest.name.clone(), why })
-        }
-    }
-}
-
-/// The encoder of a specialist that has its own.
-fn own_encoder(name: &str, base: &dyn Embed, file: &[u8]) -> Result<Encoder, BuildError> {
-    let error = |why: String| BuildError::Encoder { name: name.to_owned(), why };
-    let base = base.as_encoder().ok_or_else(|| error("it has layers of its own, which need an encoder".to_owned()))?;
-    base.tuned(file).map_err(|source| BuildError::Embed { name: name.to_owned(), source: source.into() })
-}
-
-fn embed(
-    task: &TaskFile,
-    splits: &Splits,
-    encoder: &dyn Embed,
-    pool: &Pool,
-    progress: &mut dyn FnMut(Progress<'_>),
-) -> Result<Embeddings, BuildError> {
-    let texts: Vec<&str> =
-        Part::ALL.iter().flat_map(|&part| splits.part(part)).map(|example| example.row.text.as_str()).collect();
-    let error = |source| BuildError::Embed { name: task.name.clone(), source };
-    let mut all = encoder.embed_all(pool, &texts, progress).map_err(error)?.into_iter();
-    Ok(Part::ALL.map(|part| all.by_ref().take(splits.part(part).len()).collect()))
-}
-
 struct Measured {
     /// Why there is no rule for what is out of scope, where the task asks for one.
     no_rule: Option<String>,
@@ -563,7 +514,7 @@ fn prove(
     let seen = Validation { margins: &settled, gold: &gold, calibrator: &calibrator };
     let hierarchy = cascade::hierarchy(task, &splits.labels, seen);
     let reads_ngrams =
-        rung.stage.reads_ngrams() || front.as_ref().is_some_and(|front| front.stage.stage.reads_ngrams());
+        rung.stage.has_ngrams(&rung.head) || front.as_ref().is_some_and(|front| front.stage.stage.reads_ngrams());
     let decoder = rung.own.as_ref().and_then(|own| own.decoder.as_ref());
     let mut manifest = Manifest {
         format: FORMAT,
@@ -631,7 +582,7 @@ fn prove(
     contents.manifest = manifest;
     specialist = Specialist::from_contents(contents);
 
-    let part = if splits.part(Part::Test).is_empty() { Part::Validation } else { Part::Test };
+    let part = measured_part(splits);
     let manifest = specialist.manifest();
     let none_label = task.data.out_of_scope.as_deref();
     let in_scope = (validation.iter().zip(&settled)).filter(|(example, _)| none_label != Some(&example.row.label));
@@ -649,7 +600,8 @@ fn prove(
         let held = Held::of(splits, part, &ladder.features, rung.embeddings(embeddings));
         figures.operating = rejection::operating(&held.margins(&rung.head), &held.classes, none, &rule);
     }
-    let failures = failures(splits.part(part), &answers, &scored, &splits.labels);
+    let said = |at: usize| (splits.labels[scored[at].gold].clone(), answers[at].label.clone());
+    let failures = failures(splits.part(part).iter().zip(scored.iter().map(Into::into)), said);
     let classes = |part| splits.part(part).iter().map(|example| example.class).collect::<Vec<_>>();
     let class_mix = evaluation::class_mix(&classes(Part::Calibration), &classes(part), &splits.labels);
     let evidence = Evidence { rows: part.name().to_owned(), evaluation, class_mix };
@@ -660,108 +612,16 @@ fn prove(
         // The rule is that of the rung that ships.
         let calls = ladder::calls(&if at == ladder.chosen { ruled(&margins) } else { margins });
         let measured = metrics::measure(task.target.metric, &calls, &held.classes, splits.labels.len(), bench.seed);
-        RungOutcome {
-            rung: rung.stage,
-            value: measured.value,
-            interval: measured.interval,
-            seconds: rung.seconds,
-            validation: rung.record.validation,
-            c: rung.record.c,
-            embedding_scale: rung.record.embedding_scale,
-            against_best: rung.record.against_best,
-            decoder: rung.own.as_ref().and_then(|own| own.decoder.as_ref()).map(|own| own.depth.clone()),
-        }
+        let depth = rung.own.as_ref().and_then(|own| own.decoder.as_ref()).map(|own| own.depth.clone());
+        RungOutcome::of(&rung.record, measured, rung.seconds, depth)
     });
     let rungs = rungs.collect();
     let (answers, _) = stages.scored(&specialist, Part::Validation);
-    let probe = probe(validation, |row| answers[row].clone());
+    let probe = probe(validation.iter(), |row| (answers[row].label.clone(), answers[row].score));
     let mut contents = specialist.into_contents();
     contents.probe = probe;
     contents.evidence = serde_json::to_string_pretty(&evidence).expect("evidence is JSON");
     Ok((Specialist::from_contents(contents), Measured { no_rule, no_front, evidence, rungs, failures }))
-}
-
-/// The rows that were called wrong, worst first.
-fn failures(examples: &[Example], answers: &[Answer], scored: &[ScoredRow], labels: &[String]) -> Vec<FailedRow> {
-    let mut wrong: Vec<usize> = (0..scored.len()).filter(|&at| !scored[at].right).collect();
-    wrong.sort_by(|&a, &b| {
-        let (first, second) = (&scored[a], &scored[b]);
-        second.accepted.cmp(&first.accepted).then(second.score.total_cmp(&first.score)).then(a.cmp(&b))
-    });
-    let failed = wrong.into_iter().take(MAX_FAILURES).map(|at| {
-        let (example, row) = (&examples[at], &scored[at]);
-        let mut text: String = example.row.text.chars().take(EXCERPT_CHARACTERS).collect();
-        if text.len() < example.row.text.len() {
-            text.push('…');
-        }
-        FailedRow {
-            place: example.row.place.to_string(),
-            text,
-            gold: labels[row.gold].clone(),
-            called: answers[at].label.clone(),
-            score: row.score,
-            accepted: row.accepted,
-        }
-    });
-    failed.collect()
-}
-
-fn yardstick<'a>(
-    manifest: &'a Manifest,
-    metric: Metric,
-    has_reference: bool,
-    slices: &'a [String],
-    seed: u64,
-) -> Yardstick<'a> {
-    Yardstick {
-        labels: &manifest.labels,
-        metric,
-        out_of_scope: manifest.out_of_scope.as_deref(),
-        reject_below: None,
-        certificate: manifest.certificate,
-        has_reference,
-        margin: manifest.recipe.margin,
-        slices,
-        seed,
-    }
-}
-
-/// The first validation rows in an order that hangs on their text alone.
-fn probe(validation: &[Example], answer: impl Fn(usize) -> Answer) -> Vec<ProbeRow> {
-    let mut order: Vec<usize> = (0..validation.len()).collect();
-    order.sort_by_key(|&at| (Digest::of(validation[at].row.text.as_bytes()), at));
-    let rows = order.into_iter().take(bundle::MAX_PROBE_ROWS).map(|at| {
-        let answer = answer(at);
-        ProbeRow { text: validation[at].row.text.clone(), label: answer.label, score: answer.score }
-    });
-    rows.collect()
-}
-
-/// Unit centroids of the classes in scope, and the cosine that all but [`MATCH_MISSES`] of the validation rows reach.
-fn neighbours(splits: &Splits, embeddings: &Embeddings, out_of_scope: Option<&str>) -> Option<Neighbours> {
-    let dim = embeddings[Part::Train as usize].first()?.len();
-    let in_scope = |example: &Example| out_of_scope != Some(example.row.label.as_str());
-    let mut sums: BTreeMap<usize, Vec<f32>> = BTreeMap::new();
-    for (example, embedding) in splits.part(Part::Train).iter().zip(&embeddings[Part::Train as usize]) {
-        if in_scope(example) {
-            let sum = sums.entry(example.class).or_insert_with(|| vec![0.0; dim]);
-            sum.iter_mut().zip(embedding).for_each(|(sum, value)| *sum += value);
-        }
-    }
-    let mut centroids: Vec<Vec<f32>> = sums.into_values().collect();
-    for centroid in &mut centroids {
-        let norm = centroid.iter().map(|v| v * v).sum::<f32>().sqrt().max(f32::MIN_POSITIVE);
-        centroid.iter_mut().for_each(|value| *value /= norm);
-    }
-    let cosine = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(x, y)| x * y).sum::<f32>();
-    let rows = splits.part(Part::Validation).iter().zip(&embeddings[Part::Validation as usize]);
-    let mut nearest: Vec<f64> = rows
-        .filter(|(example, _)| in_scope(example))
-        .map(|(_, e)| centroids.iter().map(|centroid| cosine(centroid, e)).fold(-1.0, f32::max).into())
-        .collect();
-    nearest.sort_by(f64::total_cmp);
-    let match_threshold = if nearest.is_empty() { 1.0 } else { metrics::quantile(&nearest, MATCH_MISSES) as f32 };
-    Some(Neighbours { centroids, match_threshold })
 }
 
 fn notes(
@@ -783,21 +643,7 @@ fn notes(
             100.0 * mix.test
         ));
     }
-    if ladder.out_of_time {
-        notes.push(format!("the budget of {} minutes ended before every setting was tried", task.budget_minutes));
-    }
-    for skipped in &ladder.skipped {
-        notes.push(format!(
-            "rung `{}` was not tried: it needs about {:.1} minutes, and {:.1} of the budget of {} are left",
-            skipped.stage.name(),
-            skipped.needed_seconds / 60.0,
-            skipped.left_seconds / 60.0,
-            task.budget_minutes
-        ));
-    }
-    if let Some((stage, why)) = &ladder.not_made {
-        notes.push(format!("rung `{}` was not made: {why}", stage.name()));
-    }
+    notes.extend(ladder_notes(task, ladder.out_of_time, &ladder.skipped, ladder.not_made.as_ref()));
     notes.extend(ladder.teacher.as_ref().map(TeacherRecord::told));
     let rounded = ladder.rungs[ladder.chosen].record.adapter.as_ref().and_then(|adapter| adapter.rounded);
     notes.extend(rounded.map(|rounded| rounded.told(task.target.metric.name())));
@@ -806,6 +652,30 @@ fn notes(
             "no encoder was at hand: only the n-gram rung ran, and `auto` cannot find this specialist".to_owned(),
         );
     }
+    notes
+}
+
+/// What a ladder did not try, and why.
+fn ladder_notes(
+    task: &TaskFile,
+    out_of_time: bool,
+    skipped: &[SkippedRung],
+    not_made: Option<&(Stage, String)>,
+) -> Vec<String> {
+    let mut notes = Vec::new();
+    if out_of_time {
+        notes.push(format!("the budget of {} minutes ended before every setting was tried", task.budget_minutes));
+    }
+    notes.extend(skipped.iter().map(|skipped| {
+        format!(
+            "rung `{}` was not tried: it needs about {:.1} minutes, and {:.1} of the budget of {} are left",
+            skipped.stage.name(),
+            skipped.needed_seconds / 60.0,
+            skipped.left_seconds / 60.0,
+            task.budget_minutes
+        )
+    }));
+    notes.extend(not_made.map(|(stage, why)| format!("rung `{}` was not made: {why}", stage.name())));
     notes
 }
 

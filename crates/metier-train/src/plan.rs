@@ -2,12 +2,20 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
-use metier_model::{extract::words, proof::rows_needed};
+use metier_model::{
+    extract::words,
+    proof::rows_needed,
+    specialist::manifest::{Stage, encoder_text},
+};
 use serde::Serialize;
 
 use crate::{
-    build::{BuildError, Workbench},
-    craft::span::Recipe,
+    build::{BuildError, Workbench, decoding},
+    craft::{
+        encoder::Gold,
+        ladder::{Run, decoding as deep, tuning::Subject},
+        span::Recipe,
+    },
     data::{
         LeakReport, Part, Splits, TaskFile,
         extract::{self, Alignment, ExtractTask},
@@ -46,6 +54,9 @@ pub struct Plan {
     pub enough: bool,
     /// Predicted minutes.
     pub minutes: f64,
+    /// Of them, the rungs of a classification that train a network, smallest first.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub rungs: Vec<PlannedRung>,
     /// Rows embedded a second, as tried.
     pub rows_a_second: Option<f64>,
     /// Duplicates and contradictions.
@@ -53,6 +64,22 @@ pub struct Plan {
     /// Of an extraction: do its values stand in their texts?
     #[serde(skip_serializing_if = "Option::is_none")]
     pub alignment: Option<Alignment>,
+}
+
+/// A rung that trains a network, as a build that begins now would plan it.
+#[derive(Clone, Debug, Serialize)]
+pub struct PlannedRung {
+    /// Which.
+    pub rung: Stage,
+    /// Predicted minutes; of one that does not fit, what a single pass with all layers would take, or all passes of an encoder.
+    pub minutes: f64,
+    /// Does that end within the budget? Else the rung would be left out.
+    pub fits: bool,
+    /// Passes over the training rows, at most.
+    pub epochs: u64,
+    /// Numbers of a decoder's layers that are tried beside all of them.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub depths: Vec<usize>,
 }
 
 /// Reads and parts the rows as a build would, tries the encoder for a second, and writes nothing.
@@ -107,6 +134,8 @@ pub fn plan(task: &TaskFile, bench: &Workbench<'_>, clock: &dyn Fn() -> Duration
         _ => linear,
     };
     let embedding = rows_a_second.map_or(0.0, |rate| texts.len() as f64 / rate);
+    let rungs = rungs(task, bench, &loaded, linear + embedding, clock)?;
+    let trained: f64 = rungs.iter().filter(|rung| rung.fits).map(|rung| rung.minutes).sum();
     Ok(Plan {
         name: task.name.clone(),
         rows: splits.counts(),
@@ -114,11 +143,79 @@ pub fn plan(task: &TaskFile, bench: &Workbench<'_>, clock: &dyn Fn() -> Duration
         rows_needed: needed,
         rows_needed_with_errors: rows_needed(epsilon, delta, epsilon * PLANNED_LOSS_SHARE),
         enough: needed.is_some_and(|needed| splits.part(Part::Calibration).len() as u64 >= needed),
-        minutes: (linear + embedding) / 60.0,
+        minutes: (linear + embedding) / 60.0 + trained,
+        rungs,
         rows_a_second,
         leak: splits.leak.clone(),
         alignment,
     })
+}
+
+/// Tries the networks that a build would train, about a second each. `before`: seconds that the rungs below them take.
+fn rungs(
+    task: &TaskFile,
+    bench: &Workbench<'_>,
+    loaded: &Loaded,
+    before: f64,
+    clock: &dyn Fn() -> Duration,
+) -> Result<Vec<PlannedRung>, BuildError> {
+    if task.extract.is_some() {
+        return Ok(Vec::new());
+    }
+    let splits = loaded.splits();
+    let n_classes = splits.labels.len();
+    let classes = |part: Part| splits.part(part).iter().map(|example| example.class).collect::<Vec<usize>>();
+    let (train, validation) = (classes(Part::Train), classes(Part::Validation));
+    let gold = match loaded {
+        Loaded::Classes(_) => [Gold::Classes(&train), Gold::Classes(&validation)],
+        Loaded::Sets(sets) => [Gold::Sets(&sets.sets[0]), Gold::Sets(&sets.sets[1])],
+    };
+    let texts = Part::ALL.map(|part| {
+        splits.part(part).iter().map(|example| encoder_text(&task.data.text, &example.row.text)).collect::<Vec<_>>()
+    });
+    let texts = texts.each_ref().map(|part| part.iter().map(AsRef::as_ref).collect::<Vec<&str>>());
+    let budget = task.budget_minutes * 60.0;
+    // The trial itself is no part of the build.
+    let run = |spent: f64| Run {
+        pool: bench.pool,
+        seed: bench.seed,
+        clock,
+        deadline: clock() + Duration::from_secs_f64((budget - spent).max(0.0)),
+        keeps: None,
+    };
+    let (mut planned, mut spent) = (Vec::new(), before);
+    let encoder = bench.encoder.and_then(crate::embed::Embed::as_encoder);
+    if let Some(encoder) = encoder.filter(|_| (task.from..=task.up_to).contains(&Stage::Tuned)) {
+        let recipe = &bench.tuning;
+        let subject = Subject { encoder, recipe, texts: &texts, gold, n_classes, lesson: None };
+        let error = |source| BuildError::Tune { name: task.name.clone(), source };
+        let seconds = subject.foresee(&run(spent)).map_err(error)?.as_secs_f64();
+        let (fits, epochs) = (spent + seconds <= budget, recipe.epochs as u64);
+        planned.push(PlannedRung { rung: Stage::Tuned, minutes: seconds / 60.0, fits, epochs, depths: Vec::new() });
+        spent += if fits { seconds } else { 0.0 };
+    }
+    let decoder =
+        bench.decoder.as_ref().filter(|_| task.up_to >= Stage::Decoder && matches!(loaded, Loaded::Classes(_)));
+    if let Some(decoder) = decoder {
+        let recipe = decoding(task);
+        let found = deep::foresee(decoder, &recipe, &texts, &train, n_classes, &run(spent));
+        let error = |source| BuildError::Decode { name: task.name.clone(), source: Box::new(source) };
+        let found = found.map_err(error)?;
+        planned.push(match found {
+            Ok(plan) => PlannedRung {
+                rung: Stage::Decoder,
+                minutes: plan.predicted_seconds / 60.0,
+                fits: true,
+                epochs: plan.epochs as u64,
+                depths: plan.depths,
+            },
+            Err(needed) => {
+                let minutes = needed.as_secs_f64() / 60.0;
+                PlannedRung { rung: Stage::Decoder, minutes, fits: false, epochs: 1, depths: Vec::new() }
+            }
+        });
+    }
+    Ok(planned)
 }
 
 /// Reads every answer as a build would.

@@ -430,6 +430,24 @@ fn a_tuned_encoder_ships_its_layers() {
     tiny::bert_folder(folder.path(), &words, 2, 3).unwrap();
     let encoder = Encoder::open(folder.path()).unwrap();
     let tuning = Tuning { epochs: 24, learning_rate: 3e-3, batch_rows: 32, patience: 24, ..Tuning::default() };
+    let store = SpecialistStore::open(&bench.dir.path().join("planned")).unwrap();
+    let workbench = Workbench {
+        teacher: None,
+        encoder: Some(&encoder),
+        pool: &bench.pool,
+        store: &store,
+        seed: 1,
+        tuning: tuning.clone(),
+        decoder: None,
+    };
+    let ticks = std::cell::Cell::new(0u64);
+    let clock = || {
+        ticks.set(ticks.get() + 1);
+        Duration::from_millis(ticks.get())
+    };
+    let [planned] = plan(&bench.task(), &workbench, &clock).unwrap().rungs.try_into().unwrap();
+    assert!(planned.rung == Stage::Tuned && planned.fits && planned.minutes > 0.0, "{planned:?}");
+    assert_eq!(planned.epochs, 24);
     let outcome = bench.build_with(Some(&encoder), 1, tuning.clone());
     let rungs: Vec<(Stage, f64)> = outcome.rungs.iter().map(|rung| (rung.rung, rung.value)).collect();
     assert_eq!(outcome.rung, Stage::Tuned, "{rungs:?}");

@@ -24,6 +24,7 @@ use metier_train::{
         Segments,
         llama::{LoraConfig, Pass},
     },
+    plan,
 };
 
 /// Share of a unit vector's length by which trainer and engine may differ: deltas are served in 16 bits, sums run in another order.
@@ -341,6 +342,13 @@ fn without_time_there_is_a_linear_model() {
     };
     let outcome = build(&task, &workbench, &mut silent, &clock).unwrap();
     assert_eq!(outcome.rung, Stage::Linear);
+    // A plan says so beforehand; with time it says how much would be done.
+    let rungs = |task: &TaskFile| plan(task, &workbench, &clock).unwrap().rungs;
+    let [planned] = rungs(&task).try_into().unwrap();
+    assert!((planned.rung, planned.fits) == (Stage::Decoder, false) && planned.minutes > 0.0, "{planned:?}");
+    let [planned] = rungs(&TaskFile { budget_minutes: 500_000.0, ..task.clone() }).try_into().unwrap();
+    assert!(planned.fits && planned.minutes > 0.0, "{planned:?}");
+    assert_eq!((planned.epochs, planned.depths), (3, vec![1]));
     assert!(outcome.notes.iter().any(|note| note.starts_with("rung `decoder` was not tried")), "{:?}", outcome.notes);
 }
 

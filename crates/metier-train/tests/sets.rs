@@ -5,13 +5,18 @@ use std::{fs, path::Path, time::Duration};
 
 use metier_kernels::{Pool, Tier};
 use metier_model::{
-    Specialist, SpecialistStore,
+    BaseId, Digest, Encoder, Progress, Specialist, SpecialistStore,
     progress::silent,
-    specialist::{bundle, manifest::Manifest, mix},
+    specialist::{
+        bundle,
+        manifest::{Manifest, Stage},
+        mix,
+    },
+    tiny,
 };
 use metier_train::{
-    BuildOutcome, TaskFile, Workbench, build, craft::encoder::Recipe as Tuning, curate, data::table::Columns, evaluate,
-    plan,
+    BuildOutcome, Embed, TaskFile, Workbench, build, craft::encoder::Recipe as Tuning, curate, data::table::Columns,
+    evaluate, plan,
 };
 use serde_json::Value;
 
@@ -212,6 +217,176 @@ fn a_plan_counts_labels_and_a_check_finds_wrong_ones() {
     assert_eq!(found.confused[0].1, "with billing", "{:?}", found.confused);
 }
 
+/// Rows that have one label for each kind of two words far from each other that agree: no sum over n-grams tells it, nor over frozen vectors.
+fn agreements(n: usize, from: u64) -> String {
+    const KINDS: [[&str; 2]; 2] = [["ant", "bee"], ["cat", "dog"]];
+    const FILLERS: [&str; 4] = ["the", "a", "of", "in"];
+    let mut lines = String::new();
+    for i in 0..n as u64 {
+        let h = mix(from + i);
+        let pick = |shift: u32, n: u64| ((h >> shift) % n) as usize;
+        let (left, right) = (pick(0, 2), pick(7, 2));
+        let fillers: Vec<&str> = (0..3).map(|j| FILLERS[pick(20 + 4 * j, 4)]).collect();
+        let words = [KINDS[left][pick(40, 2)], fillers[0], fillers[1], fillers[2], KINDS[right][pick(50, 2)]];
+        let mut labels = Vec::new();
+        labels.extend((left == right).then_some("same"));
+        labels.extend((left == 0).then_some("insect first"));
+        let text = format!("{} {}", words.join(" "), FILLERS[pick(33, 4)].repeat(1 + pick(60, 3)));
+        lines += &format!("{}\n", serde_json::json!({"text": text, "topics": labels}));
+    }
+    lines
+}
+
+/// A task that only the tuned encoder can do: it is chosen, ships its own layers, and answers from disk as it was measured; without n-grams as well.
+#[test]
+fn a_tuned_encoder_gives_lists() {
+    let folder = tempfile::tempdir().unwrap();
+    let words = ["ant", "bee", "cat", "dog", "the", "a", "of", "in", "##the", "##a", "##of", "##in"];
+    tiny::bert_folder(folder.path(), &words, 2, 3).unwrap();
+    let encoder = Encoder::open(folder.path()).unwrap();
+    let tuning = Tuning { epochs: 12, learning_rate: 5e-3, batch_rows: 32, patience: 12, ..Tuning::default() };
+    for (extra, has_ngrams) in [("", true), ("[tune]\nngrams = false\n", false)] {
+        let bench = Bench::new(&agreements(800, 0), &format!("{EASY}[budget]\nminutes = 500000\n{extra}"));
+        fs::write(bench.dir.path().join("test.jsonl"), agreements(200, 1 << 20)).unwrap();
+        let workbench = || Workbench { encoder: Some(&encoder), tuning: tuning.clone(), ..bench.bench() };
+        let outcome = build(&bench.task(), &workbench(), &mut silent, &|| Duration::ZERO).unwrap();
+        let rungs: Vec<(Stage, f64)> = outcome.rungs.iter().map(|rung| (rung.rung, rung.value)).collect();
+        assert_eq!(outcome.rung, Stage::Tuned, "{rungs:?}");
+        assert!(outcome.value > 0.95 && rungs[0].1 < 0.9, "{rungs:?}");
+        assert_eq!(rungs.len(), if has_ngrams { 4 } else { 2 }, "{rungs:?}");
+        assert!(
+            outcome.notes.iter().any(|note| note.contains("rung `tuned` is not made again")),
+            "{:?}",
+            outcome.notes
+        );
+
+        let specialist = Specialist::open(&outcome.path).unwrap();
+        assert_eq!(specialist.features().is_some(), has_ngrams);
+        let record = specialist.manifest().recipe.rungs.last().unwrap().tuning.clone().unwrap();
+        assert_eq!((record.batch_rows, record.contrast), (32, 0.0));
+        let own = encoder.tuned(&specialist.encoder_file().unwrap().0).unwrap();
+        for row in specialist.probe() {
+            let vector = own.embed(&bench.pool, &[row.text.as_str()]).unwrap().remove(0);
+            let answer = specialist.answer(&row.text, Some(&vector)).unwrap();
+            assert_eq!((answer.label, answer.score), (row.label.clone(), row.score));
+        }
+        let text = ["text".to_owned()];
+        let (file, columns) = (bench.dir.path().join("test.jsonl"), Columns::new(&text, "topics"));
+        let report = evaluate(&specialist, Some(&encoder), &bench.pool, &file, &columns, 7, &mut silent).unwrap();
+        assert_eq!(report.sets, outcome.evaluation.sets);
+        if has_ngrams {
+            continue;
+        }
+        let again = build(&bench.task(), &workbench(), &mut silent, &|| Duration::ZERO).unwrap();
+        assert_eq!(again.bundle, outcome.bundle, "the same input, the same bundle");
+        // A rung that comes to nothing leaves the others.
+        let wild = Workbench { tuning: Tuning { learning_rate: 1e30, ..tuning.clone() }, ..workbench() };
+        let outcome = build(&bench.task(), &wild, &mut silent, &|| Duration::ZERO).unwrap();
+        let notes = outcome.notes.join("\n");
+        assert!(notes.contains("rung `tuned` was not made: training diverged"), "{notes}");
+    }
+}
+
+/// Of each word the sum of its bytes, modulo the number of topics: what no n-gram tells of words that never come again.
+struct Sums;
+
+fn topic(word: &str) -> usize {
+    word.bytes().map(usize::from).sum::<usize>() % TOPICS.len()
+}
+
+impl Embed for Sums {
+    fn dim(&self) -> usize {
+        TOPICS.len()
+    }
+
+    fn base(&self) -> BaseId {
+        BaseId { name: "sums".to_owned(), digest: Digest::of(b"sums"), weights: None }
+    }
+
+    fn embed_all(
+        &self,
+        _: &Pool,
+        texts: &[&str],
+        _: &mut dyn FnMut(Progress<'_>),
+    ) -> Result<Vec<Vec<f32>>, Box<dyn std::error::Error + Send + Sync>> {
+        let vector = |text: &&str| {
+            let mut counts = vec![0.0f32; TOPICS.len()];
+            text.split_whitespace().for_each(|word| counts[topic(word)] += 1.0);
+            let norm = counts.iter().map(|v| v * v).sum::<f32>().sqrt();
+            counts.iter().map(|v| v / norm.max(1e-6)).collect()
+        };
+        Ok(texts.iter().map(vector).collect())
+    }
+}
+
+/// Two rows in five have words that never come again, of none to two topics.
+fn plain_and_odd(n: u64, from: u64) -> String {
+    let mut lines = String::new();
+    for i in 0..n {
+        let mut state = mix(from + i);
+        let mut pick = |n: u64| {
+            state = mix(state.wrapping_add(0x9e37_79b9_7f4a_7c15));
+            state % n
+        };
+        let (mut topics, is_odd) = (Vec::new(), pick(5) < 2);
+        (0..pick(3)).for_each(|_| topics.push(pick(4) as usize));
+        topics.sort_unstable();
+        topics.dedup();
+        let mut text = Vec::new();
+        for of in &topics {
+            for _ in 0..3 {
+                text.push(if is_odd {
+                    (0..).map(|_| format!("{:08x}", pick(1 << 32))).find(|word| topic(word) == *of).unwrap()
+                } else {
+                    TOPICS[*of].1[pick(6) as usize].to_owned()
+                });
+            }
+        }
+        let labels: Vec<&str> = topics.iter().map(|topic| TOPICS[*topic].0).collect();
+        let row = serde_json::json!({"text": format!("{} {}", text.join(" "), from + i), "topics": labels});
+        lines += &format!("{row}\n");
+    }
+    lines
+}
+
+#[test]
+fn the_cheap_stage_of_two_answers_what_it_is_sure_of() {
+    let target = "[target]\nmetric = \"micro_f1\"\nmargin = 0.03\nepsilon = 0.15\ndelta = 0.1\nstages = 2\n";
+    let bench = Bench::new(&plain_and_odd(3000, 0), target);
+    fs::write(bench.dir.path().join("test.jsonl"), plain_and_odd(400, 1 << 20)).unwrap();
+    let workbench = Workbench { encoder: Some(&Sums), ..bench.bench() };
+    let make = || build(&bench.task(), &workbench, &mut silent, &|| Duration::ZERO).unwrap();
+    let outcome = make();
+    let specialist = Specialist::open(&outcome.path).unwrap();
+    let first = specialist.manifest().first.clone().unwrap_or_else(|| panic!("{:?}", outcome.notes));
+    let (share, certificate) = (first.share.unwrap(), outcome.certificate.unwrap());
+    assert_eq!((first.stage, outcome.rung > Stage::Linear), (Stage::Linear, true));
+    assert!(first.multi_label.is_some() && share.threshold >= first.floor && share.coverage > 0.2, "{first:?}");
+    assert!(certificate.coverage > share.coverage && outcome.held.unwrap(), "{certificate:?}");
+    let stages = &outcome.evaluation.stages;
+    assert_eq!(stages.iter().map(|stage| stage.stage.as_str()).collect::<Vec<_>>(), ["linear", outcome.rung.name()]);
+    let answered: f64 = stages.iter().map(|stage| stage.answered.value).sum();
+    assert!((answered - outcome.test_coverage).abs() < 1e-9, "{stages:?}");
+    assert!(outcome.notes.iter().any(|note| note.contains("`linear` is asked first")), "{:?}", outcome.notes);
+    // The first needs no embedding; what it is not sure of does.
+    let sure = specialist.answer("invoice refund charged parcel courier tracking", None).unwrap();
+    assert_eq!((sure.label.as_str(), sure.stage.as_str()), ("[\"billing\",\"delivery\"]", "linear"));
+    assert!(specialist.probe().iter().any(|row| specialist.answer(&row.text, None).is_err()));
+    let vector = |text: &str| Sums.embed_all(&bench.pool, &[text], &mut silent).unwrap().remove(0);
+    for row in specialist.probe() {
+        let answer = specialist.answer(&row.text, Some(&vector(&row.text))).unwrap();
+        assert_eq!((&answer.label, answer.score), (&row.label, row.score));
+    }
+    let text = ["text".to_owned()];
+    let (file, columns) = (bench.dir.path().join("test.jsonl"), Columns::new(&text, "topics"));
+    let report = evaluate(&specialist, Some(&Sums), &bench.pool, &file, &columns, 7, &mut silent).unwrap();
+    assert_eq!((report.stages, report.test_loss), (outcome.evaluation.stages.clone(), outcome.evaluation.test_loss));
+    assert_eq!(make().bundle, outcome.bundle);
+    // Where nothing cheaper is there, one stage answers and a note says why.
+    let alone = bench.build().unwrap();
+    assert!(alone.notes.iter().any(|note| note.contains("nothing cheaper to ask first")), "{:?}", alone.notes);
+}
+
 #[track_caller]
 fn check(train: &str, extra: &str, message: &str) {
     let error = Bench::new(train, extra).build().map(|outcome| outcome.value).unwrap_err();
@@ -227,7 +402,11 @@ fn refuses_what_is_no_task() {
     check(&rows(60, 0), "out_of_scope = \"praise\"", "none of these has an empty list");
     check("{\"text\": \"a\", \"topics\": [\"x\"]}\n", "", "name 1 labels in their lists: at least two are needed");
     check(&rows(300, 0), "[target]\nmetric = \"f1\"", "have `micro_f1`, `macro_f1` or `exact_match`");
-    check(&rows(300, 0), "[target]\nstages = 2", "of lists one stage answers");
+    check(
+        &rows(300, 0),
+        "hierarchy = \"/\"",
+        "a node's probability is the sum of those of the labels under it only where",
+    );
     let unknown = format!("{}{{\"text\": \"odd\", \"topics\": [\"prase\"]}}\n", rows(300, 0));
     let bench = Bench::new(&rows(300, 0), "");
     fs::write(bench.dir.path().join("test.jsonl"), unknown).unwrap();

@@ -19,7 +19,7 @@ use std::{fmt, ops::Range};
 use dequantise::dequantise;
 pub use gguf::Gguf;
 pub use safetensors::Safetensors;
-pub use safetensors_write::{write_f16, write_f32};
+pub use safetensors_write::{Stored, write_f16, write_f32, write_stored};
 
 /// Dimensions of a tensor, at most.
 pub const MAX_DIMS: usize = 4;

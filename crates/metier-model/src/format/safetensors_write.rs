@@ -44,6 +44,30 @@ pub fn write_f16<'a>(tensors: impl Iterator<Item = (&'a str, &'a [usize], &'a [f
     write(tensors, Dtype::F16, |values| values.iter().flat_map(|x| f16::from_f32(*x).to_le_bytes()).collect())
 }
 
+/// Numbers as a file holds them.
+pub enum Stored {
+    /// IEEE singles.
+    F32(Vec<f32>),
+    /// Whole numbers of 8 bits.
+    I8(Vec<i8>),
+}
+
+/// `(name, shape, numbers)`, each as it says.
+///
+/// # Panics
+///
+/// Where numbers do not fill their shape.
+pub fn write_stored(tensors: Vec<(String, Vec<usize>, Stored)>) -> Vec<u8> {
+    let all = tensors.iter().map(|(name, shape, values)| {
+        let (dtype, bytes) = match values {
+            Stored::F32(values) => (Dtype::F32, values.iter().flat_map(|x| x.to_le_bytes()).collect()),
+            Stored::I8(values) => (Dtype::I8, values.iter().map(|x| *x as u8).collect()),
+        };
+        (name, Bytes { dtype, shape, bytes })
+    });
+    safetensors::serialize(all, None).expect("numbers fill their shapes")
+}
+
 fn write<'a>(
     tensors: impl Iterator<Item = (&'a str, &'a [usize], &'a [f32])>,
     dtype: Dtype,

@@ -2,13 +2,13 @@
 //!
 //! ```text
 //! specialist.toml         the manifest, with the SHA-256 of every file below
-//! features.safetensors    n-gram ids and weights                      (linear, both)
+//! features.safetensors    n-gram ids and weights                      (linear, both; tuned unless it does without)
 //! head.safetensors        the classifier                              (all that classify)
 //! first.safetensors       the classifier of a cheaper stage that is asked first     (if there is one)
 //! pairs.safetensors       what is compared of several inputs, and trees      (pair, tuned)
 //! encoder.safetensors     layers of its own encoder, in IEEE halves   (tuned)
 //! adapter_config.json     as PEFT writes it                           (adapter, decoder)
-//! adapter.safetensors     deltas over the decoder, in IEEE halves     (adapter, decoder)
+//! adapter.safetensors     deltas over the decoder: IEEE halves, or 8 bits with scales     (adapter, decoder)
 //! schema.json             the form of every answer                    (extract; generate if the task names one)
 //! neighbours.safetensors  class centroids and match threshold         (if an encoder was at hand)
 //! probe.jsonl             up to 64 validation texts with their answers
@@ -31,13 +31,14 @@ use safetensors::SafeTensors;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    manifest::{FORMAT, Kind, Manifest, Stage},
+    manifest::{AdapterWeights, FORMAT, Kind, Manifest, Stage},
     tensors::{self, Tensor, TensorError},
 };
 use crate::{
-    Digest,
+    Digest, adapter,
     extract::{Schema, tags},
     features::Features,
+    format::FormatError,
     head::LinearHead,
     pairs::PairModel,
 };
@@ -190,13 +191,29 @@ impl std::fmt::Debug for EncoderFile {
     }
 }
 
-/// PEFT's two files: what [`Adapter::from_bytes`](crate::Adapter::from_bytes) reads. Cheap to clone.
+/// PEFT's two files, the second perhaps in 8 bits: what [`Adapter::from_bytes`](crate::Adapter::from_bytes) reads. Cheap to clone.
 #[derive(Clone, PartialEq, Eq)]
 pub struct AdapterFiles {
     /// `adapter_config.json`.
     pub config: String,
     /// `adapter.safetensors`.
     pub weights: Arc<Vec<u8>>,
+}
+
+impl AdapterFiles {
+    /// The same deltas as a specialist keeps them.
+    ///
+    /// # Errors
+    ///
+    /// Where the file cannot be read.
+    pub fn kept_as(&self, weights: AdapterWeights) -> Result<Self, FormatError> {
+        match weights {
+            AdapterWeights::F16 => Ok(self.clone()),
+            AdapterWeights::Int8 => {
+                Ok(Self { config: self.config.clone(), weights: Arc::new(adapter::to_int8(&self.weights)?) })
+            }
+        }
+    }
 }
 
 impl std::fmt::Debug for AdapterFiles {
@@ -502,8 +519,9 @@ fn check_head(contents: &Contents, head: &LinearHead) -> Result<(), String> {
     }
     let first = manifest.first.as_ref().map(|first| first.stage);
     let reads = |read: fn(Stage) -> bool| read(stage) || first.is_some_and(read);
-    let own = features.filter(|_| stage.reads_ngrams());
-    if features.is_some() != reads(Stage::reads_ngrams) || own.map_or(0, Features::len) != head.n_features() {
+    let own = features.filter(|_| stage.has_ngrams(head));
+    let are_read = stage.has_ngrams(head) || first.is_some_and(Stage::reads_ngrams);
+    if features.is_some() != are_read || own.map_or(0, Features::len) != head.n_features() {
         return Err("the head does not read the features that are there".to_owned());
     }
     let format = manifest.pairs.as_ref().map(|pairs| pairs.format.as_str());

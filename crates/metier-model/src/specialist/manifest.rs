@@ -9,6 +9,7 @@ use crate::{
     BaseId, Digest, LoraFormat,
     cache::KeptLayers,
     extract::Scores,
+    head::LinearHead,
     proof::{Calibrator, Certificate, NonInferiority, Refusal},
 };
 
@@ -179,15 +180,15 @@ pub struct Generation {
     pub adapter_weights: AdapterWeights,
 }
 
-/// How an adapter's weights are kept in memory. The bundle's file holds 16 bits in either case: what is rounded is rounded when it is loaded, the
-/// same way everywhere, and was so rounded when the specialist was measured.
+/// How an adapter's weights are kept, in memory and on disk: the specialist was measured with the numbers that its bundle holds. Bundles of earlier
+/// versions hold 16 bits in either case and are rounded when they are loaded, to the same numbers.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum AdapterWeights {
-    /// As the file holds them.
+    /// 16 bits.
     #[default]
     F16,
-    /// 8 bits with scales: half the memory.
+    /// 8 bits with scales: half of it.
     Int8,
 }
 
@@ -231,7 +232,8 @@ pub enum Stage {
     Head,
     /// One linear model on both.
     Both,
-    /// One linear model on n-grams and the embedding of an encoder that was tuned for this task: layers of its own over the base's tables.
+    /// One linear model on the embedding of an encoder that was tuned for this task (layers of its own over the base's tables), and on n-grams
+    /// unless the task does without.
     /// Of several inputs, together with the trees of `Pair`.
     Tuned,
     /// A linear model on the last row of a decoder under an adapter that was tuned for this task, of all its layers or of some.
@@ -274,9 +276,14 @@ impl Stage {
         }
     }
 
-    /// Does it read n-grams?
+    /// May it read n-grams? All but the head on a tuned encoder do where they may; see [`has_ngrams`](Self::has_ngrams).
     pub fn reads_ngrams(self) -> bool {
         matches!(self, Self::Linear | Self::Both | Self::Tuned)
+    }
+
+    /// Does this classifier of it read n-grams? On a tuned encoder it may read the encoder's vectors alone.
+    pub fn has_ngrams(self, head: &LinearHead) -> bool {
+        self.reads_ngrams() && (self != Self::Tuned || head.n_features() > 0)
     }
 
     /// Does it read an embedding, or a network's hidden rows?

@@ -292,12 +292,17 @@ impl Specialist {
 
     /// What the stage that is asked first says, where there is one. It needs no embedding; what it does not accept is for [`answer`](Self::answer).
     pub fn first_answer(&self, text: &str) -> Option<Answer> {
+        self.first_answer_from(&self.first_margins(text)?)
+    }
+
+    /// Margins of the stage that is asked first, where there is one, in the order of the labels.
+    pub fn first_margins(&self, text: &str) -> Option<Vec<f32>> {
         let head = self.contents.first.as_ref()?;
         let stage = self.contents.manifest.first.as_ref()?.stage;
         let row = self.contents.features.as_ref().filter(|_| stage.reads_ngrams()).map(|features| features.apply(text));
         let pairs = self.contents.pairs.as_ref().filter(|_| stage.reads_pairs());
         let dense = pairs.map(|pairs| pairs.outputs(&self.contents.manifest.inputs, text));
-        self.first_answer_from(&head.margins(row.as_ref(), dense.as_deref()))
+        Some(head.margins(row.as_ref(), dense.as_deref()))
     }
 
     /// The same from margins of its own that are already there.

@@ -39,6 +39,32 @@ use crate::{
 /// Of the grid of thresholds every so-manieth is tried as floor.
 const FLOOR_STEP: usize = 10;
 
+/// Why no stage is asked first.
+pub(super) const NOTHING_CHEAPER: &str =
+    "the rung that was taken needs no base model: there is nothing cheaper to ask first";
+
+/// Why no stage is asked first.
+pub(super) fn not_shown(rows: usize, margin: f64) -> String {
+    format!(
+        "the {rows} validation rows do not show at any score that a smaller rung may be asked first at a margin of {margin}"
+    )
+}
+
+/// The lowest threshold, looked for from strict to loose, at which it is shown that a stage may answer the rows that reach it; and how many do. `None`
+/// where that is shown of none.
+pub(super) fn floor(scores: &[f32], is_good_enough: impl Fn(&dyn Fn(usize) -> bool) -> bool) -> Option<(f32, usize)> {
+    let mut floor = None;
+    for threshold in thresholds().step_by(FLOOR_STEP) {
+        let answers = |row: usize| scores[row] >= threshold;
+        if !is_good_enough(&answers) {
+            break;
+        }
+        let answered = (0..scores.len()).filter(|row| answers(*row)).count();
+        floor = Some((threshold, answered)).filter(|(_, answered)| *answered > 0);
+    }
+    floor
+}
+
 /// A rung that is asked before the one that was taken.
 pub(super) struct Front<'a> {
     pub(super) rung: &'a Rung,
@@ -70,18 +96,12 @@ impl Choice<'_> {
         let smaller = &ladder.rungs[..ladder.chosen];
         let candidates: Vec<&Rung> = smaller.iter().filter(|rung| FirstStage::may_be(rung.stage)).collect();
         if candidates.is_empty() {
-            return Err("the rung that was taken needs no base model: there is nothing cheaper to ask first".to_owned());
+            return Err(NOTHING_CHEAPER.to_owned());
         }
         let fronts = candidates.into_iter().filter_map(|rung| self.tried(rung));
         // The first of equals is the smallest.
         let best = fronts.reduce(|best, front| if front.answered > best.answered { front } else { best });
-        best.ok_or_else(|| {
-            format!(
-                "the {} validation rows do not show at any score that a smaller rung may be asked first at a margin of {}",
-                self.gold.len(),
-                self.target.margin
-            )
-        })
+        best.ok_or_else(|| not_shown(self.gold.len(), self.target.margin))
     }
 
     fn tried<'a>(&self, rung: &'a Rung) -> Option<Front<'a>> {
@@ -94,20 +114,12 @@ impl Choice<'_> {
         let calibrator = calibrate::fit(&margins, self.gold);
         let scores: Vec<f32> = margins.iter().map(|row| calibrator.score(row)).collect();
         let calls = ladder::calls(&margins);
-        let mut floor = None;
-        for threshold in thresholds().step_by(FLOOR_STEP) {
-            let answers = |row: usize| scores[row] >= threshold;
+        let is_good_enough = |answers: &dyn Fn(usize) -> bool| {
             let whole: Vec<usize> =
                 (0..calls.len()).map(|row| if answers(row) { calls[row] } else { self.last[row] }).collect();
-            let (is_good_enough, _) =
-                ladder::non_inferior(self.target, &whole, self.last, self.gold, self.n_classes, self.seed);
-            if !is_good_enough {
-                break;
-            }
-            let answered = (0..calls.len()).filter(|row| answers(*row)).count();
-            floor = Some((threshold, answered)).filter(|(_, answered)| *answered > 0);
-        }
-        let (floor, answered) = floor?;
+            ladder::non_inferior(self.target, &whole, self.last, self.gold, self.n_classes, self.seed).0
+        };
+        let (floor, answered) = floor(&scores, is_good_enough)?;
         let stage = FirstStage { stage: rung.stage, floor, share: None, calibrator, scope, multi_label: None };
         Some(Front { rung, stage, answered })
     }

@@ -16,17 +16,16 @@ use metier_model::{
     extract::{Extractor, Field, ReadError, Reading, Schema, Scores, Span, Tokenised, log_odds},
     proof::{Calibrator, Method, NonInferiority, Paired},
     specialist::{
-        Contents, EncoderFile, Neighbours, ProbeRow, bundle,
+        Contents, EncoderFile, Neighbours,
         manifest::{FORMAT, Kind, Manifest, Recipe, RungRecord, Stage, TuningRecord},
     },
 };
 use serde_json::Value;
 
 use super::{
-    BuildError, BuildOutcome, EXCERPT_CHARACTERS, Evidence, FailedRow, MATCH_MISSES, MAX_FAILURES, RungOutcome,
-    Workbench, own_encoder,
+    BuildError, BuildOutcome, Evidence, RungOutcome, Workbench,
+    measured::{MATCH_MISSES, Mark, failures, groups, measured_part, own_encoder, probe, yardstick},
     ship::{Product, ship},
-    yardstick,
 };
 use crate::{
     craft::{
@@ -47,7 +46,6 @@ use crate::{
     eval::{
         EvalReport, ScoredRow, calibrate,
         certify::certify,
-        cluster::Groups,
         evaluation::{self, Confusion, ExtractFigures},
         metrics::{self, ClassMetrics, Measured},
     },
@@ -235,7 +233,7 @@ pub(super) fn build(
         .zip(&outcomes)
         .map(|(reading, outcome)| (reading.score(&scores), f64::from(u8::from(!is_right(reading, outcome)))))
         .collect();
-    let groups = Groups::of(splits.part(Part::Calibration).iter().map(|example| example.row.group.as_deref()));
+    let groups = groups(splits.part(Part::Calibration));
     let mut contents = contents;
     match certify(&losses, false, groups.as_ref(), (task.target.epsilon, task.target.delta)) {
         Ok(certificate) => contents.manifest.certificate = Some(certificate),
@@ -243,7 +241,7 @@ pub(super) fn build(
     }
     let specialist = Specialist::from_contents(contents);
 
-    let part = if splits.part(Part::Test).is_empty() { Part::Validation } else { Part::Test };
+    let part = measured_part(&splits);
     let read_on = readings(part, progress)?;
     let rows = &parts[part as usize];
     let outcomes = judge(rows, &read_on, fields);
@@ -258,7 +256,12 @@ pub(super) fn build(
     if let Some(extract) = &mut evaluation.extract {
         extract.lookup_f1 = Some(measure(ExtractMetric::FieldF1, &looked, bench.seed));
     }
-    let failures = failures(&specialist, rows, &read_on, &outcomes, fields);
+    let marks = rows.iter().zip(read_on.iter().zip(&outcomes)).map(|(row, (reading, outcome))| {
+        let answer = specialist.answer_of(reading);
+        let right = is_right(reading, outcome);
+        (row.example, Mark { right, score: answer.score, accepted: answer.accepted })
+    });
+    let failures = failures(marks, |at| differences(&rows[at].gold.values, &outcomes[at].values, fields));
     let evidence = Evidence { rows: part.name().to_owned(), evaluation, class_mix: None };
     let measured = [(&records[0], &looked, lookup_seconds), (&records[1], &outcomes, tune_seconds)];
     let rungs = measured.map(|(record, outcomes, seconds)| {
@@ -275,7 +278,11 @@ pub(super) fn build(
             decoder: None,
         }
     });
-    let probe = probe(&specialist, &parts[Part::Validation as usize], &validation);
+    let rows = parts[Part::Validation as usize].iter().map(|row| row.example);
+    let probe = probe(rows, |at| {
+        let answer = specialist.answer_of(&validation[at]);
+        (answer.label, answer.score)
+    });
     let mut contents = specialist.into_contents();
     contents.probe = probe;
     contents.evidence = serde_json::to_string_pretty(&evidence).expect("evidence is JSON");
@@ -744,50 +751,6 @@ fn confusions(rows: &[Aligned<'_>], outcomes: &[Outcome], fields: &[Field]) -> V
         .take(MAX_CONFUSIONS)
         .map(|((gold, called), n)| Confusion { gold: name(gold), predicted: name(called), n })
         .collect()
-}
-
-/// The first validation rows in an order that hangs on their text alone.
-fn probe(specialist: &Specialist, rows: &[Aligned<'_>], readings: &[Reading]) -> Vec<ProbeRow> {
-    let mut order: Vec<usize> = (0..rows.len()).collect();
-    order.sort_by_key(|&at| (Digest::of(rows[at].example.row.text.as_bytes()), at));
-    let rows = order.into_iter().take(bundle::MAX_PROBE_ROWS).map(|at| {
-        let answer = specialist.answer_of(&readings[at]);
-        ProbeRow { text: rows[at].example.row.text.clone(), label: answer.label, score: answer.score }
-    });
-    rows.collect()
-}
-
-/// The rows with a wrong field, worst first.
-fn failures(
-    specialist: &Specialist,
-    rows: &[Aligned<'_>],
-    readings: &[Reading],
-    outcomes: &[Outcome],
-    fields: &[Field],
-) -> Vec<FailedRow> {
-    let answers: Vec<_> = readings.iter().map(|reading| specialist.answer_of(reading)).collect();
-    let mut wrong: Vec<usize> = (0..rows.len()).filter(|&at| !is_right(&readings[at], &outcomes[at])).collect();
-    wrong.sort_by(|&a, &b| {
-        let (first, second) = (&answers[a], &answers[b]);
-        second.accepted.cmp(&first.accepted).then(second.score.total_cmp(&first.score)).then(a.cmp(&b))
-    });
-    let failed = wrong.into_iter().take(MAX_FAILURES).map(|at| {
-        let (row, answer) = (&rows[at], &answers[at]);
-        let mut text: String = row.example.row.text.chars().take(EXCERPT_CHARACTERS).collect();
-        if text.len() < row.example.row.text.len() {
-            text.push('…');
-        }
-        let (gold, called) = differences(&row.gold.values, &outcomes[at].values, fields);
-        FailedRow {
-            place: row.example.row.place.to_string(),
-            text,
-            gold,
-            called,
-            score: answer.score,
-            accepted: answer.accepted,
-        }
-    });
-    failed.collect()
 }
 
 /// The fields that differ, as they are and as they were called.

@@ -400,6 +400,7 @@ pub fn plan_generator(
         rows_needed_with_errors: rows_needed(epsilon, delta, epsilon / 2.0),
         enough: needed.is_some_and(|needed| splits.part(Part::Calibration).len() as u64 >= needed),
         minutes: (writing + training) / 60.0,
+        rungs: Vec::new(),
         rows_a_second: Some(rows_a_second),
         leak: splits.leak.clone(),
         alignment: None,

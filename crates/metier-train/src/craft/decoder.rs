@@ -28,6 +28,7 @@ use serde::{Deserialize, Serialize};
 use super::{
     checkpoint::{CheckpointError, Keeper},
     encoder::{self, StepLog},
+    epochs::{Best, is_better},
     lora::{self, batches},
     reading::ReadError,
 };
@@ -226,8 +227,7 @@ struct State {
     /// Bits of sums and figures: a text of them could be another number.
     loss_sum: u64,
     epochs: Vec<EpochLog>,
-    /// Metric and loss on validation rows of the best epoch, and which it was.
-    best: Option<(u64, u64, usize)>,
+    best: Best,
     steps: Vec<StepLog>,
     is_done: bool,
 }
@@ -465,15 +465,10 @@ impl Tuner {
             let loss = f64::from_bits(state.loss_sum) / batches.len() as f64;
             state.epochs.push(EpochLog { epoch: epoch + 1, loss, validation: value, validation_loss });
             (state.loss_sum, state.batch) = (0, 0);
-            let is_better = state.best.is_none_or(|(best, loss, _)| {
-                let (best, loss) = (f64::from_bits(best), f64::from_bits(loss));
-                value > best || (value == best && validation_loss < loss)
-            });
-            if is_better {
-                state.best = Some((value.to_bits(), validation_loss.to_bits(), epoch + 1));
+            if state.best.offer(epoch + 1, (value, validation_loss), is_better) {
                 best.clone_from(&self.net.params.values);
             }
-            let best_epoch = state.best.map_or(0, |best| best.2);
+            let best_epoch = state.best.epoch().unwrap_or(0);
             state.is_done = epoch + 1 >= epochs || epoch + 1 - best_epoch >= recipe.patience;
             if let Some(keeper) = &mut keeper {
                 self.keep_state(keeper, run, &state, &optimiser, &best)?;
@@ -481,7 +476,7 @@ impl Tuner {
         }
         self.net.params.values.clone_from(&best);
         let State { epochs, best, steps, .. } = state;
-        Ok(Trained { epochs, best: best.map_or(0, |best| best.2), steps, resumed_at })
+        Ok(Trained { epochs, best: best.epoch().unwrap_or(0), steps, resumed_at })
     }
 
     /// What is done needs its best numbers alone.
@@ -629,6 +624,6 @@ pub(super) fn angle(a: &[f32], b: &[f32]) -> f64 {
 fn fitting(state: &State, arrays: Vec<Vec<f32>>, n: usize) -> Option<[Vec<f32>; 4]> {
     let arrays = <[Vec<f32>; 4]>::try_from(arrays).ok()?;
     let running = if state.is_done { 0 } else { n };
-    let expected = [running, running, running, if state.best.is_some() { n } else { 0 }];
-    (arrays.each_ref().map(Vec::len) == expected && (!state.is_done || state.best.is_some())).then_some(arrays)
+    let expected = [running, running, running, if state.best.epoch().is_some() { n } else { 0 }];
+    (arrays.each_ref().map(Vec::len) == expected && (!state.is_done || state.best.epoch().is_some())).then_some(arrays)
 }

@@ -40,6 +40,54 @@ pub(super) struct Pace {
     pub(super) patience: usize,
 }
 
+/// The pace of a recipe that has these fields of its own.
+macro_rules! pace_of {
+    ($recipe:expr) => {
+        Pace {
+            epochs: $recipe.epochs,
+            batch_rows: $recipe.batch_rows,
+            learning_rate: $recipe.learning_rate,
+            head_learning_rate: $recipe.head_learning_rate,
+            weight_decay: $recipe.weight_decay,
+            warm_up: $recipe.warm_up,
+            dropout: $recipe.dropout,
+            average_steps: $recipe.average_steps,
+            patience: $recipe.patience,
+        }
+    };
+}
+pub(super) use pace_of;
+
+/// The best epoch so far, if any: its figure and loss on validation rows as bits (a text of them could be another number), and which it was.
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
+pub(super) struct Best(Option<(u64, u64, usize)>);
+
+impl Best {
+    /// Takes an epoch (from 1) that is better than the best before it, by `is_better(later, best)`; whether it was taken.
+    pub(super) fn offer(
+        &mut self,
+        epoch: usize,
+        later: (f64, f64),
+        is_better: impl Fn((f64, f64), (f64, f64)) -> bool,
+    ) -> bool {
+        let taken = self.0.is_none_or(|(best, loss, _)| is_better(later, (f64::from_bits(best), f64::from_bits(loss))));
+        if taken {
+            self.0 = Some((later.0.to_bits(), later.1.to_bits(), epoch));
+        }
+        taken
+    }
+
+    /// Which it was, from 1.
+    pub(super) fn epoch(self) -> Option<usize> {
+        self.0.map(|(_, _, epoch)| epoch)
+    }
+}
+
+/// A greater figure, or the same at a smaller loss.
+pub(super) fn is_better(later: (f64, f64), best: (f64, f64)) -> bool {
+    later.0 > best.0 || (later.0 == best.0 && later.1 < best.1)
+}
+
 /// What is trained: an encoder under a head that steers it.
 pub(super) trait Trainee: Send {
     /// Training examples.
@@ -170,8 +218,7 @@ struct State {
     /// Bits of sums and figures: a text of them could be another number.
     loss_sum: u64,
     epochs: Vec<EpochLog>,
-    /// Figure and loss on validation rows of the best epoch, and which it was.
-    best: Option<(u64, u64, usize)>,
+    best: Best,
     /// Training ended early.
     is_done: bool,
 }
@@ -294,25 +341,21 @@ pub(super) fn learn<T: Trainee>(
         state.epochs.push(EpochLog { epoch, loss, validation, validation_loss });
         (watch.epoch)(&state.epochs[epoch - 1]);
         (state.loss_sum, state.batch) = (0, 0);
-        let is_better = state.best.is_none_or(|(best, loss, _)| {
-            T::is_better((validation, validation_loss), (f64::from_bits(best), f64::from_bits(loss)))
-        });
-        if is_better {
-            state.best = Some((validation.to_bits(), validation_loss.to_bits(), epoch));
+        if state.best.offer(epoch, (validation, validation_loss), T::is_better) {
             best.clone_from(kept);
         }
-        let best_epoch = state.best.map_or(epoch, |best| best.2);
+        let best_epoch = state.best.epoch().unwrap_or(epoch);
         let now = (run.clock)();
         state.is_done = epoch - best_epoch >= pace.patience || now + now.saturating_sub(start) > run.deadline;
         save(&mut keeper, &state, &optimiser, [&values, average.as_deref().unwrap_or_default(), &best])?;
     }
-    let best_epoch = state.best.expect("at least one epoch").2;
+    let best_epoch = state.best.epoch().expect("at least one epoch");
     Ok(Learnt { values: best, epochs: state.epochs, best: best_epoch, tokens: state.tokens })
 }
 
 /// A checkpoint's numbers, where they are of this network and recipe.
 fn fitting(state: &State, arrays: Vec<Vec<f32>>, n: usize, has_average: bool) -> Option<[Vec<f32>; 5]> {
     let arrays = <[Vec<f32>; 5]>::try_from(arrays).ok()?;
-    let expected = [n, n, n, if has_average { n } else { 0 }, if state.best.is_some() { n } else { 0 }];
+    let expected = [n, n, n, if has_average { n } else { 0 }, if state.best.epoch().is_some() { n } else { 0 }];
     (arrays.each_ref().map(Vec::len) == expected).then_some(arrays)
 }

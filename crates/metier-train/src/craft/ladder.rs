@@ -4,32 +4,35 @@
 //! regularises more). Between rungs the paired score test of `proof::paired` decides, again on validation rows: a smaller rung
 //! is taken only if it is shown to be less than `target.margin` behind the best; "cannot tell" keeps the better one.
 
+pub(crate) mod decoding;
+pub(crate) mod tuning;
+
 use std::{borrow::Cow, sync::Arc, time::Duration};
 
 use metier_kernels::Pool;
 use metier_model::{
-    BaseId, Decoder, Digest, Encoder, LoraFormat, Progress, Unit,
-    engine::KeptLayers,
+    BaseId, Decoder, Encoder, Progress, Unit,
     features::{Features, SparseRow},
     head::{LinearHead, max_features},
     pairs::PairModel,
     proof::{NonInferiority, Paired, Verdict},
     specialist::{
         AdapterFiles, EncoderFile,
-        manifest::{
-            AdapterRecord, AdapterWeights, Rounded, RungRecord, Stage, TeacherRecord, TuningRecord, encoder_text,
-        },
+        manifest::{RungRecord, Stage, TeacherRecord, encoder_text},
     },
 };
 use serde::{Deserialize, Serialize};
 
+use self::{
+    decoding::Decoded,
+    tuning::{Outcome, Subject},
+};
+pub use self::{decoding::remove_decoder_checkpoints, tuning::ENCODER_CHECKPOINT};
 use super::{
-    checkpoint::Keeper,
-    decoder::{self, DecoderTuneError, Influence},
-    encoder::{self, TuneError, Tuner},
+    decoder::{self, Influence},
+    encoder::{self, Gold, TuneError},
     fused, linear,
     pair::{self, Blend, Pairs},
-    reading::{self, Reader},
     teaching::Lesson,
 };
 use crate::{
@@ -45,14 +48,11 @@ pub(super) const BOTH_GRID: [Path; 2] =
     [Path { embedding_scale: 1.0, c: &[0.1, 0.3, 1.0] }, Path { embedding_scale: 2.0, c: &[0.1, 0.3, 1.0] }];
 
 /// Vectors that were tuned lie far apart already: more weight and less regularisation do not help.
-const TUNED_GRID: [Path; 2] =
+pub(super) const TUNED_GRID: [Path; 2] =
     [Path { embedding_scale: 1.0, c: &[0.03, 0.1, 0.3] }, Path { embedding_scale: 3.0, c: &[0.03, 0.1, 0.3] }];
 
-/// Rows of a decoder that was tuned: the same.
-const DECODER_GRID: [Path; 1] = [Path { embedding_scale: 1.0, c: &[0.03, 0.1, 0.3, 1.0, 3.0] }];
-/// Texts on which the speed of each depth is measured, and how often.
-const SPEED_TEXTS: usize = 64;
-const SPEED_ROUNDS: usize = 5;
+/// Vectors of a network that was tuned, alone: the same.
+const VECTOR_GRID: [Path; 1] = [Path { embedding_scale: 1.0, c: &[0.03, 0.1, 0.3, 1.0, 3.0] }];
 
 /// One scale of the embedding with rising C: each starts where the one before ended.
 pub(super) struct Path {
@@ -184,7 +184,7 @@ pub struct Ladder {
 }
 
 /// An error with its causes.
-fn whole_text(error: &dyn std::error::Error) -> String {
+pub(super) fn whole_text(error: &dyn std::error::Error) -> String {
     let causes = std::iter::successors(error.source(), |cause| cause.source());
     causes.fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
 }
@@ -205,11 +205,6 @@ pub struct Run<'a> {
     /// Where a tuned encoder's checkpoint lies: the store, and the name of the task.
     pub keeps: Option<(&'a std::path::Path, &'a str)>,
 }
-
-/// What a checkpoint of a tuned encoder is called.
-pub const ENCODER_CHECKPOINT: &str = "encoder";
-/// What the checkpoints of a tuned decoder begin with; its depth follows where layers were left out.
-pub const DECODER_CHECKPOINT: &str = "decoder";
 
 /// What the ladder stands on.
 #[derive(Clone, Copy)]
@@ -234,6 +229,8 @@ pub struct Ground<'a> {
     pub decoding: &'a decoder::Recipe,
     /// What a teacher says of the training rows.
     pub lesson: Option<&'a Lesson>,
+    /// May a rung read n-grams? Without them the rungs `linear` and `both` are not made.
+    pub ngrams: bool,
 }
 
 /// Makes the rungs and chooses.
@@ -247,19 +244,21 @@ pub fn climb(
     run: &Run<'_>,
     progress: &mut dyn FnMut(Progress<'_>),
 ) -> Result<Ladder, TuneError> {
-    let Ground { splits, inputs, embeddings, encoder, decoder, from, up_to, tuning, decoding, lesson } = ground;
+    let Ground { splits, inputs, embeddings, encoder, decoder, from, up_to, tuning, decoding, lesson, ngrams } = ground;
     let n_classes = splits.labels.len();
     let train = splits.part(Part::Train);
     let texts = || train.iter().map(|example| example.row.text.as_str());
     let features = Features::fit(texts(), MIN_FEATURE_ROWS, max_features(n_classes));
     let sparse: Vec<SparseRow> = texts().map(|text| features.apply(text)).collect();
     let classes: Vec<usize> = train.iter().map(|example| example.class).collect();
-    let shop = Shop { splits, inputs, features: &features, sparse: &sparse, classes: &classes, target, run, lesson };
+    let shop =
+        Shop { splits, inputs, features: &features, sparse: &sparse, classes: &classes, target, run, lesson, ngrams };
 
     let plans: Vec<(Stage, &[Path])> =
         [(Stage::Linear, &LINEAR_GRID[..]), (Stage::Head, &HEAD_GRID), (Stage::Both, &BOTH_GRID)]
             .into_iter()
             .filter(|(stage, _)| (!stage.reads_embedding() || embeddings.is_some()) && (from..=up_to).contains(stage))
+            .filter(|(stage, _)| ngrams || !stage.reads_ngrams())
             .collect();
     let mut steps = Steps { done: 0, total: plans.iter().flat_map(|(_, paths)| *paths).map(|path| path.c.len()).sum() };
     let (mut rungs, mut out_of_time, mut skipped) = (Vec::new(), false, Vec::new());
@@ -301,6 +300,7 @@ pub fn climb(
     if rungs.is_empty() {
         // There is always something to answer with, and to compare with.
         let mut steps = Steps { done: 0, total: LINEAR_GRID.iter().map(|path| path.c.len()).sum() };
+        let shop = Shop { ngrams: true, ..shop };
         rungs.push(shop.make(Stage::Linear, &LINEAR_GRID, None, &mut steps, progress).0);
     }
     let gold: Vec<usize> = splits.part(Part::Validation).iter().map(|example| example.class).collect();
@@ -332,12 +332,6 @@ enum Tuned {
     Skipped(SkippedRung),
 }
 
-enum Decoded {
-    /// From few layers to all.
-    Rungs(Vec<Rung>, DecoderLog),
-    Skipped(SkippedRung),
-}
-
 /// Everything that rungs share.
 struct Shop<'a> {
     splits: &'a Splits,
@@ -348,6 +342,7 @@ struct Shop<'a> {
     target: &'a Target,
     run: &'a Run<'a>,
     lesson: Option<&'a Lesson>,
+    ngrams: bool,
 }
 
 impl Shop<'_> {
@@ -368,9 +363,10 @@ impl Shop<'_> {
         let mut best: Option<Rung> = None;
         let mut out_of_time = false;
         for path in paths {
+            let reads_ngrams = stage.reads_ngrams() && self.ngrams;
             let rows = linear::Rows {
-                sparse: stage.reads_ngrams().then_some(self.sparse),
-                n_features: if stage.reads_ngrams() { self.features.len() } else { 0 },
+                sparse: reads_ngrams.then_some(self.sparse),
+                n_features: if reads_ngrams { self.features.len() } else { 0 },
                 dense: dense.as_deref().filter(|_| stage.reads_embedding()),
                 dense_scale: path.embedding_scale as f32,
                 targets: linear::Targets::One(self.classes),
@@ -479,9 +475,15 @@ impl Shop<'_> {
 
     /// The tuned rung as the sum of `ngrams` and a head on its vectors alone, where that does no worse on validation rows than the head
     /// that was fitted on both.
-    fn fused(&self, rung: Rung, ngrams: &Rung, embeddings: &Embeddings, progress: &mut dyn FnMut(Progress<'_>)) -> Rung {
-        let mut steps = Steps { done: 0, total: DECODER_GRID.iter().map(|path| path.c.len()).sum() };
-        let (vectors, _) = self.make(Stage::Head, &DECODER_GRID, Some(embeddings), &mut steps, progress);
+    fn fused(
+        &self,
+        rung: Rung,
+        ngrams: &Rung,
+        embeddings: &Embeddings,
+        progress: &mut dyn FnMut(Progress<'_>),
+    ) -> Rung {
+        let mut steps = Steps { done: 0, total: VECTOR_GRID.iter().map(|path| path.c.len()).sum() };
+        let (vectors, _) = self.make(Stage::Head, &VECTOR_GRID, Some(embeddings), &mut steps, progress);
         let held = Held::of(self.splits, Part::Validation, self.features, Some(embeddings));
         let (n_classes, metric) = (self.splits.labels.len(), self.target.metric);
         let makers = [(&ngrams.head, ngrams.validation.as_slice()), (&vectors.head, vectors.validation.as_slice())];
@@ -511,7 +513,7 @@ impl Shop<'_> {
         pairs: Option<&Pairs>,
         progress: &mut dyn FnMut(Progress<'_>),
     ) -> Result<Tuned, TuneError> {
-        let (run, start) = (self.run, (self.run.clock)());
+        let start = (self.run.clock)();
         let texts = Part::ALL.map(|part| {
             let rows = self.splits.part(part).iter();
             rows.map(|example| match pairs {
@@ -520,323 +522,40 @@ impl Shop<'_> {
             })
             .collect::<Vec<_>>()
         });
-        let rows = |part: Part| -> (Vec<&str>, Vec<usize>) {
-            let classes = self.splits.part(part).iter().map(|example| example.class);
-            (texts[part as usize].iter().map(AsRef::as_ref).collect(), classes.collect())
-        };
-        let (train, validation) = (rows(Part::Train), rows(Part::Validation));
-        let recipe = &encoder::Recipe {
+        let texts = texts.each_ref().map(|part| part.iter().map(AsRef::as_ref).collect::<Vec<&str>>());
+        let validation: Vec<usize> = self.splits.part(Part::Validation).iter().map(|example| example.class).collect();
+        let recipe = encoder::Recipe {
             metric: self.target.metric,
             // Of a pair the second half is as needed as the first.
             max_tokens: if pairs.is_some() { encoder.window_tokens() } else { recipe.max_tokens },
             ..recipe.clone()
         };
-        let mut tuner = Tuner::new(
+        let subject = Subject {
             encoder,
-            encoder::Rows { texts: &train.0, classes: &train.1 },
-            encoder::Rows { texts: &validation.0, classes: &validation.1 },
-            self.splits.labels.len(),
-            recipe,
-            run.seed,
-        )?;
-        if let Some(lesson) = self.lesson {
-            tuner.teach(lesson);
-        }
-        let tuning = encoder::Run { pool: run.pool, seed: run.seed, clock: run.clock, deadline: run.deadline };
-        if let Some((store, task)) = run.keeps {
-            let plan = plan(encoder, recipe, run, [&train, &validation], self.lesson);
-            tuner.keep(Keeper::new(store, task, ENCODER_CHECKPOINT, plan));
-        }
-        // What was begun once goes on: whether it fits was decided then.
-        if !tuner.has_begun() {
-            let (needed, left) = (tuner.probe(&tuning), run.deadline.saturating_sub((run.clock)()));
-            if needed > left {
-                let (needed_seconds, left_seconds) = (needed.as_secs_f64(), left.as_secs_f64());
-                return Ok(Tuned::Skipped(SkippedRung { stage: Stage::Tuned, needed_seconds, left_seconds }));
-            }
-        }
-        let tuned = tuner.learn(&tuning, progress, &mut |_| ())?;
-        let file = EncoderFile(Arc::new(tuned.file));
-        // Vectors of exactly what ships: numbers in 16 bits, in the form that this base is kept in, through the code that serves.
-        let served = encoder.tuned(&file.0)?;
-        let mut embeddings = Embeddings::default();
-        for part in Part::ALL {
-            embeddings[part as usize] = served.embed_all(run.pool, &rows(part).0, progress)?;
-        }
+            recipe: &recipe,
+            texts: &texts,
+            gold: [Gold::Classes(self.classes), Gold::Classes(&validation)],
+            n_classes: self.splits.labels.len(),
+            lesson: self.lesson,
+        };
+        let layers = match subject.tune(self.run, progress)? {
+            Outcome::Layers(layers) => *layers,
+            Outcome::Skipped(rung) => return Ok(Tuned::Skipped(rung)),
+        };
         let mut steps = Steps { done: 0, total: TUNED_GRID.iter().map(|path| path.c.len()).sum() };
-        let (mut rung, _) = self.make(Stage::Tuned, &TUNED_GRID, Some(&embeddings), &mut steps, progress);
+        let (mut rung, _) = self.make(Stage::Tuned, &TUNED_GRID, Some(&layers.embeddings), &mut steps, progress);
         // The F1 of one label has a bias of its own, which a sum would have to be given anew; pairs have trees beside the vectors.
         if let Some(ngrams) = ngrams.filter(|_| pairs.is_none() && !matches!(self.target.metric, Metric::F1 { .. })) {
-            rung = self.fused(rung, ngrams, &embeddings, progress);
+            rung = self.fused(rung, ngrams, &layers.embeddings, progress);
         }
-        rung.seconds = ((run.clock)() - start).as_secs_f64();
-        rung.record.tuning = Some(TuningRecord {
-            epochs: tuned.epochs.len() as u64,
-            best_epoch: tuned.best as u64,
-            batch_rows: recipe.batch_rows as u64,
-            learning_rate: decimal(recipe.learning_rate),
-            dropout: decimal(recipe.dropout),
-            smoothing: decimal(recipe.smoothing),
-            r_drop: decimal(recipe.r_drop),
-            contrast: decimal(recipe.contrast),
-        });
-        rung.own = Some(Own { file: Some(file), pairs: None, decoder: None, embeddings });
+        rung.seconds = ((self.run.clock)() - start).as_secs_f64();
+        rung.record.tuning = Some(layers.record);
+        rung.own = Some(Own { file: Some(layers.file), pairs: None, decoder: None, embeddings: layers.embeddings });
         if let Some(pairs) = pairs {
             self.with_pairs(&mut rung, pairs);
         }
         Ok(Tuned::Rung(Box::new(rung)))
     }
-}
-
-impl Shop<'_> {
-    /// The rungs whose head reads a tuned decoder, from few layers to all, if they are predicted to end in time.
-    fn decode(
-        &self,
-        decoder: &Arc<Decoder>,
-        recipe: &decoder::Recipe,
-        progress: &mut dyn FnMut(Progress<'_>),
-    ) -> Result<Decoded, DecoderTuneError> {
-        let (run, start) = (self.run, (self.run.clock)());
-        let recipe = &decoder::Recipe { metric: self.target.metric, ..recipe.clone() };
-        let texts = Part::ALL.map(|part| {
-            let rows = self.splits.part(part).iter();
-            rows.map(|example| encoder_text(self.inputs, &example.row.text)).collect::<Vec<_>>()
-        });
-        let texts = texts.each_ref().map(|part| part.iter().map(AsRef::as_ref).collect::<Vec<&str>>());
-        let read = |part: Part| -> Result<_, DecoderTuneError> {
-            let classes: Vec<usize> = self.splits.part(part).iter().map(|example| example.class).collect();
-            Ok((reading::prompts(decoder, &texts[part as usize])?, classes))
-        };
-        let (train, validation) = (read(Part::Train)?, read(Part::Validation)?);
-        if train.0.len() < 2 || validation.0.is_empty() {
-            return Err(DecoderTuneError::TooFew(train.0.len(), validation.0.len()));
-        }
-        let train = decoder::Rows { ids: &train.0, classes: &train.1 };
-        let validation = decoder::Rows { ids: &validation.0, classes: &validation.1 };
-        progress(Progress { stage: "reading the decoder's weights", done: 0, total: None, unit: Unit::Steps });
-        let n_classes = self.splits.labels.len();
-        let mut tuner = decoder::Tuner::new(decoder.network().plain()?, n_classes, recipe, run.seed);
-        let tuning = decoder::Run { pool: run.pool, seed: run.seed, clock: run.clock };
-        let keeper = |layers: &[usize]| {
-            run.keeps.map(|(store, task)| {
-                let plan = decoder_plan(decoder, recipe, run, layers, [train, validation]);
-                Keeper::new(store, task, &decoder_checkpoint(layers.len(), decoder), plan)
-            })
-        };
-        let of = tuner.net().layers().len();
-        let mut first = keeper(tuner.net().layers());
-        // What was begun once goes on: what fits was decided then.
-        let plan = match first.as_ref().and_then(decoder::Tuner::begun) {
-            Some(plan) => plan,
-            None => {
-                let left = run.deadline.saturating_sub((run.clock)());
-                let others = texts.iter().flatten().map(|text| text.len() / 4 + 1).sum();
-                match tuner.plan(&tuning, train, others, recipe, left) {
-                    Ok(plan) => plan,
-                    Err(needed) => {
-                        let (needed_seconds, left_seconds) = (needed.as_secs_f64(), left.as_secs_f64());
-                        return Ok(Decoded::Skipped(SkippedRung {
-                            stage: Stage::Decoder,
-                            needed_seconds,
-                            left_seconds,
-                        }));
-                    }
-                }
-            }
-        };
-        let trained =
-            tuner.train(&tuning, train, validation, recipe, (&plan, plan.epochs), first.as_mut(), progress)?;
-        let seconds = ((run.clock)() - start).as_secs_f64();
-        let influence = if plan.depths.is_empty() {
-            Vec::new()
-        } else {
-            progress(Progress { stage: "weighing layers", done: 0, total: None, unit: Unit::Steps });
-            tuner.influence(run.pool, train, run.seed)
-        };
-        let gold = validation.classes;
-        let mut rungs: Vec<Rung> = Vec::new();
-        let mut readers = Vec::new();
-        let mut phase = (trained.clone(), plan.epochs, influence);
-        let mut left = plan.depths.iter();
-        loop {
-            let (trained, planned, influence) = phase;
-            let (mut rung, reader, rounded) = self.decoded(decoder, &tuner, &texts, recipe.weights, progress)?;
-            let layers = tuner.net().layers().to_vec();
-            rung.record.adapter = Some(AdapterRecord {
-                rank: recipe.lora.r as u64,
-                alpha: decimal(recipe.lora.alpha),
-                learning_rate: decimal(recipe.learning_rate),
-                step_tokens: recipe.step_tokens as u64,
-                planned_epochs: planned as u64,
-                epochs: trained.epochs.len() as u64,
-                best_epoch: trained.best as u64,
-                kept_layers: kept_layers(&layers, of),
-                canaries: 0,
-                rounded,
-            });
-            rung.seconds = ((run.clock)() - start).as_secs_f64();
-            let against_all = rungs
-                .first()
-                .map(|all| compare(&calls(&rung.validation), &calls(&all.validation), gold, self.target.margin));
-            if let Some(own) = rung.own.as_mut().and_then(|own| own.decoder.as_mut()) {
-                own.depth = Depth { layers, of, against_all, epochs: trained.epochs, influence, ..own.depth.clone() };
-            }
-            rungs.push(rung);
-            readers.push(reader);
-            let is_worse = against_all.is_some_and(|test| test.verdict == Verdict::Inferior);
-            let Some(&depth) = left.next().filter(|_| !is_worse) else { break };
-            tuner.leave_out(run.pool, train, depth, recipe, run.seed, progress);
-            let mut keeper = keeper(tuner.net().layers());
-            let healed = tuner.train(
-                &tuning,
-                train,
-                validation,
-                recipe,
-                (&plan, recipe.heal_epochs),
-                keeper.as_mut(),
-                progress,
-            )?;
-            phase = (healed, recipe.heal_epochs, Vec::new());
-        }
-        drop(tuner);
-        let texts = &texts[Part::Validation as usize];
-        let speeds = speeds(&mut readers, run, &texts[..texts.len().min(SPEED_TEXTS)])?;
-        for (rung, speed) in rungs.iter_mut().zip(&speeds) {
-            if let Some(own) = rung.own.as_mut().and_then(|own| own.decoder.as_mut()) {
-                (own.depth.rows_a_second, own.depth.speed) = (*speed, speed / speeds[0].max(1e-9));
-            }
-        }
-        rungs.reverse();
-        Ok(Decoded::Rungs(rungs, DecoderLog { plan, trained, seconds }))
-    }
-
-    /// A linear model on what the decoder, as it is now, makes of all rows; read by the engine that serves, as it will be served.
-    fn decoded(
-        &self,
-        decoder: &Arc<Decoder>,
-        tuner: &decoder::Tuner,
-        texts: &[Vec<&str>; 4],
-        weights: AdapterWeights,
-        progress: &mut dyn FnMut(Progress<'_>),
-    ) -> Result<(Rung, Reader, Option<Rounded>), DecoderTuneError> {
-        let base = decoder.base().clone();
-        let (config, deltas) = tuner.files(&base.name);
-        let files = AdapterFiles { config, weights: Arc::new(deltas) };
-        let kept = KeptLayers::new(tuner.net().layers().to_vec());
-        let mut reader = Reader::new(Arc::clone(decoder), &files, kept.clone(), weights.format())?;
-        let mut embeddings = Embeddings::default();
-        for part in Part::ALL {
-            embeddings[part as usize] =
-                reader.read_all(self.run.pool, &texts[part as usize], "reading rows with the decoder", progress)?;
-        }
-        let mut steps = Steps { done: 0, total: DECODER_GRID.iter().map(|path| path.c.len()).sum() };
-        let (mut rung, _) = self.make(Stage::Decoder, &DECODER_GRID, Some(&embeddings), &mut steps, progress);
-        let rounded = match weights {
-            AdapterWeights::F16 => None,
-            AdapterWeights::Int8 => {
-                let mut whole = Reader::new(Arc::clone(decoder), &files, kept, LoraFormat::F16)?;
-                let validation = &texts[Part::Validation as usize];
-                let vectors =
-                    whole.read_all(self.run.pool, validation, "reading rows with the adapter in 16 bits", progress)?;
-                let before: Vec<Vec<f32>> =
-                    vectors.iter().map(|vector| rung.head.margins(None, Some(vector.as_slice()))).collect();
-                let gold: Vec<usize> = self.splits.part(Part::Validation).iter().map(|example| example.class).collect();
-                let n_classes = self.splits.labels.len();
-                let measured = metrics::measure(self.target.metric, &calls(&before), &gold, n_classes, self.run.seed);
-                let pairs = before.iter().flatten().zip(rung.validation.iter().flatten());
-                Some(Rounded {
-                    before: measured.value,
-                    after: rung.record.validation,
-                    max_difference: f64::from(pairs.map(|(a, b)| (a - b).abs()).fold(0.0, f32::max)),
-                    bytes_before: whole.adapter_bytes as u64,
-                    bytes_after: reader.adapter_bytes as u64,
-                })
-            }
-        };
-        let cache = decoder.network().config().cache();
-        let kv = cache.page_bytes() / metier_model::cache::PAGE_POSITIONS / cache.layers;
-        let depth = Depth {
-            layers: Vec::new(),
-            of: cache.layers,
-            rows_a_second: 0.0,
-            speed: 1.0,
-            kv_bytes_a_token: (kv * tuner.net().layers().len()) as u64,
-            adapter_bytes: reader.adapter_bytes as u64,
-            against_all: None,
-            epochs: Vec::new(),
-            influence: Vec::new(),
-            is_chosen: false,
-        };
-        let decoder = Some(OwnDecoder { files, base, depth });
-        rung.own = Some(Own { file: None, pairs: None, decoder, embeddings });
-        Ok((rung, reader, rounded))
-    }
-}
-
-/// Texts read a second at each depth: medians of rounds in which all depths take turns.
-fn speeds(readers: &mut [Reader], run: &Run<'_>, texts: &[&str]) -> Result<Vec<f64>, DecoderTuneError> {
-    let mut times = vec![Vec::new(); readers.len()];
-    for _ in 0..SPEED_ROUNDS {
-        for (reader, times) in readers.iter_mut().zip(&mut times) {
-            times.push(reader.time(run.pool, texts, run.clock)?);
-        }
-    }
-    let speed = |mut times: Vec<Duration>| {
-        times.sort_unstable();
-        texts.len() as f64 / times[times.len() / 2].as_secs_f64().max(1e-9)
-    };
-    Ok(times.into_iter().map(speed).collect())
-}
-
-/// What the checkpoint of a depth is called.
-fn decoder_checkpoint(layers: usize, decoder: &Decoder) -> String {
-    if layers == decoder.network().config().layers {
-        DECODER_CHECKPOINT.to_owned()
-    } else {
-        format!("{DECODER_CHECKPOINT}-{layers}")
-    }
-}
-
-/// Removes the checkpoints of a decoder that was tuned.
-pub fn remove_decoder_checkpoints(store: &std::path::Path, task: &str) {
-    super::checkpoint::remove(store, task, DECODER_CHECKPOINT);
-    super::checkpoint::remove_all(store, task, &format!("{DECODER_CHECKPOINT}-"));
-}
-
-/// Everything that a tuned decoder's numbers hang on.
-fn decoder_plan(
-    decoder: &Decoder,
-    recipe: &decoder::Recipe,
-    run: &Run<'_>,
-    layers: &[usize],
-    rows: [decoder::Rows<'_>; 2],
-) -> Digest {
-    let (base, tier) = (decoder.base().digest, run.pool.tier());
-    let mut bytes = format!("decoder 1\n{base}\n{recipe:?}\n{layers:?}\n{}\n{tier}\n", run.seed).into_bytes();
-    for (ids, class) in rows.iter().flat_map(|rows| rows.ids.iter().zip(rows.classes)) {
-        bytes.extend((ids.len() as u64).to_le_bytes());
-        bytes.extend(ids.iter().flat_map(|id| id.0.to_le_bytes()));
-        bytes.extend((*class as u64).to_le_bytes());
-    }
-    Digest::of(&bytes)
-}
-
-/// Everything that a tuned encoder's numbers hang on.
-fn plan(
-    encoder: &Encoder,
-    recipe: &encoder::Recipe,
-    run: &Run<'_>,
-    rows: [&(Vec<&str>, Vec<usize>); 2],
-    lesson: Option<&Lesson>,
-) -> Digest {
-    let mut text = format!("encoder 1\n{}\n{recipe:?}\n{}\n{}\n", encoder.base().digest, run.seed, run.pool.tier());
-    if let Some(Lesson { record, .. }) = lesson {
-        text += &format!("{record:?}\n");
-    }
-    for (text_of_row, class) in rows.iter().flat_map(|(texts, classes)| texts.iter().zip(classes)) {
-        text += &format!("{} {class}\n", Digest::of(text_of_row.as_bytes()));
-    }
-    Digest::of(text.as_bytes())
 }
 
 /// The number as it was written: 0.1 and not 0.10000000149.

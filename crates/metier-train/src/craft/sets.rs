@@ -3,10 +3,11 @@
 //! Each rung is what it is for one label a row (features, grid, solver); a row is simply positive for each of its labels. A linear model
 //! that was trained to part rare labels from the rest lies too far on the side of "no" for F1, so the threshold of each label is the one that
 //! is best on validation rows (Yang 2001, "S-cut"), where it has [`MIN_POSITIVES`] of them; the others share one threshold. Thresholds go into
-//! the head's bias: a label is called where its margin is above 0.
+//! the head's bias: a label is called where its margin is above 0. An encoder is tuned by the cross entropy of each label for itself; what ships on
+//! its vectors is the same one-versus-rest model as on any others.
 
 use metier_model::{
-    Progress, Unit,
+    Encoder, Progress, Unit,
     features::{Features, SparseRow},
     head::{LinearHead, max_features},
     specialist::{
@@ -16,7 +17,12 @@ use metier_model::{
 };
 
 use super::{
-    ladder::{BOTH_GRID, Embeddings, HEAD_GRID, Held, LINEAR_GRID, MIN_FEATURE_ROWS, Path, Run},
+    encoder::{self, Gold, TuneError},
+    ladder::{
+        BOTH_GRID, Embeddings, HEAD_GRID, Held, LINEAR_GRID, MIN_FEATURE_ROWS, Own, Path, Run, SkippedRung, TUNED_GRID,
+        tuning::{Outcome, Subject},
+        whole_text,
+    },
     linear::{self, Targets},
 };
 use crate::{
@@ -37,8 +43,17 @@ pub struct SetRung {
     pub record: RungRecord,
     /// Margins of the validation rows.
     pub validation: Vec<Vec<f32>>,
-    /// Time spent on all its settings; embedding not included.
+    /// Time spent on all its settings; for a tuned encoder all of it, else embedding not included.
     pub seconds: f64,
+    /// What it alone reads, where it does.
+    pub own: Option<Own>,
+}
+
+impl SetRung {
+    /// What it reads beside n-grams: its own, else the frozen encoder's vectors.
+    pub fn embeddings<'a>(&'a self, frozen: Option<&'a Embeddings>) -> Option<&'a Embeddings> {
+        self.own.as_ref().map(|own| &own.embeddings).or(frozen)
+    }
 }
 
 /// All rungs, smallest first, and which was taken.
@@ -51,63 +66,132 @@ pub struct SetLadder {
     pub chosen: usize,
     /// True if the time budget ended a grid early.
     pub out_of_time: bool,
+    /// A rung that was predicted not to end in time.
+    pub skipped: Option<SkippedRung>,
+    /// A rung that this encoder or these rows do not allow, and why.
+    pub not_made: Option<(Stage, String)>,
+}
+
+/// What the ladder stands on.
+#[derive(Clone, Copy)]
+pub struct Ground<'a> {
+    /// Rows by part, each with its labels.
+    pub sets: &'a SetSplits,
+    /// Vectors of the frozen encoder; without them only `linear` runs.
+    pub embeddings: Option<&'a Embeddings>,
+    /// The encoder, where its layers can be tuned.
+    pub encoder: Option<&'a Encoder>,
+    /// The lowest rung that is made.
+    pub from: Stage,
+    /// The highest rung that may run.
+    pub up_to: Stage,
+    /// How an encoder is tuned.
+    pub tuning: &'a encoder::Recipe,
+    /// May a rung read n-grams? Without them the rungs `linear` and `both` are not made.
+    pub ngrams: bool,
 }
 
 /// Makes the rungs and chooses the smallest that is good enough.
-pub fn climb(
-    sets: &SetSplits,
-    embeddings: Option<&Embeddings>,
-    up_to: Stage,
-    target: &Target,
-    run: &Run<'_>,
-    progress: &mut dyn FnMut(Progress<'_>),
-) -> SetLadder {
-    let splits = &sets.splits;
-    let n_labels = splits.labels.len();
-    let train = splits.part(Part::Train);
-    let texts = || train.iter().map(|example| example.row.text.as_str());
-    let features = Features::fit(texts(), MIN_FEATURE_ROWS, max_features(n_labels));
+pub fn climb(ground: Ground<'_>, target: &Target, run: &Run<'_>, progress: &mut dyn FnMut(Progress<'_>)) -> SetLadder {
+    let Ground { sets, embeddings, encoder, from, up_to, tuning, ngrams } = ground;
+    let texts = || sets.splits.part(Part::Train).iter().map(|example| example.row.text.as_str());
+    let features = Features::fit(texts(), MIN_FEATURE_ROWS, max_features(sets.splits.labels.len()));
     let sparse: Vec<SparseRow> = texts().map(|text| features.apply(text)).collect();
     let plans: Vec<(Stage, &[Path])> =
         [(Stage::Linear, &LINEAR_GRID[..]), (Stage::Head, &HEAD_GRID), (Stage::Both, &BOTH_GRID)]
             .into_iter()
-            .filter(|(stage, _)| (!stage.reads_embedding() || embeddings.is_some()) && *stage <= up_to)
+            .filter(|(stage, _)| (!stage.reads_embedding() || embeddings.is_some()) && (from..=up_to).contains(stage))
+            .filter(|(stage, _)| ngrams || !stage.reads_ngrams())
             .collect();
-    let total: usize = plans.iter().flat_map(|(_, paths)| *paths).map(|path| path.c.len()).sum();
-    let (mut rungs, mut out_of_time, mut done) = (Vec::new(), false, 0);
-    for (stage, paths) in plans {
+    let tunes = encoder.filter(|_| (from..=up_to).contains(&Stage::Tuned) && embeddings.is_some());
+    let total = plans.iter().flat_map(|(_, paths)| *paths).map(|path| path.c.len()).sum();
+    let mut shop =
+        Shop { sets, features: &features, sparse: &sparse, target, run, ngrams, steps: (0, total), cut: false };
+    let mut rungs: Vec<SetRung> =
+        plans.into_iter().map(|(stage, paths)| shop.make(stage, paths, embeddings, progress)).collect();
+    let (mut skipped, mut not_made) = (None, None);
+    if let Some(encoder) = tunes {
+        match shop.tune(encoder, tuning, progress) {
+            Ok(Tuned::Rung(rung)) => rungs.push(*rung),
+            Ok(Tuned::Skipped(rung)) => skipped = Some(rung),
+            // The rungs below it stand.
+            Err(error) => not_made = Some((Stage::Tuned, whole_text(&error))),
+        }
+    }
+    if rungs.is_empty() {
+        // There is always something to answer with.
+        shop.ngrams = true;
+        rungs.push(shop.make(Stage::Linear, &LINEAR_GRID, None, progress));
+    }
+    let out_of_time = shop.cut;
+    let chosen = choose(&mut rungs, sets, target, run.seed);
+    SetLadder { features, rungs, chosen, out_of_time, skipped, not_made }
+}
+
+enum Tuned {
+    Rung(Box<SetRung>),
+    Skipped(SkippedRung),
+}
+
+/// Everything that rungs share.
+struct Shop<'a> {
+    sets: &'a SetSplits,
+    features: &'a Features,
+    sparse: &'a [SparseRow],
+    target: &'a Target,
+    run: &'a Run<'a>,
+    ngrams: bool,
+    /// Settings that were tried, of how many.
+    steps: (u64, usize),
+    /// Time ended before all settings of a rung were tried.
+    cut: bool,
+}
+
+impl Shop<'_> {
+    /// A model a label on what `stage` reads, with the best of its settings.
+    fn make(
+        &mut self,
+        stage: Stage,
+        paths: &[Path],
+        embeddings: Option<&Embeddings>,
+        progress: &mut dyn FnMut(Progress<'_>),
+    ) -> SetRung {
+        let (run, splits, metric) = (self.run, &self.sets.splits, self.target.metric);
+        let n_labels = splits.labels.len();
         let start = (run.clock)();
         let dense: Option<Vec<&[f32]>> =
             embeddings.map(|all| all[Part::Train as usize].iter().map(Vec::as_slice).collect());
-        let held = Held::of(splits, Part::Validation, &features, embeddings);
-        let gold = &sets.sets[Part::Validation as usize];
+        let held = Held::of(splits, Part::Validation, self.features, embeddings);
+        let gold = &self.sets.sets[Part::Validation as usize];
+        let groups = Groups::of(splits.part(Part::Validation).iter().map(|row| row.row.group.as_deref()));
+        let reads_ngrams = stage.reads_ngrams() && self.ngrams;
         let mut best: Option<SetRung> = None;
         for path in paths {
             let rows = linear::Rows {
-                sparse: stage.reads_ngrams().then_some(sparse.as_slice()),
-                n_features: if stage.reads_ngrams() { features.len() } else { 0 },
+                sparse: reads_ngrams.then_some(self.sparse),
+                n_features: if reads_ngrams { self.features.len() } else { 0 },
                 dense: dense.as_deref().filter(|_| stage.reads_embedding()),
                 dense_scale: path.embedding_scale as f32,
-                targets: Targets::Sets(&sets.sets[Part::Train as usize]),
+                targets: Targets::Sets(&self.sets.sets[Part::Train as usize]),
                 n_classes: n_labels,
             };
             let mut solver = linear::Solver::new(rows, run.seed);
             for &c in path.c {
                 if best.is_some() && (run.clock)() > run.deadline {
-                    out_of_time = true;
+                    self.cut = true;
                     break;
                 }
-                progress(Progress { stage: "training rungs", done, total: Some(total as u64), unit: Unit::Steps });
-                done += 1;
+                let (done, total) = (self.steps.0, Some(self.steps.1 as u64));
+                progress(Progress { stage: "training rungs", done, total, unit: Unit::Steps });
+                self.steps.0 += 1;
                 let weights = solver.solve(c as f32, run.pool);
                 let head = LinearHead::quantise(weights.bias, &weights.sparse, weights.dense);
                 let bias: Vec<f32> =
-                    thresholds(&held.margins(&head), gold, n_labels, target.metric).iter().map(|t| -t).collect();
+                    thresholds(&held.margins(&head), gold, n_labels, metric).iter().map(|t| -t).collect();
                 let head = head.blended(1.0, &bias, &[]);
                 let validation = held.margins(&head);
                 let calls: Vec<Vec<usize>> = validation.iter().map(|row| called(row)).collect();
-                let groups = Groups::of(splits.part(Part::Validation).iter().map(|row| row.row.group.as_deref()));
-                let measured = figures::measure(target.metric, &calls, gold, n_labels, run.seed, groups.as_ref());
+                let measured = figures::measure(metric, &calls, gold, n_labels, run.seed, groups.as_ref());
                 if best.as_ref().is_none_or(|best| measured.value > best.record.validation) {
                     let record = RungRecord {
                         rung: stage,
@@ -120,16 +204,48 @@ pub fn climb(
                         tuning: None,
                         adapter: None,
                     };
-                    best = Some(SetRung { stage, head, record, validation, seconds: 0.0 });
+                    best = Some(SetRung { stage, head, record, validation, seconds: 0.0, own: None });
                 }
             }
         }
         let mut rung = best.expect("a grid is not empty");
         rung.seconds = ((run.clock)() - start).as_secs_f64();
-        rungs.push(rung);
+        rung
     }
-    let chosen = choose(&mut rungs, sets, target, run.seed);
-    SetLadder { features, rungs, chosen, out_of_time }
+
+    /// The rung whose encoder is tuned, if it is predicted to end in time.
+    fn tune(
+        &mut self,
+        encoder: &Encoder,
+        recipe: &encoder::Recipe,
+        progress: &mut dyn FnMut(Progress<'_>),
+    ) -> Result<Tuned, TuneError> {
+        let start = (self.run.clock)();
+        let texts = Part::ALL.map(|part| {
+            self.sets.splits.part(part).iter().map(|example| example.row.text.as_str()).collect::<Vec<&str>>()
+        });
+        // Of a row with several labels there is no one class whose other rows it should lie near to.
+        let recipe = encoder::Recipe { metric: self.target.metric, contrast: 0.0, ..recipe.clone() };
+        let [train, validation, ..] = &self.sets.sets;
+        let subject = Subject {
+            encoder,
+            recipe: &recipe,
+            texts: &texts,
+            gold: [Gold::Sets(train), Gold::Sets(validation)],
+            n_classes: self.sets.splits.labels.len(),
+            lesson: None,
+        };
+        let layers = match subject.tune(self.run, progress)? {
+            Outcome::Layers(layers) => *layers,
+            Outcome::Skipped(rung) => return Ok(Tuned::Skipped(rung)),
+        };
+        self.steps = (0, TUNED_GRID.iter().map(|path| path.c.len()).sum());
+        let mut rung = self.make(Stage::Tuned, &TUNED_GRID, Some(&layers.embeddings), progress);
+        rung.seconds = ((self.run.clock)() - start).as_secs_f64();
+        rung.record.tuning = Some(layers.record);
+        rung.own = Some(Own { file: Some(layers.file), pairs: None, decoder: None, embeddings: layers.embeddings });
+        Ok(Tuned::Rung(Box::new(rung)))
+    }
 }
 
 /// The rung with its settings, made from some of the training rows: what it calls the validation rows. Thresholds are set on those, as they are
@@ -151,9 +267,10 @@ pub fn calls_from(
         embeddings.map(|all| rows.iter().map(|&row| all[Part::Train as usize][row].as_slice()).collect());
     let targets: Vec<Vec<usize>> = rows.iter().map(|&row| sets.sets[Part::Train as usize][row].clone()).collect();
     let stage = rung.stage;
+    let reads_ngrams = stage.has_ngrams(&rung.head);
     let rows = linear::Rows {
-        sparse: stage.reads_ngrams().then_some(sparse.as_slice()),
-        n_features: if stage.reads_ngrams() { features.len() } else { 0 },
+        sparse: reads_ngrams.then_some(sparse.as_slice()),
+        n_features: if reads_ngrams { features.len() } else { 0 },
         dense: dense.as_deref().filter(|_| stage.reads_embedding()),
         dense_scale: rung.record.embedding_scale as f32,
         targets: Targets::Sets(&targets),

@@ -27,7 +27,7 @@ use metier_model::{
 
 use super::{
     checkpoint::Keeper,
-    epochs::{self, EpochLog, Learnt, Pace, Run, StepLog, Trainee, TuneError, Watch},
+    epochs::{self, EpochLog, Learnt, Pace, Run, StepLog, Trainee, TuneError, Watch, pace_of},
     linear::shuffle,
 };
 use crate::{
@@ -91,17 +91,7 @@ impl Recipe {
     }
 
     fn pace(&self) -> Pace {
-        Pace {
-            epochs: self.epochs,
-            batch_rows: self.batch_rows,
-            learning_rate: self.learning_rate,
-            head_learning_rate: self.head_learning_rate,
-            weight_decay: self.weight_decay,
-            warm_up: self.warm_up,
-            dropout: self.dropout,
-            average_steps: self.average_steps,
-            patience: self.patience,
-        }
+        pace_of!(self)
     }
 }
 

@@ -94,7 +94,9 @@ pub(super) fn load(
     seed: u64,
 ) -> Result<SetSplits, DataError> {
     if task.data.hierarchy.is_some() {
-        return Err(DataError::Task("`data.hierarchy` is for rows with one label each, not for lists".to_owned()));
+        return Err(DataError::Task("`data.hierarchy` is for rows with one label each, not for lists: a node's probability is the sum of those of the labels under it only where a row \
+             has exactly one of them. Leave it out; `billing/refund` and `billing/invoice` are then labels like any others"
+                .to_owned()));
     }
     if task.data.out_of_scope.is_some() {
         return Err(DataError::Task(

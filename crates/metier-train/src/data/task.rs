@@ -59,7 +59,7 @@ const KEYS: [(&str, &[&str]); 9] = [
     ("budget", &["minutes", "from", "up_to"]),
     ("prune", &["keep", "heal_epochs"]),
     ("distil", &["teacher", "temperature", "weight", "rows"]),
-    ("tune", &["rank", "alpha", "epochs", "learning_rate", "batch_rows", "canaries", "adapter"]),
+    ("tune", &["rank", "alpha", "epochs", "learning_rate", "batch_rows", "canaries", "adapter", "ngrams"]),
 ];
 
 /// A task file, read and checked.
@@ -98,6 +98,8 @@ pub struct TaskFile {
     pub up_to: Stage,
     /// Of a classification: how a decoder's adapter is trained, where a rung has one.
     pub tune: Tune,
+    /// May a classifier read n-grams? Without them it can leave for programs that know none.
+    pub ngrams: bool,
     /// Which shares of a decoder's layers are tried.
     pub prune: Prune,
     /// Whom it learns from beside its rows.
@@ -246,6 +248,7 @@ struct RawTune {
     batch_rows: Option<usize>,
     canaries: Option<usize>,
     adapter: Option<String>,
+    ngrams: Option<bool>,
 }
 
 #[derive(Deserialize)]
@@ -356,8 +359,13 @@ impl TaskFile {
             }
             None => Ok(()),
         };
+        let ngrams = raw.tune.as_ref().and_then(|tune| tune.ngrams);
         if kind != Kind::Classify {
-            let keys = [("target.stages", target.stages.is_some()), ("target.fall_back", target.fall_back.is_some())];
+            let keys = [
+                ("target.stages", target.stages.is_some()),
+                ("target.fall_back", target.fall_back.is_some()),
+                ("tune.ngrams", ngrams.is_some()),
+            ];
             foreign(&keys, "classify")?;
         }
         // A file in the place of a column: what `metier dataset label` wrote.
@@ -488,6 +496,11 @@ impl TaskFile {
         if !(1..=MAX_STAGES).contains(&stages) {
             return Err(wrong(format!("`target.stages` = {stages} must be 1 to {MAX_STAGES}")));
         }
+        if stages > 1 && ngrams == Some(false) {
+            let why =
+                "`target.stages` = 2 asks a rung first that reads n-grams, and `tune.ngrams` = false does without";
+            return Err(wrong(why.to_owned()));
+        }
         let budget = raw.budget.unwrap_or_default();
         if kind != Kind::Classify {
             foreign(&[("budget.from", budget.from.is_some())], "classify")?;
@@ -556,6 +569,7 @@ impl TaskFile {
             from,
             up_to,
             tune,
+            ngrams: ngrams.unwrap_or(true),
             prune,
             distil,
             extract,
@@ -565,7 +579,7 @@ impl TaskFile {
 }
 
 fn of_adapters(tune: RawTune) -> generate::RawTune {
-    let RawTune { rank, alpha, learning_rate, epochs, batch_rows: _, canaries, adapter } = tune;
+    let RawTune { rank, alpha, learning_rate, epochs, batch_rows: _, canaries, adapter, ngrams: _ } = tune;
     generate::RawTune { rank, alpha, learning_rate, epochs, canaries, adapter }
 }
 

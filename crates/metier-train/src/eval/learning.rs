@@ -149,6 +149,9 @@ pub fn measure_sets(
 ) -> Result<LearningCurve, String> {
     let splits = &sets.splits;
     let (train, validation) = (splits.part(Part::Train), splits.part(Part::Validation));
+    if rung.own.is_some() {
+        return Err(format!("no learning curve: the rung `{}` is not made again for it", rung.stage.name()));
+    }
     if train.len() < MIN_ROWS {
         return Err(format!("no learning curve: {} training rows are too few to take parts of", train.len()));
     }

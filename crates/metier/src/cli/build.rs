@@ -217,6 +217,16 @@ fn tell_plan(task: &TaskFile, plan: &Plan) {
             }
         }
     }
+    for rung in &plan.rungs {
+        let depths: Vec<String> = rung.depths.iter().map(usize::to_string).collect();
+        let layers = if depths.is_empty() { String::new() } else { format!(", then {} layers", depths.join(", ")) };
+        let what = if rung.fits {
+            format!("about {:.1} minutes, at most {} epochs{layers}", rung.minutes, rung.epochs)
+        } else {
+            format!("about {:.1} minutes: it does not fit and would be left out", rung.minutes)
+        };
+        println!("  {:12} {what}", rung.rung.name());
+    }
     println!("  time         about {:.1} minutes (budget {})", plan.minutes, task.budget_minutes);
     if !plan.labels.is_empty() {
         println!("  labels       rows by part (train, validation, calibration, test)");

@@ -1,8 +1,8 @@
 //! Specialists that learn from others, adapters that are rounded, heads that leave: the same tiny networks throughout.
 
-use std::fs;
+use std::{collections::BTreeSet, fs};
 
-use metier_model::{Digest, tiny};
+use metier_model::{Digest, format::Safetensors, tiny};
 use serde_json::Value;
 
 use super::{Desk, TASK, rows};
@@ -156,6 +156,17 @@ fn a_writer_is_rounded_and_teaches() {
     let bundle = desk.path("state/specialists/yes").join(built["bundle"].as_str().unwrap());
     let manifest = fs::read_to_string(bundle.join("specialist.toml")).unwrap();
     assert!(manifest.contains("adapter_weights = \"int8\"") && manifest.contains("bytes_after"), "{manifest}");
+    // On disk as well, and PEFT is given halves again.
+    let bytes = fs::read(bundle.join("adapter.safetensors")).unwrap();
+    let types = |bytes: &[u8]| {
+        let file = Safetensors::parse(bytes).unwrap();
+        file.tensors().values().map(|info| info.dtype.to_string()).collect::<BTreeSet<String>>()
+    };
+    assert_eq!(types(&bytes), ["F32", "I8"].map(str::to_owned).into());
+    desk.run("specialists export yes --format peft --output peft").check(0, &["same token as in service"]);
+    let halves = fs::read(desk.path("peft/adapter_model.safetensors")).unwrap();
+    assert_eq!(types(&halves), ["F16".to_owned()].into());
+    assert!(bytes.len() * 10 < halves.len() * 8, "{} of {} bytes", bytes.len(), halves.len());
     // What was measured is what is asked.
     let eval = desk.run("eval yes test.csv --json").check(0, &[]).result();
     assert_eq!((&eval["value"], &eval["n"]), (&built["value"], &built["n"]), "{eval}");

@@ -1,6 +1,6 @@
 //! The shipped example of several labels a row, built and asked over HTTP.
 
-use std::{path::Path, process::Command};
+use std::{fs, path::Path, process::Command};
 
 use metier_model::{Specialist, SpecialistStore, proof::Certificate, specialist::Registry};
 use serde_json::{Value, json};
@@ -9,39 +9,70 @@ use super::fixture::{DECODER, ENCODER, Server, http, metier};
 
 const NAME: &str = "rider-feedback";
 
-/// A store with the example's specialist under other names: one whose threshold is always reached, and one that certifies nothing.
-fn store(dir: &Path) {
+/// Builds a task over the example's rows, or the first `rows` of each part, and gives what is live of it.
+fn built(dir: &Path, rows: usize, budget: &str) -> Specialist {
     for model in [DECODER, ENCODER] {
         metier::fetch::ensure_for_tests(model);
     }
-    let task = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../examples").join(NAME).join("task.toml");
-    let store = dir.join("store");
+    let example = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../examples").join(NAME);
+    let task = fs::read_to_string(example.join("task.toml")).unwrap();
+    let (task, _) = task.split_once("[budget]").unwrap();
+    let desk = dir.join("desk");
+    fs::create_dir_all(&desk).unwrap();
+    fs::write(desk.join("task.toml"), format!("{task}[budget]\n{budget}")).unwrap();
+    for part in ["train", "validation", "calibration", "test"] {
+        let lines = fs::read_to_string(example.join(format!("{part}.jsonl"))).unwrap();
+        let some: Vec<&str> = lines.lines().take(rows).collect();
+        fs::write(desk.join(format!("{part}.jsonl")), some.join("\n")).unwrap();
+    }
+    let store = dir.join("built");
     let mut build = Command::new(metier());
-    build.arg("build").arg(task).arg("--store").arg(&store).env("METIER_STATE", dir.join("build.state"));
-    let output = build.output().unwrap();
+    build.arg("build").arg(desk.join("task.toml")).arg("--store").arg(&store);
+    let output = build.env("METIER_STATE", dir.join("build.state")).output().unwrap();
     assert!(output.status.code().is_some_and(|code| code < 2), "{}", String::from_utf8_lossy(&output.stderr));
     let said = String::from_utf8_lossy(&output.stdout);
     assert!(said.contains("micro_f1") && said.contains("mean Jaccard"), "{said}");
-    let store = SpecialistStore::open(&store).unwrap();
-    let live = Registry::new(store.clone()).live(NAME).unwrap().unwrap();
-    let mut contents = Specialist::open(&live).unwrap().into_contents();
-    contents.manifest.name = "always".to_owned();
+    let live = Registry::new(SpecialistStore::open(&store).unwrap()).live(NAME).unwrap().unwrap();
+    Specialist::open(&live).unwrap()
+}
+
+/// Puts a specialist into the store of [`Server`] under another name: one whose threshold is always reached, or one that certifies nothing.
+fn put(dir: &Path, specialist: &Specialist, name: &str, always: bool) {
+    let store = SpecialistStore::open(&dir.join("store")).unwrap();
+    let mut contents = specialist.contents().clone();
+    contents.manifest.name = name.to_owned();
     contents.manifest.refusal = None;
-    contents.manifest.certificate =
-        Some(Certificate { epsilon: 0.1, delta: 0.1, threshold: 0.0, coverage: 1.0, n: 81, losses: 0, groups: None });
+    let certificate =
+        Certificate { epsilon: 0.1, delta: 0.1, threshold: 0.0, coverage: 1.0, n: 81, losses: 0, groups: None };
+    contents.manifest.certificate = Some(certificate).filter(|_| always);
     let id = store.add_contents(&contents).unwrap();
-    store.make_current("always", id).unwrap();
-    // Another that certifies nothing: it defers.
-    contents.manifest.certificate = None;
-    contents.manifest.name = "unsure".to_owned();
-    let id = store.add_contents(&contents).unwrap();
-    store.make_current("unsure", id).unwrap();
+    store.make_current(name, id).unwrap();
+}
+
+/// An encoder that was tuned for lists answers over HTTP what it answers in the bundle.
+#[tokio::test]
+async fn a_tuned_encoder_answers_lists() {
+    let dir = tempfile::tempdir().unwrap();
+    let specialist = built(dir.path(), 60, "from = \"tuned\"\n");
+    assert_eq!((specialist.manifest().stage.name(), specialist.manifest().multi_label.is_some()), ("tuned", true));
+    put(dir.path(), &specialist, "always", true);
+    let server = Server::start(&["--specialists", dir.path().join("store").to_str().unwrap()]);
+    for row in specialist.probe().iter().take(8) {
+        let body = json!({"model": "always", "messages": [{"role": "user", "content": row.text}]});
+        let response = http().post(server.url("/v1/chat/completions")).json(&body).send().await.unwrap();
+        assert_eq!(response.headers()["x-metier-decision"], "accepted");
+        assert_eq!(response.headers()["x-metier-stage"], "tuned");
+        let answer: Value = response.json().await.unwrap();
+        assert_eq!(answer["choices"][0]["message"]["content"].as_str().unwrap(), row.label, "{}", row.text);
+    }
 }
 
 #[tokio::test]
 async fn several_labels_are_answered_as_a_json_list() {
     let dir = tempfile::tempdir().unwrap();
-    store(dir.path());
+    let specialist = built(dir.path(), usize::MAX, "up_to = \"both\"\n");
+    put(dir.path(), &specialist, "always", true);
+    put(dir.path(), &specialist, "unsure", false);
     let server = Server::start(&["--specialists", dir.path().join("store").to_str().unwrap()]);
     let ask = async |model: &str, text: &str, extra: Value| {
         let mut body = json!({"model": model, "messages": [{"role": "user", "content": text}]});

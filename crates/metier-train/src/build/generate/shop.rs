@@ -3,14 +3,14 @@
 use std::{sync::Arc, time::Duration};
 
 use metier_model::{
-    Adapter, Decoder, Digest, LoraFormat, Progress, Specialist, Unit,
+    Adapter, AdapterError, Decoder, Digest, LoraFormat, Progress, Specialist, Unit,
     adapter::CONFIG_FILE,
     cache::PAGE_POSITIONS,
     engine::{AdapterId, KeptLayers},
     features::{Features, SparseRow},
     proof::{Certificate, NonInferiority, Refusal, Verdict, graded, thresholds},
     specialist::{
-        AdapterFiles, Contents, ProbeRow, bundle,
+        AdapterFiles, Contents, ProbeRow,
         manifest::{
             self, AdapterRecord, AdapterWeights, FORMAT, Kind, Manifest, Recipe as MadeFrom, Rounded, RungRecord, Stage,
         },
@@ -18,7 +18,10 @@ use metier_model::{
 };
 
 use super::{
-    super::{BuildError, EXCERPT_CHARACTERS, Evidence, FailedRow, MAX_FAILURES, RungOutcome, Workbench, neighbours},
+    super::{
+        BuildError, Evidence, FailedRow, RungOutcome, Workbench,
+        measured::{Mark, excerpt, failures, groups, measured_part, neighbours, probe},
+    },
     CHECKPOINT, GenerateError, MAX_WRITTEN, Made, Shop, TrainingLog, WRITING_RESERVE, capped, recipe, texts,
 };
 use crate::{
@@ -26,7 +29,7 @@ use crate::{
         canary::{Canary, Memorisation},
         checkpoint::Keeper,
         decoder,
-        ladder::Depth,
+        ladder::{Depth, decimal},
         lora::{self, Row, Tuner},
         writing::{Answer, WriteError, Writer},
     },
@@ -59,12 +62,12 @@ impl Shop<'_> {
 
     /// Test rows, or validation rows where there are none.
     pub(super) fn measured_part(&self) -> Part {
-        if self.splits.part(Part::Test).is_empty() { Part::Validation } else { Part::Test }
+        measured_part(self.splits)
     }
 
     fn groups(&self, part: Part) -> Option<Groups> {
         let examples = self.splits.part(part);
-        Groups::of(examples[..capped(examples.len(), part)].iter().map(|example| example.row.group.as_deref()))
+        groups(&examples[..capped(examples.len(), part)])
     }
 
     /// The metric, row by row.
@@ -287,9 +290,12 @@ impl Shop<'_> {
     ) -> Result<Made, BuildError> {
         let decoder = Arc::clone(writer.decoder());
         let (config, weights) = tuner.files_in_halves(&decoder.base().name);
+        let halves = AdapterFiles { config, weights: Arc::new(weights) };
+        let kept =
+            halves.kept_as(self.generate.tune.weights).map_err(|error| self.error(AdapterError::from(error).into()))?;
         let read = Adapter::from_bytes(
-            config.as_bytes(),
-            &weights,
+            kept.config.as_bytes(),
+            &kept.weights,
             decoder.network().config(),
             self.generate.tune.weights.format(),
         );
@@ -305,7 +311,7 @@ impl Shop<'_> {
         let (tune, recipe) = (&self.generate.tune, self.recipe());
         let rounded = match tune.weights {
             AdapterWeights::F16 => None,
-            AdapterWeights::Int8 => Some(self.rounded(&config, &weights, adapter_bytes, &made, writer, progress)?),
+            AdapterWeights::Int8 => Some(self.rounded(&halves, adapter_bytes, &made, writer, progress)?),
         };
         made.record.adapter = Some(AdapterRecord {
             rank: tune.rank as u64,
@@ -319,7 +325,7 @@ impl Shop<'_> {
             canaries: tune.canaries as u64,
             rounded,
         });
-        made.adapter = Some((AdapterFiles { config, weights: Arc::new(weights) }, id));
+        made.adapter = Some((kept, id));
         made.seconds = ((self.elapsed)() - start).as_secs_f64();
         let kv = cache.page_bytes() / PAGE_POSITIONS / cache.layers;
         let written = texts(self.splits, Part::Validation).len() + self.measured_rows();
@@ -341,15 +347,15 @@ impl Shop<'_> {
     /// What is written to validation rows under the adapter in 16 bits, beside what was written under it in 8.
     fn rounded(
         &self,
-        config: &str,
-        weights: &[u8],
+        halves: &AdapterFiles,
         bytes_after: u64,
         made: &Made,
         writer: &mut Writer,
         progress: &mut dyn FnMut(Progress<'_>),
     ) -> Result<Rounded, BuildError> {
         let base = Arc::clone(writer.decoder());
-        let whole = Adapter::from_bytes(config.as_bytes(), weights, base.network().config(), LoraFormat::F16);
+        let config = base.network().config();
+        let whole = Adapter::from_bytes(halves.config.as_bytes(), &halves.weights, config, LoraFormat::F16);
         let whole = Arc::new(whole.map_err(|error| self.error(error.into()))?);
         let bytes_before = whole.bytes() as u64;
         let id = writer.load(whole).map_err(|error| self.error(error.into()))?;
@@ -616,38 +622,16 @@ impl Shop<'_> {
         report(specialist, scored, &figures)
     }
 
-    /// Rows that are not exact, worst first: those that it would answer alone, surest first.
+    /// Rows that are not exact.
     fn failures(&self, part: Part, answers: &[Answer], scored: &[ScoredRow]) -> Vec<FailedRow> {
-        let mut wrong: Vec<usize> = (0..scored.len()).filter(|&at| scored[at].predicted != scored[at].gold).collect();
-        wrong.sort_by(|&a, &b| {
-            let (first, second) = (&scored[a], &scored[b]);
-            second.accepted.cmp(&first.accepted).then(second.score.total_cmp(&first.score)).then(a.cmp(&b))
-        });
-        let failed = wrong.into_iter().take(MAX_FAILURES).map(|at| {
-            let example = &self.splits.part(part)[at];
-            FailedRow {
-                place: example.row.place.to_string(),
-                text: excerpt(&example.row.text),
-                gold: excerpt(&self.expected[part as usize][at]),
-                called: excerpt(&answers[at].text),
-                score: scored[at].score,
-                accepted: scored[at].accepted,
-            }
-        });
-        failed.collect()
+        let mark = |row: &ScoredRow| Mark { right: row.predicted == row.gold, ..row.into() };
+        let rows = self.splits.part(part).iter().zip(scored.iter().map(mark));
+        failures(rows, |at| (excerpt(&self.expected[part as usize][at]), excerpt(&answers[at].text)))
     }
 
-    /// The first validation rows in an order that hangs on their text alone.
     fn probe(&self, specialist: &Specialist, answers: &[Answer]) -> Vec<ProbeRow> {
-        let examples = self.splits.part(Part::Validation);
-        let mut order: Vec<usize> = (0..answers.len()).collect();
-        order.sort_by_key(|&at| (Digest::of(examples[at].row.text.as_bytes()), at));
-        let rows = order.into_iter().take(bundle::MAX_PROBE_ROWS).map(|at| ProbeRow {
-            text: examples[at].row.text.clone(),
-            label: answers[at].text.clone(),
-            score: specialist.judge(answers[at].written()).score,
-        });
-        rows.collect()
+        let rows = self.splits.part(Part::Validation).iter().take(answers.len());
+        probe(rows, |at| (answers[at].text.clone(), specialist.judge(answers[at].written()).score))
     }
 
     pub(super) fn notes(&self) -> Vec<String> {
@@ -747,19 +731,6 @@ pub(crate) fn sparse_dot(a: &SparseRow, b: &SparseRow) -> f32 {
         }
     }
     sum
-}
-
-fn excerpt(text: &str) -> String {
-    let mut short: String = text.chars().take(EXCERPT_CHARACTERS).collect();
-    if short.len() < text.len() {
-        short.push('…');
-    }
-    short
-}
-
-/// The number as it was written: 0.0002 and not 0.00019999999.
-fn decimal(x: f32) -> f64 {
-    x.to_string().parse().expect("a number's own text is a number")
 }
 
 fn training_log(trained: &lora::Trained, seconds: f64) -> TrainingLog {

@@ -69,6 +69,7 @@ pub(super) fn attempt(
         up_to: Stage::Both,
         tuning: &Recipe::default(),
         lesson: None,
+        ngrams: true,
     };
     let ladder = ladder::climb(ground, &target, &run, progress).map_err(|error| error.to_string())?;
     progress(Progress { stage: "judging", done: 0, total: None, unit: Unit::Steps });

@@ -235,7 +235,7 @@ fn encoder_steps(pool: &Pool, steps: usize, settings: &Settings, environment: &E
     let texts: Vec<String> = (0..ENCODER_ROWS).map(|row| text(row).join(" ")).collect();
     let texts: Vec<&str> = texts.iter().map(String::as_str).collect();
     let classes: Vec<usize> = (0..ENCODER_ROWS).map(|row| row % CLASSES).collect();
-    let rows = encoder::Rows { texts: &texts, classes: &classes };
+    let rows = encoder::Rows { texts: &texts, gold: encoder::Gold::Classes(&classes) };
     let recipe = encoder::Recipe {
         batch_rows: ENCODER_ROWS,
         max_tokens: ENCODER_TOKENS,
@@ -246,7 +246,7 @@ fn encoder_steps(pool: &Pool, steps: usize, settings: &Settings, environment: &E
     let start = Instant::now();
     let clock = || start.elapsed();
     let run = encoder::Run { pool, seed: 0, clock: &clock, deadline: Duration::MAX };
-    let one = encoder::Rows { texts: &texts[..1], classes: &classes[..1] };
+    let one = encoder::Rows { texts: &texts[..1], gold: encoder::Gold::Classes(&classes[..1]) };
     let tuner = encoder::Tuner::new(&base, rows, one, CLASSES, &recipe, 0);
     let mut tuner = tuner.context("cannot tune the encoder").map_err(Failure::Environment)?;
     drop(base);

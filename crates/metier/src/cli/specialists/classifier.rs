@@ -112,7 +112,7 @@ fn obstacle(specialist: &Specialist) -> Option<&'static str> {
     let manifest = specialist.manifest();
     match manifest.stage {
         Stage::Linear | Stage::Both => Some(
-            "its classifier reads hashed n-grams, which Transformers does not make: build it with `[budget] from = \"head\"` and `up_to = \"head\"`",
+            "its classifier reads hashed n-grams, which Transformers does not make: build it with `[tune] ngrams = false`",
         ),
         Stage::Pair => Some("it compares its inputs by trees, which Transformers does not have"),
         Stage::Span => Some("it tags words and reads values out of the tags, which is more than a head"),
@@ -128,9 +128,9 @@ fn obstacle(specialist: &Specialist) -> Option<&'static str> {
         Stage::Head | Stage::Tuned if manifest.scope.is_some() => Some(
             "a rule over its margins tells what is none of its labels, and a linear head knows no such rule: build it without `target.in_scope`",
         ),
-        Stage::Tuned if specialist.features().is_some() => {
-            Some("beside its encoder it reads hashed n-grams, which Transformers does not make")
-        }
+        Stage::Tuned if specialist.features().is_some() => Some(
+            "beside its encoder it reads hashed n-grams, which Transformers does not make: build it with `[tune] ngrams = false`",
+        ),
         Stage::Head | Stage::Tuned if manifest.first.is_some() => Some(
             "a first stage reads hashed n-grams, which Transformers does not make: build it without `target.stages`",
         ),

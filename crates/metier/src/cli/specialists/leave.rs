@@ -11,7 +11,7 @@ use clap::ValueEnum;
 use metier_kernels::Pool;
 use metier_model::{
     Adapter, Decoder, LoraFormat, Specialist, TokenId,
-    adapter::{CONFIG_FILE, WEIGHTS_FILES},
+    adapter::{CONFIG_FILE, WEIGHTS_FILES, to_halves},
     arch::transformer::WeightFormat,
     chat::ChatMessage,
     export,
@@ -104,9 +104,10 @@ pub(super) fn run(
     let found = match form {
         Form::Bundle | Form::Transformers => unreachable!("it is written elsewhere"),
         Form::Peft => {
+            let halves = to_halves(&files.weights).context("cannot read the adapter of the bundle");
             let folder = [
                 (CONFIG_FILE, files.config.clone().into_bytes()),
-                (WEIGHTS_FILES[0], files.weights.to_vec()),
+                (WEIGHTS_FILES[0], halves.map_err(Failure::Environment)?),
                 ("README.md", readme(specialist).into_bytes()),
             ];
             write_folder(&output, &folder)?;
