@@ -35,7 +35,7 @@ def main():
     model.eval()
     wrong = {key: value for key, value in loading.items() if value}
     print(f"{type(model).__name__}: loaded, {wrong or 'every tensor has its place'}")
-    several = "several" in manifest
+    several = "multi_label" in manifest or "several" in manifest
 
     def label_of(logits):
         if several:

@@ -98,7 +98,7 @@ pub(super) fn build(
     });
     let rungs = rungs.collect();
     let mut notes = base_notes(task, splits, specialist.manifest(), &evidence.rows);
-    notes.extend(remarks(task, sets, &ladder));
+    notes.extend(remarks(task, sets, &ladder, specialist.manifest()));
     progress(Progress { stage: "learning curve", done: 0, total: None, unit: Unit::Steps });
     let inputs = &task.data.text;
     let shop = learning::Workshop { inputs, pool: bench.pool, seed: bench.seed, clock: elapsed, deadline };
@@ -267,7 +267,7 @@ fn certify_stages(
     }
 }
 
-fn remarks(task: &TaskFile, sets: &SetSplits, ladder: &SetLadder) -> Vec<String> {
+fn remarks(task: &TaskFile, sets: &SetSplits, ladder: &SetLadder, manifest: &Manifest) -> Vec<String> {
     let mut notes = vec![
         "the score says how likely a set of labels is exactly the right one; the certificate bounds the mean of 1 − Jaccard of the rows that are \
          answered alone: of the labels that the answer or the truth names, the share that only one of them names"
@@ -291,7 +291,7 @@ fn remarks(task: &TaskFile, sets: &SetSplits, ladder: &SetLadder) -> Vec<String>
     if task.up_to > Stage::Tuned {
         notes.push("no decoder is tuned for rows with several labels".to_owned());
     }
-    if ladder.rungs.len() == 1 && task.up_to > Stage::Linear {
+    if manifest.base.is_none() && task.up_to > Stage::Linear {
         notes.push(
             "no encoder was at hand: only the n-gram rung ran, and `auto` cannot find this specialist".to_owned(),
         );

@@ -137,3 +137,25 @@ fn tampered_trees_are_refused() {
     check(&|contents| level(contents).share.as_mut().unwrap().threshold = 7.0, "no probability");
     check(&|contents| contents.manifest.hierarchy.as_mut().unwrap().separator = "#".to_owned(), "no paths");
 }
+
+/// The shipped example of a tree is what its README says, and its n-gram rung finds trades more often than whole paths.
+#[test]
+fn the_shipped_tree_is_what_it_says() {
+    let example = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../examples/repair-requests");
+    let task = TaskFile::read(&example.join("task.toml"), &|_| None).unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let store = SpecialistStore::open(&dir.path().join("store")).unwrap();
+    let (pool, tuning) = (Pool::new(2, Tier::detect()), Tuning::default());
+    let bench = Workbench { encoder: None, pool: &pool, store: &store, seed: 0, tuning, decoder: None, teacher: None };
+    let plan = metier_train::plan(&task, &bench, &|| Duration::ZERO).unwrap();
+    let expected = [("calibration", 100), ("test", 80), ("train", 240), ("validation", 60)];
+    assert_eq!(plan.rows, expected.map(|(part, n)| (part.to_owned(), n)).into());
+    assert_eq!((plan.labels.len(), plan.leak.removed, plan.leak.contradictions), (20, 0, 0));
+    assert!(plan.labels.values().all(|parts| parts["train"] == 12 && parts["test"] == 4), "{:?}", plan.labels);
+    let readme = fs::read_to_string(example.join("README.md")).unwrap();
+    assert!(plan.labels.keys().all(|label| readme.contains(&format!("`{label}`"))), "the README defines every path");
+    let outcome = build(&task, &bench, &mut silent, &|| Duration::ZERO).unwrap();
+    let levels = &outcome.evaluation.hierarchy.as_ref().unwrap().levels;
+    assert_eq!(levels.iter().map(|level| level.nodes).collect::<Vec<_>>(), [5, 16, 20]);
+    assert!(levels[0].accuracy.value > levels[2].accuracy.value + 0.05, "{levels:?}");
+}
