@@ -226,7 +226,7 @@ fn a_model_that_was_changed_is_found_and_fetched_again() {
     assert!(ran.out.contains("\"state\":\"WRONG\"") && ran.result()["verified"] == false, "{}", ran.out);
     desk.run(&format!("models pull tiny --catalogue models.toml --from {}", from.display())).check(0, &[]);
     let ran = desk.run("models list --catalogue models.toml --json").check(0, &["\"cached\"", "\"not fetched\""]);
-    assert_eq!(ran.result()["models"], 3);
+    assert_eq!(ran.result()["models"], 4);
 }
 
 #[test]
