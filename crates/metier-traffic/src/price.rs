@@ -279,6 +279,57 @@ mod tests {
         }
     }
 
+    /// The list against itself: what a slip of the pen would break, and whether a log's names find it.
+    #[test]
+    fn the_shipped_list_is_consistent() {
+        let lines = toml::from_str::<Book>(LIST_BOOK).unwrap().price;
+        assert!(lines.len() >= 30, "{}", lines.len());
+        let list = PriceBook::list();
+        let mut sorted: Vec<(&str, &str)> =
+            lines.iter().map(|line| (line.model.as_str(), line.from.as_str())).collect();
+        sorted.sort_unstable();
+        assert!(sorted.windows(2).all(|pair| pair[0] != pair[1]), "a model has two prices from one day");
+        for Line { model, from, input, output, cached } in &lines {
+            // Dates in this century whose models exist; the list was collected in November 2026.
+            assert!(is_date(from) && ("2022-01-01".."2026-12-01").contains(&from.as_str()), "{model} from {from}");
+            let cached = cached.unwrap_or(*input);
+            assert!(0.0 < cached && cached <= *input && input <= output, "{model}: {cached} {input} {output}");
+            // Dollars a million tokens: a price a thousand tokens, or one in cents, lies outside.
+            assert!((0.01..=100.0).contains(input) && (0.01..=600.0).contains(output), "{model}: {input} {output}");
+            assert!(*output <= 12.0 * input, "{model}: an answer costs {} times a request", output / input);
+            // The matcher looks names up in small letters, without gateway, region or date: a line with any of these would never be found.
+            let bare = model.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b"-.".contains(&b));
+            assert!(bare, "{model} is not a bare name");
+            let newest = Some(list.price(model, NOVEMBER_2026_MS).unwrap());
+            for logged in [
+                model.clone(),
+                format!("azure/{}", model.to_ascii_uppercase()),
+                format!("openrouter/vendor/{model}"),
+                format!("{model}-20260131"),
+                format!("{model}-2026-01-31"),
+                format!("{model}@20260131"),
+                format!("us.anthropic.{model}-20260131-v1:0"),
+            ] {
+                assert_eq!(list.logged_price(&logged, NOVEMBER_2026_MS), newest, "{logged}");
+            }
+            // The latest line holds now, and before the first there is no price.
+            let latest = lines.iter().filter(|line| line.model == *model).map(|line| line.from.as_str()).max();
+            assert_eq!(list.logged_quote(model, NOVEMBER_2026_MS).map(|quote| quote.from), latest);
+            assert_eq!(list.price(model, 1_640_995_200_000), None, "{model} had a price in January 2022");
+        }
+        // A smaller sister is not dearer.
+        for line in &lines {
+            for small in ["-mini", "-nano", "-lite"] {
+                let sister = lines.iter().find(|other| other.model == format!("{}{small}", line.model));
+                assert!(
+                    sister.is_none_or(|sister| sister.input <= line.input && sister.output <= line.output),
+                    "{}{small}",
+                    line.model
+                );
+            }
+        }
+    }
+
     #[test]
     fn a_model_without_a_price_is_unpriced() {
         let book = PriceBook::example();

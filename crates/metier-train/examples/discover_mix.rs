@@ -1,7 +1,9 @@
 //! How well are known tasks found again? `METIER_DATA=… cargo run --release -p metier-train --example discover_mix -- ENCODER_FOLDER|- [key=value …]` wraps
 //! real texts (intents of banking77 and clinc150, NLI over contracts, clauses of contracts, pairs of products, GSM8K) as OpenAI chat logs, once with a template for each task
 //! and once without any, finds the tasks, and prints homogeneity, completeness and V-measure (Rosenberg and Hirschberg, EMNLP 2007) over the examples. Keys:
-//! `rows` of each task (1000), `threads`, `sample`, `only` (`templates` or `stripped`), `keep` (a folder for the logs).
+//! `rows` of each task (1000), `threads`, `sample`, `only` (`templates` or `stripped`), `keep` (a folder for the logs), `without` (a source that is left out), `seed`
+//! (which rows are taken), `mix` (`first`; `second` is made of other data: support intents, slots, attributes of products, questions on tables, pairs of
+//! cameras, categories of offers, questions with options).
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "an example has no other way to answer")]
 #![allow(
     clippy::disallowed_methods,
@@ -114,8 +116,97 @@ fn sources(data: &Path) -> Result<Vec<Source>, Box<dyn Error>> {
     ])
 }
 
+/// Other data than the first mix has.
+fn second(data: &Path) -> Result<Vec<Source>, Box<dyn Error>> {
+    let mut support = Vec::new();
+    for row in csv::Reader::from_reader(open(&data.join("bitext_support/train.csv.zst"))?).records() {
+        let row = row?;
+        support.push((row[0].to_owned(), row[1].to_owned()));
+    }
+    let slots = json_lines(&data.join("snips/train.jsonl.zst"))?;
+    let slots: Vec<_> = slots.iter().map(|row| (text(&row["text"]), slots_of(row).to_string())).collect();
+    let attributes = json_lines(&data.join("attr_oa_mine/train.jsonl"))?;
+    let attributes: Vec<_> = attributes.iter().map(|row| (text(&row["title"]), text(&row["attributes"]))).collect();
+    let mut tables = Vec::new();
+    for row in json_lines(&data.join("tatqa/dev.jsonl.zst"))? {
+        let list = |value: &Value| value.as_array().cloned().unwrap_or_default();
+        let line = |cells: &Value| list(cells).iter().map(text).collect::<Vec<_>>().join(" | ");
+        let table = list(&row["table"]).iter().map(line).collect::<Vec<_>>().join("\n");
+        let said = list(&row["paragraphs"]).iter().map(|said| text(&said["text"])).collect::<Vec<_>>().join("\n");
+        for asked in list(&row["questions"]) {
+            let answer = match &asked["answer"] {
+                Value::Array(parts) => parts.iter().map(text).collect::<Vec<_>>().join("; "),
+                one => text(one),
+            };
+            tables.push((format!("{table}\n\n{said}\n\n{}", text(&asked["question"])), answer));
+        }
+    }
+    let cameras = json_lines(&data.join("product_match_wdc_cameras/train_medium.jsonl.zst"))?;
+    let cameras: Vec<_> = cameras
+        .iter()
+        .map(|row| {
+            let both = format!("{}\n{}", text(&row["left"]["title"]), text(&row["right"]["title"]));
+            (both, if row["label"] == json!(1) { "yes" } else { "no" }.to_owned())
+        })
+        .collect();
+    let offers = json_lines(&data.join("pricerunner/products.jsonl.zst"))?;
+    let offers: Vec<_> = offers.iter().map(|row| (text(&row["title"]), text(&row["category"]))).collect();
+    let options = json_lines(&data.join("route_mmlu_pro/overlaps_mmlu.jsonl.zst"))?;
+    let options: Vec<_> = options
+        .iter()
+        .map(|row| {
+            let choices = row["options"].as_array().into_iter().flatten().zip('A'..);
+            let choices: Vec<String> = choices.map(|(choice, letter)| format!("{letter}. {}", text(choice))).collect();
+            (format!("{}\n{}", text(&row["question"]), choices.join("\n")), text(&row["answer"]))
+        })
+        .collect();
+    let support_says = format!("Name the intent of this message to customer support. One of: {}.", labels(&support));
+    let offers_say = format!("Put this offer into one of the categories of the catalogue: {}.", labels(&offers));
+    let instruction = |text: &str| text.to_owned();
+    Ok(vec![
+        ("bitext", support_says, support),
+        (
+            "snips_slots",
+            instruction(
+                "Fill the slots of this command to a voice assistant. Answer with a JSON object from slot to a list of its values.",
+            ),
+            slots,
+        ),
+        (
+            "attributes",
+            instruction(
+                "Extract brand, colour, size and all further attributes from the title of this product, as JSON.",
+            ),
+            attributes,
+        ),
+        (
+            "tatqa",
+            instruction(
+                "Answer the question at the end from the table and the paragraphs of an annual report. Give the value alone.",
+            ),
+            tables,
+        ),
+        ("cameras", instruction("Do these two titles name the same camera or accessory? Say yes or no."), cameras),
+        ("offers", offers_say, offers),
+        (
+            "options",
+            instruction("Choose the right option of this examination question. Reply with its letter."),
+            options,
+        ),
+    ])
+}
+
+fn slots_of(row: &Value) -> Value {
+    let mut all = serde_json::Map::new();
+    for slot in row["slots"].as_array().into_iter().flatten() {
+        let values = all.entry(text(&slot["slot"])).or_insert_with(|| json!([]));
+        values.as_array_mut().into_iter().for_each(|values| values.push(slot["value"].clone()));
+    }
+    Value::Object(all)
+}
+
 /// Writes `rows` calls of each source, mixed, with the source in the id.
-fn write(sources: &[Source], rows: usize, templates: bool, to: &Path) -> Result<usize, Box<dyn Error>> {
+fn write(sources: &[Source], rows: usize, seed: u64, templates: bool, to: &Path) -> Result<usize, Box<dyn Error>> {
     let mut order: Vec<(usize, usize)> =
         (0..sources.len()).flat_map(|source| (0..rows).map(move |at| (source, at))).collect();
     order.sort_by_key(|&(source, at)| mix((source as u64) << 32 | at as u64));
@@ -123,7 +214,7 @@ fn write(sources: &[Source], rows: usize, templates: bool, to: &Path) -> Result<
     for (n, &(source, at)) in order.iter().enumerate() {
         let (name, instruction, texts) = &sources[source];
         // Sources with fewer rows come round again.
-        let (question, answer) = &texts[(mix(at as u64 + 17) % texts.len() as u64) as usize];
+        let (question, answer) = &texts[(mix((at as u64 + 17) ^ seed << 32) % texts.len() as u64) as usize];
         let mut messages = vec![json!({"role": "user", "content": question})];
         if templates {
             messages.insert(0, json!({"role": "system", "content": instruction}));
@@ -167,18 +258,30 @@ fn main() -> Result<(), Box<dyn Error>> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let [folder, rest @ ..] = arguments.as_slice() else { return Err("ENCODER_FOLDER|- [key=value …]".into()) };
     let (mut rows, mut threads, mut sample, mut only, mut keep) = (1000, 2, 6000, String::new(), None);
+    let (mut without, mut seed, mut which) = (Vec::new(), 0, "first".to_owned());
     for argument in rest {
         match argument.split_once('=').ok_or("expected key=value")? {
             ("rows", value) => rows = value.parse()?,
             ("threads", value) => threads = value.parse()?,
             ("sample", value) => sample = value.parse()?,
             ("only", value) => only = value.to_owned(),
+            ("without", value) => without.push(value.to_owned()),
+            ("seed", value) => seed = value.parse()?,
+            ("mix", value) => which = value.to_owned(),
             ("keep", value) => keep = Some(PathBuf::from(value)),
             (key, _) => return Err(format!("unknown key `{key}`").into()),
         }
     }
     let data = PathBuf::from(std::env::var_os("METIER_DATA").unwrap_or_else(|| "../shared/data".into()));
-    let sources = sources(&data)?;
+    let mut sources = match which.as_str() {
+        "first" => sources(&data)?,
+        "second" => second(&data)?,
+        other => return Err(format!("unknown mix `{other}`").into()),
+    };
+    if let Some(unknown) = without.iter().find(|name| sources.iter().all(|source| source.0 != name.as_str())) {
+        return Err(format!("no source is called `{unknown}`").into());
+    }
+    sources.retain(|source| !without.iter().any(|name| name == source.0));
     let pool = Pool::new(threads, Tier::detect());
     let encoder = if folder == "-" { None } else { Some(Encoder::open(Path::new(folder))?) };
     let prices = PriceBook::list();
@@ -188,7 +291,7 @@ fn main() -> Result<(), Box<dyn Error>> {
             continue;
         }
         let path = keep.clone().unwrap_or_else(|| dir.path().to_owned()).join(format!("{name}.jsonl"));
-        let n = write(&sources, rows, templates, &path)?;
+        let n = write(&sources, rows, seed, templates, &path)?;
         let bytes = fs::metadata(&path)?.len();
         let start = Instant::now();
         let now_ms = 1_795_737_600_000;

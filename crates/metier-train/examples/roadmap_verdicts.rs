@@ -108,6 +108,7 @@ impl Tried {
     /// As a roadmap forecasts it.
     fn chance(&self, task: &str, assumptions: &Assumptions) -> f64 {
         let rehearsal = Rehearsal {
+            group_of: None,
             scored: &self.scored,
             design: 1.0,
             exponent: self.exponent,

@@ -59,6 +59,24 @@ pub fn learn_then_test_grouped(
     })
 }
 
+/// P-value of "the loss of a row of a new group is above `epsilon`" at one threshold that was fixed beforehand; `losses`: (rows,), each 0..1,
+/// 0 where the row is not accepted; `group_of` as above.
+///
+/// # Panics
+///
+/// If rows and groups differ in number.
+pub fn grouped_p_value(losses: &[f64], group_of: &[usize], epsilon: f64) -> f64 {
+    assert_eq!(losses.len(), group_of.len(), "a group for every row");
+    let mut groups = vec![(0.0, 0u32); group_of.iter().max().map_or(0, |last| last + 1)];
+    for (loss, &group) in losses.iter().zip(group_of) {
+        groups[group].0 += loss;
+        groups[group].1 += 1;
+    }
+    let mut wealth = Wealth::without_loss(groups.len() as u64, epsilon);
+    groups.iter().for_each(|(lost, rows)| wealth.change(0.0, lost / f64::from((*rows).max(1))));
+    wealth.p_value()
+}
+
 #[cfg(test)]
 mod tests {
     use super::super::{learn_then_test, learn_then_test_graded};
@@ -84,6 +102,24 @@ mod tests {
         let group_of: Vec<usize> = (0..1000).map(|row| row % 75).collect();
         assert!(learn_then_test_grouped(&rows, &group_of, 0.05, 0.05).is_ok());
         assert!(learn_then_test_grouped(&[], &[], 0.05, 0.05).is_err());
+    }
+
+    /// What the walk tests at its last step is what is told of that threshold alone.
+    #[test]
+    fn the_walk_ends_where_the_p_value_says() {
+        let group_of: Vec<usize> = (0..600).map(|row| row / 3).collect();
+        let rows: Vec<(f32, f64)> =
+            (0..600).map(|i| (1.0 - i as f32 / 600.0, f64::from(u8::from(i > 200 && i % 9 == 0)))).collect();
+        let (epsilon, delta) = (0.05, 0.05);
+        let certificate = learn_then_test_grouped(&rows, &group_of, epsilon, delta).expect("200 groups");
+        let p = |threshold: f32| {
+            let lost = |row: &(f32, f64)| if row.0 >= threshold { row.1 } else { 0.0 };
+            grouped_p_value(&rows.iter().map(lost).collect::<Vec<_>>(), &group_of, epsilon)
+        };
+        assert!(certificate.losses > 0 && certificate.coverage < 1.0, "{certificate:?}");
+        assert!(p(certificate.threshold) <= delta, "{}", p(certificate.threshold));
+        assert!(p(certificate.threshold - 0.001) > delta, "{}", p(certificate.threshold - 0.001));
+        assert_eq!(grouped_p_value(&[], &[], epsilon), 1.0);
     }
 
     /// The promise: over many draws of groups whose rows fail together, the share whose true risk exceeds ε is at most δ; the test that

@@ -23,6 +23,6 @@ pub use calibrator::{Calibrator, Method};
 pub use cascade::{CascadeStage, StageShare, learn_then_test_cascade};
 pub use certificate::{Certificate, Refusal, learn_then_test, rows_needed, thresholds};
 pub use graded::learn_then_test_graded;
-pub use grouped::learn_then_test_grouped;
+pub use grouped::{grouped_p_value, learn_then_test_grouped};
 pub use interval::{binomial_tail, clopper_pearson, normal_quantile, wilson};
 pub use paired::{NonInferiority, Paired, Verdict};

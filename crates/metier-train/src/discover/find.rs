@@ -153,7 +153,8 @@ impl Finder<'_> {
                 .collect();
             let shapes: Vec<[f32; SHAPE]> =
                 rows.iter().map(|row| cluster::shape(&row.input, row.answer.as_deref())).collect();
-            let found = cluster::cluster(&embeddings, &shapes, cluster::APART);
+            let answers: Vec<Option<&str>> = rows.iter().map(|row| row.answer.as_deref()).collect();
+            let found = cluster::cluster(&embeddings, &shapes, &answers, cluster::APART);
             let first = groups.n;
             groups.n += found.n;
             groups.keys.resize(groups.n, key);

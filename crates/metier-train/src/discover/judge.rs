@@ -29,7 +29,7 @@ use std::time::Duration;
 use metier_kernels::Pool;
 use metier_model::{
     Progress,
-    proof::{learn_then_test, rows_needed},
+    proof::{Certificate, Refusal, rows_needed},
     specialist::manifest::Stage,
 };
 use metier_traffic::privacy::masked;
@@ -214,6 +214,8 @@ pub struct Trial {
     pub thresholds: [f64; 2],
     #[serde(skip)]
     scored: Vec<(f32, bool)>,
+    #[serde(skip)]
+    group_of: Option<Vec<usize>>,
     /// The rows one by one.
     #[serde(skip)]
     pub tried: Vec<TriedRow>,
@@ -301,8 +303,18 @@ pub struct Judgement {
 impl Trial {
     /// What its measured rows say; the rest is nothing yet.
     fn of(rung: Rung, told: Told, tried: Vec<TriedRow>, notes: Vec<String>) -> Self {
-        let Told { agreement, design, effective, most, little, little_losses, thresholds, risk_coverage, scored } =
-            told;
+        let Told {
+            agreement,
+            design,
+            effective,
+            most,
+            little,
+            little_losses,
+            thresholds,
+            risk_coverage,
+            scored,
+            group_of,
+        } = told;
         Self {
             rung,
             rows: [0; 3],
@@ -322,6 +334,7 @@ impl Trial {
             little_losses,
             thresholds,
             scored,
+            group_of,
             tried,
             seconds: 0.0,
             request_seconds: 0.0,
@@ -332,6 +345,16 @@ impl Trial {
     /// Scores of the measured rows and whether answering would be a loss, by falling score.
     pub fn scored(&self) -> &[(f32, bool)] {
         &self.scored
+    }
+
+    /// The group of each of these, from 0 on; none where rows are independent.
+    pub fn group_of(&self) -> Option<&[usize]> {
+        self.group_of.as_deref()
+    }
+
+    /// How far the threshold may be lowered: the test that a build makes of its calibration rows, groups counted as groups.
+    fn certified(&self, epsilon: f64, delta: f64) -> Result<Certificate, Refusal> {
+        predict::certificate(&self.scored, self.group_of.as_deref(), epsilon, delta)
     }
 }
 
@@ -423,9 +446,9 @@ fn ruled(
     assumptions: &Assumptions,
 ) -> Judgement {
     let level = assumptions.delta / 2.0;
-    // How far the threshold may be lowered where each task has its share of δ; of rows that hang together this test says nothing.
-    let loosest = learn_then_test(&trial.scored, assumptions.epsilon, level / n_tried.max(1) as f64);
-    let loosest = loosest.map_or(0.0, |certificate| if trial.design > 1.0 { 0.0 } else { certificate.coverage });
+    // How far the threshold may be lowered where each task has its share of δ.
+    let loosest = trial.certified(assumptions.epsilon, level / n_tried.max(1) as f64);
+    let loosest = loosest.map_or(0.0, |certificate| certificate.coverage);
     let rule = trial.rung.rule().unwrap_or_default();
     let percent = |share: f64| format!("{:.1} %", 100.0 * share);
     let mut judgement = untried(task, prior, String::new(), assumptions);
@@ -464,8 +487,8 @@ fn tried_one(
     let level = delta / 2.0;
     let n = trial.scored.len() as f64;
     // How far the threshold may be lowered where each task has its share of δ.
-    let loosest = learn_then_test(&trial.scored, epsilon, level / n_tried.max(1) as f64).ok();
-    let loosest = loosest.map(|certificate| (certificate.coverage, certificate.losses));
+    let certified = trial.certified(epsilon, level / n_tried.max(1) as f64);
+    let loosest = certified.as_ref().ok().map(|certificate| (certificate.coverage, certificate.losses));
     let is_most = most <= level && trial.most[1] >= assumptions.proven_coverage;
     let is_little = little <= level;
     let (coverage, losses) = match loosest {
@@ -478,6 +501,7 @@ fn tried_one(
     let exponent = trial.curve.as_ref().and_then(|curve| curve.exponent);
     let rehearsal = Rehearsal {
         scored: &trial.scored,
+        group_of: trial.group_of(),
         design: trial.design,
         exponent: exponent.map(|b| [b.value, b.interval[0], b.interval[1]]),
         trained: [trial.rows[0], train],
@@ -495,8 +519,12 @@ fn tried_one(
         let rate = trial.little_losses as f64 / n;
         let share_measured = n / trial.rows.iter().sum::<u64>() as f64;
         let have = trial.rows.iter().sum::<u64>();
-        let needed =
-            rows_needed(epsilon, level / n_tried.max(1) as f64, rate).map(|rows| rows as f64 / share_measured / scale);
+        let needed = match (&certified, trial.group_of()) {
+            // In rows already, at so many a group.
+            (Err(refusal), Some(_)) => refusal.rows_needed.map(|rows| rows as f64),
+            _ => rows_needed(epsilon, level / n_tried.max(1) as f64, rate).map(|rows| rows as f64 / scale),
+        };
+        let needed = needed.map(|rows| rows / share_measured);
         let improves = trial.curve.as_ref().and_then(|curve| curve.exponent).is_some_and(|b| b.interval[0] > 0.0);
         match needed {
             Some(needed) => Verdict::NotYet {

@@ -33,6 +33,8 @@ const SHOWN_CHARACTERS: usize = 300;
 const SHOWN_EXAMPLES: usize = 6;
 /// A saving is called little where its median is less than so many days of an engineer.
 const LITTLE_DAYS: f64 = 10.0;
+/// Models without a price that are named.
+const NAMED_MODELS: usize = 5;
 
 /// Everything that is said.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -183,7 +185,7 @@ pub fn draw_up(
     Roadmap {
         horizon_weeks: assumptions.horizon_weeks,
         reading: discovery.reading.clone(),
-        little: little(&portfolio, assumptions),
+        little: unknown(&discovery.reading, &entries).or_else(|| little(&portfolio, assumptions)),
         tasks: entries,
         verdicts,
         portfolio,
@@ -222,6 +224,24 @@ fn verdict(judgement: &Judgement, priced: Option<&Priced>, place: &Place) -> Ver
         }
         _ => judgement.verdict.clone(),
     }
+}
+
+/// Where nothing has a price nothing can be said of money, and "nothing pays" would be wrong.
+fn unknown(reading: &Reading, entries: &[Entry]) -> Option<String> {
+    let unpriced: u64 = entries.iter().map(|entry| entry.total.unpriced).sum();
+    if unpriced == 0 || entries.iter().any(|entry| entry.priced.is_some()) {
+        return None;
+    }
+    let mut models: Vec<&str> =
+        entries.iter().flat_map(|entry| &entry.models).map(|(model, _)| model.as_str()).collect();
+    models.sort_unstable();
+    models.dedup();
+    models.truncate(NAMED_MODELS);
+    Some(format!(
+        "What this traffic costs, and what could be saved, is not known: no price holds for {unpriced} of {} calls ({}). Name prices with `--prices FILE`.",
+        reading.calls,
+        models.join(", ")
+    ))
 }
 
 /// If little pays, a reader should know before anything else.
@@ -347,6 +367,11 @@ impl Roadmap {
             p_loss,
             spend: self.portfolio.spend.mean,
         }
+    }
+
+    /// Whether anything has a price: if not, no sum of this page says anything.
+    pub fn is_priced(&self) -> bool {
+        self.tasks.iter().any(|task| task.priced.is_some()) || self.tasks.iter().all(|task| task.total.unpriced == 0)
     }
 
     /// Tasks above the line, in order.

@@ -10,7 +10,11 @@ use metier_train::discover::{
     saving::{assumptions::Assumptions, chance::Evidence},
 };
 
-use metier_model::{Encoder, tiny};
+use metier_model::{
+    Encoder,
+    proof::{learn_then_test, learn_then_test_grouped},
+    tiny,
+};
 use metier_train::{Embed, discover::judge::Rung};
 
 use crate::traffic::{task, task_of};
@@ -174,6 +178,38 @@ fn an_extraction_is_tried_with_an_encoder_that_tags_words() {
     let found = judge::judge(&[orders], vec![Ok(trial)], &Assumptions::default());
     assert_eq!(found[0].evidence, Evidence::Tried);
     assert!((0.0..=1.0).contains(&found[0].chance));
+}
+
+/// What is promised of rows of customers is what a build's certificate promises of them, not what as many rows of strangers would.
+#[test]
+fn coverage_counts_customers_as_a_build_does() {
+    let mut of_customers = task("clean", 3000, 2, 1000, false);
+    of_customers.examples.iter_mut().enumerate().for_each(|(at, example)| {
+        // Some rows are nobody's: each a group of its own, as in the task file.
+        example.group = (at % 10 != 0).then(|| format!("customer-{}", at / 4));
+    });
+    let assumptions = Assumptions::default();
+    let found = judged(&[of_customers], &assumptions);
+    let trial = found[0].trial.as_ref().unwrap();
+    let groups = trial.group_of().expect("customers");
+    assert_eq!(groups.len(), trial.scored().len());
+    let rows: Vec<(f32, f64)> =
+        trial.scored().iter().map(|(score, lost)| (*score, f64::from(u8::from(*lost)))).collect();
+    let (epsilon, level) = (assumptions.epsilon, assumptions.delta / 2.0);
+    let grouped = learn_then_test_grouped(&rows, groups, epsilon, level);
+    let alone = learn_then_test(trial.scored(), epsilon, level).unwrap().coverage;
+    let promised = match (&found[0].verdict, &grouped) {
+        (Verdict::Proven { coverage } | Verdict::Partial { coverage }, Ok(made)) => {
+            assert_eq!(
+                *coverage,
+                made.coverage.max(if trial.most[0] <= level { trial.most[1] } else { trial.little[1] })
+            );
+            *coverage
+        }
+        (Verdict::NotYet { .. } | Verdict::No { .. }, Err(_)) => 0.0,
+        other => panic!("{other:?}"),
+    };
+    assert!(promised < alone, "{promised} of customers, {alone} of strangers");
 }
 
 #[test]

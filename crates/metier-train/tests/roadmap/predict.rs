@@ -1,7 +1,7 @@
 //! Is what is forecast what happens? Builds that are rehearsed, and volumes that were told by words, in worlds whose truth is known.
 #![allow(clippy::unwrap_used, reason = "tests")]
 
-use metier_model::proof::binomial_tail;
+use metier_model::proof::{binomial_tail, learn_then_test_grouped};
 use metier_train::discover::{
     judge::predict::{Rehearsal, predict},
     saving::draw::Draw,
@@ -11,6 +11,7 @@ use metier_train::discover::{
 fn rehearsal(scored: &[(f32, bool)], calibration: u64) -> Rehearsal<'_> {
     Rehearsal {
         scored,
+        group_of: None,
         design: 1.0,
         exponent: None,
         trained: [1000, 1000],
@@ -61,6 +62,39 @@ fn more_rows_and_fewer_groups_move_it_as_they_should() {
     let grouped = Rehearsal { design: 4.0, ..rehearsal(&some, 400) };
     let (improved, grouped) = (predict(&improves, 5, "c").passes, predict(&grouped, 5, "c").passes);
     assert!(improved > base + 0.1 && grouped < base, "{base} {improved} {grouped}");
+}
+
+/// A forecast of rows of customers is the share of builds that pass, in a world where whole customers are lost: the world is drawn and built here,
+/// with the certificate of a build, and beside it stands what rows taken for independent would have promised.
+#[test]
+fn rows_of_customers_are_rehearsed_as_customers() {
+    const SIZE: usize = 10;
+    // A customer has one score; below 0.5 all of his rows are lost, above none. 150 were measured, a build calibrates with 100.
+    let world = |n: usize, draw: &mut Draw| -> (Vec<(f32, bool)>, Vec<usize>) {
+        let mut rows: Vec<(f32, bool, usize)> = Vec::new();
+        for customer in 0..n {
+            let score = draw.uniform() as f32;
+            let lost = draw.chance(if score < 0.5 { 0.3 } else { 0.004 });
+            rows.extend(std::iter::repeat_n((score, lost, customer), SIZE));
+        }
+        rows.sort_by(|a, b| b.0.total_cmp(&a.0));
+        (rows.iter().map(|row| (row.0, row.1)).collect(), rows.iter().map(|row| row.2).collect())
+    };
+    let (mut told, mut alone, mut came) = (0.0, 0.0, 0.0);
+    const WORLDS: u64 = 60;
+    for seed in 0..WORLDS {
+        let mut draw = Draw::new(seed, "customers");
+        let (scored, group_of) = world(150, &mut draw);
+        let base = Rehearsal { epsilon: 0.05, design: SIZE as f64, build: [1000, 600], ..rehearsal(&scored, 1000) };
+        told += predict(&Rehearsal { group_of: Some(&group_of), ..base }, seed, "d").passes / WORLDS as f64;
+        alone += predict(&Rehearsal { design: 1.0, ..base }, seed, "d").passes / WORLDS as f64;
+        let (built, of) = world(100, &mut draw);
+        let rows: Vec<(f32, f64)> = built.iter().map(|row| (row.0, f64::from(u8::from(row.1)))).collect();
+        let passes = learn_then_test_grouped(&rows, &of, base.epsilon, base.delta);
+        came += f64::from(u8::from(passes.is_ok_and(|made| made.coverage >= base.coverage))) / WORLDS as f64;
+    }
+    assert!((told - came).abs() < 0.15, "told {told}, came {came}");
+    assert!(alone > came + 0.1, "rows taken for independent would have done: {alone} {came}");
 }
 
 /// How often the interval holds the truth, over worlds: `groups` of them with shares of their own, a rule that takes about `error` of the rows for

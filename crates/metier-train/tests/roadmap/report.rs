@@ -124,5 +124,12 @@ fn a_model_without_a_price_is_unpriced_and_never_free() {
     let entry = &roadmap.tasks[0];
     assert!(entry.priced.is_none());
     assert!(entry.unpriced.as_deref().unwrap().contains("no price for 100 % of its calls (`reference-llm`)"));
-    assert!(html::render(&roadmap).contains("unpriced"));
+    let page = html::render(&roadmap);
+    assert!(page.contains("unpriced"));
+    // Nothing is said of money, and above all not that nothing pays.
+    assert!(!roadmap.is_priced() && page.contains("is not known: no price holds for"), "{page}");
+    assert!(
+        !page.contains("No specialist pays") && !page.contains("expect to save") && !page.contains("$0.00"),
+        "{page}"
+    );
 }

@@ -211,7 +211,8 @@ impl<'a> TaskLine<'a> {
 
 fn tell_reading(reading: &Reading) {
     let formats: Vec<String> = reading.formats.iter().map(|(format, calls)| format!("{calls} {format}")).collect();
-    println!("{} rows of {} files: {} calls ({})", reading.rows, reading.files, reading.calls, formats.join(", "));
+    let files = if reading.files == 1 { "1 file".to_owned() } else { format!("{} files", reading.files) };
+    println!("{} rows of {files}: {} calls ({})", reading.rows, reading.calls, formats.join(", "));
     let tell = |what: &str, reasons: &std::collections::BTreeMap<String, Skipped>| {
         for (reason, skipped) in reasons {
             let place = skipped.places.first().map_or("", String::as_str);
@@ -224,7 +225,10 @@ fn tell_reading(reading: &Reading) {
     let unpriced: u64 = reading.unpriced.values().sum();
     if unpriced > 0 {
         let models: Vec<&str> = reading.unpriced.keys().take(5).map(String::as_str).collect();
-        println!("  unpriced     {unpriced} calls of {}: name their prices with `--prices FILE`", models.join(", "));
+        println!(
+            "  unpriced     {unpriced} calls of {}: no price holds at their time, name one with `--prices FILE` (`[[price]]` with model, from, input, output)",
+            models.join(", ")
+        );
     }
     reading.notes.iter().for_each(|note| println!("  note         {note}"));
 }

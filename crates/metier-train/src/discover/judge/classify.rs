@@ -6,7 +6,7 @@ use metier_model::{Progress, Unit, specialist::manifest::Stage};
 
 use super::{
     Bench, MARGIN, Role, Rung, Trial, TriedRow,
-    measure::Answers,
+    measure::{self, Answers},
     rows::{self, Ground},
 };
 use crate::{
@@ -16,11 +16,7 @@ use crate::{
     },
     data::{Part, task::Metric, task::Target},
     discover::{saving::assumptions::Assumptions, task::Task},
-    eval::{
-        calibrate,
-        cluster::{self, Groups},
-        learning,
-    },
+    eval::{calibrate, cluster, learning},
 };
 
 /// Measured rows with a right answer from which on an accuracy is told.
@@ -85,7 +81,7 @@ pub(super) fn attempt(
     let agrees = agrees_of(&margins);
     let calls = ladder::calls(&margins);
     let scores: Vec<f32> = margins.iter().map(|margins| calibrator.score(margins)).collect();
-    let groups = Groups::of(measured.iter().map(|example| example.row.group.as_deref()));
+    let groups = measure::groups(measured.iter().map(|example| example.row.group.as_deref()));
     let groups = groups.as_ref();
     let share = |of: &dyn Fn(usize) -> bool, hit: &dyn Fn(usize) -> bool| {
         cluster::share(groups, &|at| of(at), &|at| hit(at), measured.len())

@@ -12,7 +12,7 @@ use serde_json::Value;
 
 use super::{
     Bench, Likeness, MARGIN, Role, Rung, Trial, TriedRow,
-    measure::Answers,
+    measure::{self, Answers},
     rows::{self, Side},
 };
 use crate::{
@@ -29,7 +29,6 @@ use crate::{
     },
     discover::{saving::assumptions::Assumptions, task::Task},
     embed::Embed,
-    eval::cluster::Groups,
 };
 
 /// Seconds in which an encoder is tuned.
@@ -182,7 +181,7 @@ pub(super) fn attempt(
         Rung::Lookup => right(&looked),
         _ => readings.iter().zip(&judged).map(|(reading, outcome)| extract::is_right(reading, outcome)).collect(),
     };
-    let groups = Groups::of(splits.part(Part::Calibration).iter().map(|example| example.row.group.as_deref()));
+    let groups = measure::groups(splits.part(Part::Calibration).iter().map(|example| example.row.group.as_deref()));
     let answers = Answers { chose: &chose_scores, scores: &measured_scores, agrees: &agrees, groups: groups.as_ref() };
     let share = |right: &[bool]| right.iter().filter(|right| **right).count() as f64 / right.len().max(1) as f64;
     let likeness = Likeness {

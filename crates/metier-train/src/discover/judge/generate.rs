@@ -14,13 +14,13 @@ use metier_model::{Progress, Unit, features::Features};
 
 use super::{
     Bench, Likeness, Role, Rung, Trial, TriedRow,
-    measure::Answers,
+    measure::{self, Answers},
     rows::{self, Side},
 };
 use crate::{
     data::TextMetric,
     discover::{saving::assumptions::Assumptions, task::Task},
-    eval::{cluster::Groups, text},
+    eval::text,
 };
 
 /// Bytes of a text that are compared with others: about 128 tokens.
@@ -70,7 +70,7 @@ pub(super) fn attempt(
     let scores: Vec<f32> = nearest[1].iter().map(|(_, similarity)| similarity.clamp(0.0, 1.0)).collect();
     let chose_scores: Vec<f64> =
         nearest[0].iter().map(|(_, similarity)| f64::from(similarity.clamp(0.0, 1.0))).collect();
-    let groups = Groups::of(measured.iter().map(|&at| rows[at].group.as_deref()));
+    let groups = measure::groups(measured.iter().map(|&at| rows[at].group.as_deref()));
     let told = Answers { chose: &chose_scores, scores: &scores, agrees: &agrees, groups: groups.as_ref() };
     let likeness = Likeness {
         metric: TextMetric::TokenF1.name().to_owned(),

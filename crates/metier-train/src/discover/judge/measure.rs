@@ -1,6 +1,6 @@
 //! What do the measured rows of a trial say? Scores and agreement, row by row, in; shares, tests and curves out: the same for every kind of task.
 
-use metier_model::proof::binomial_tail;
+use metier_model::proof::{binomial_tail, grouped_p_value};
 
 use super::{Role, TriedRow};
 use crate::{
@@ -38,6 +38,18 @@ pub(super) struct Told {
     pub(super) thresholds: [f64; 2],
     pub(super) risk_coverage: Vec<[f64; 2]>,
     pub(super) scored: Vec<(f32, bool)>,
+    /// The group of each of these; none where rows are independent.
+    pub(super) group_of: Option<Vec<usize>>,
+}
+
+/// Which rows belong together, told as a build is told it: where one row has a group, a row without is a group of its own.
+pub(super) fn groups<'a>(rows: impl Iterator<Item = Option<&'a str>>) -> Option<Groups> {
+    let rows: Vec<Option<&str>> = rows.collect();
+    rows.iter().any(Option::is_some).then_some(())?;
+    let own =
+        |at: usize, group: &Option<&str>| group.map_or_else(|| format!("row {at}"), |group| format!("group {group}"));
+    let all: Vec<String> = rows.iter().enumerate().map(|(at, group)| own(at, group)).collect();
+    Groups::of(all.iter().map(|group| Some(group.as_str())))
 }
 
 impl Answers<'_> {
@@ -57,13 +69,22 @@ impl Answers<'_> {
             let threshold = threshold(coverage);
             let accepted: Vec<usize> = (0..n).filter(|&at| f64::from(scores[at]) >= threshold).collect();
             let losses = accepted.iter().filter(|&&at| !agrees[at]).count() as u64;
-            let p = binomial_tail((losses as f64 / design).ceil() as u64, effective, assumptions.epsilon);
+            let p = match groups {
+                None => binomial_tail(losses, n as u64, assumptions.epsilon),
+                // As a build tests it: each group once, however many rows it has.
+                Some(groups) => {
+                    let mut lost = vec![0.0; n];
+                    accepted.iter().for_each(|&at| lost[at] = f64::from(u8::from(!agrees[at])));
+                    grouped_p_value(&lost, groups.of_row(), assumptions.epsilon)
+                }
+            };
             ([p, accepted.len() as f64 / n as f64], losses, threshold)
         };
         let (most, _, most_threshold) = at(assumptions.proven_coverage);
         let (little, little_losses, little_threshold) = at(assumptions.partial_coverage);
-        let mut scored: Vec<(f32, bool)> = scores.iter().copied().zip(agrees.iter().map(|agrees| !agrees)).collect();
-        scored.sort_by(|a, b| b.0.total_cmp(&a.0));
+        let mut order: Vec<usize> = (0..n).collect();
+        order.sort_by(|a, b| scores[*b].total_cmp(&scores[*a]));
+        let scored: Vec<(f32, bool)> = order.iter().map(|&at| (scores[at], !agrees[at])).collect();
         Told {
             agreement: cluster::share(groups, &|_| true, &|at| agrees[at], n),
             design,
@@ -74,6 +95,7 @@ impl Answers<'_> {
             thresholds: [most_threshold, little_threshold],
             risk_coverage: risk_coverage(&scored),
             scored,
+            group_of: groups.map(|groups| order.iter().map(|&at| groups.of_row()[at]).collect()),
         }
     }
 

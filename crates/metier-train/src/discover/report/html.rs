@@ -46,8 +46,10 @@ pub fn render(roadmap: &Roadmap) -> String {
     );
     page += &lead(roadmap);
     page += &headline(roadmap);
-    page += &tiles(roadmap);
-    page += &waterfall(roadmap);
+    if roadmap.is_priced() {
+        page += &tiles(roadmap);
+        page += &waterfall(roadmap);
+    }
     page += &treemap(roadmap);
     page += &timeline(roadmap);
     page += &table(roadmap);
@@ -167,6 +169,10 @@ fn headline(roadmap: &Roadmap) -> String {
     let mut html = String::new();
     if let Some(little) = &roadmap.little {
         let _ = write!(html, "<p class=\"warn\"><b>{}</b></p>", escape(little));
+    }
+    if !roadmap.is_priced() {
+        return html
+            + "<p>What is asked, how often and how long stands below. Saving, order and stop line are missing until there are prices.</p>";
     }
     let specialists = match above.len() {
         0 => "no specialist".to_owned(),

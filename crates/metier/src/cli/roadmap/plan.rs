@@ -247,29 +247,11 @@ impl Plan<'_> {
 /// Tells what was drawn up.
 pub(super) fn tell(drawn: &Drawn) {
     let roadmap = &drawn.roadmap;
-    let portfolio = &roadmap.portfolio;
-    let saving = &portfolio.saving;
     if let Some(little) = &roadmap.little {
         println!("\n  {little}");
     }
-    println!(
-        "\n  saving       {} over {:.0} weeks, 80 %: {} to {}; chance of a loss {:.0} %; of {} that the traffic would cost",
-        html::usd(saving.p50),
-        roadmap.horizon_weeks,
-        html::usd(saving.p10),
-        html::usd(saving.p90),
-        100.0 * saving.p_loss,
-        html::usd(portfolio.spend.p50)
-    );
-    println!(
-        "  of it        {} by specialists, {} by what needs no training; {:.1} days of work on specialists",
-        html::usd(portfolio.specialists.p50),
-        html::usd(portfolio.without_training.p50),
-        portfolio.days
-    );
-    if let Some(loss) = roadmap.assumptions.iter().find(|stated| stated.name == "loss_per_error_usd") {
-        let whose = if loss.by_user { "as you said" } else { "assumed: say yours with `--loss-per-error`" };
-        println!("  an error     costs {} ({whose})", html::usd(loss.value));
+    if roadmap.is_priced() {
+        tell_saving(roadmap);
     }
     println!("\n  {:40} {:32} {:>12} {:>27} {:>7}", "task", "verdict", "saving", "80 %", "P(S<0)");
     let mut above = true;
@@ -298,6 +280,30 @@ pub(super) fn tell(drawn: &Drawn) {
         }
     }
     println!("  report       {}", drawn.page.display());
+}
+
+fn tell_saving(roadmap: &Roadmap) {
+    let portfolio = &roadmap.portfolio;
+    let saving = &portfolio.saving;
+    println!(
+        "\n  saving       {} over {:.0} weeks, 80 %: {} to {}; chance of a loss {:.0} %; of {} that the traffic would cost",
+        html::usd(saving.p50),
+        roadmap.horizon_weeks,
+        html::usd(saving.p10),
+        html::usd(saving.p90),
+        100.0 * saving.p_loss,
+        html::usd(portfolio.spend.p50)
+    );
+    println!(
+        "  of it        {} by specialists, {} by what needs no training; {:.1} days of work on specialists",
+        html::usd(portfolio.specialists.p50),
+        html::usd(portfolio.without_training.p50),
+        portfolio.days
+    );
+    if let Some(loss) = roadmap.assumptions.iter().find(|stated| stated.name == "loss_per_error_usd") {
+        let whose = if loss.by_user { "as you said" } else { "assumed: say yours with `--loss-per-error`" };
+        println!("  an error     costs {} ({whose})", html::usd(loss.value));
+    }
 }
 
 fn tell_task(task: &Entry) {
