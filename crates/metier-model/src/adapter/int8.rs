@@ -32,6 +32,10 @@ pub fn to_int8(weights: &[u8]) -> Result<Vec<u8>, FormatError> {
     }
     let mut tensors = Vec::new();
     for (name, info) in file.tensors() {
+        let wrong = |problem: &str| FormatError::Tensor { tensor: name.clone(), problem: problem.to_owned() };
+        if name.ends_with(SCALES) {
+            return Err(wrong("its name is that of scales"));
+        }
         let values = read(&file, weights, name).expect("its name is of this file")?;
         let cols = info.shape.last().copied().unwrap_or(1).max(1);
         let is_b = name.contains(".lora_B.");
@@ -40,9 +44,8 @@ pub fn to_int8(weights: &[u8]) -> Result<Vec<u8>, FormatError> {
             for group in row.chunks(if is_b { cols } else { GROUP }) {
                 let scale = group.iter().fold(0.0f32, |most, w| most.max(w.abs())) / 127.0;
                 let scale = if is_b { f16::from_f32(scale).to_f32() } else { scale };
-                if !scale.is_finite() {
-                    let problem = "it holds a value that is no finite 16-bit float".to_owned();
-                    return Err(FormatError::Tensor { tensor: name.clone(), problem });
+                if !scale.is_finite() || group.iter().any(|w| w.is_nan()) {
+                    return Err(wrong("it holds a value that is no finite 16-bit float"));
                 }
                 let quant = |w: &f32| (w / scale).round_ties_even().clamp(-127.0, 127.0) as i8;
                 quants.extend(group.iter().map(|w| if scale > 0.0 { quant(w) } else { 0 }));
@@ -169,8 +172,9 @@ mod tests {
         check([2, 4], Some((vec![2], Stored::F32(vec![1.0; 2]))), "no table");
         check([2, 4], Some((vec![1, 1], Stored::F32(vec![1.0]))), "do not fit");
         check([2, 300], Some((vec![2, 2], Stored::F32(vec![1.0; 4]))), "do not fit");
-        assert!(to_int8(&format::write_f32([("w", &[1usize, 1][..], &[f32::NAN][..])].into_iter())).is_ok());
-        assert!(to_int8(&format::write_f32([("w", &[1usize, 1][..], &[f32::INFINITY][..])].into_iter())).is_err());
+        for (name, value) in [("w", f32::NAN), ("w", f32::INFINITY), ("w.scales", 1.0)] {
+            assert!(to_int8(&format::write_f32([(name, &[1usize, 1][..], &[value][..])].into_iter())).is_err());
+        }
     }
 
     proptest! {
