@@ -4,7 +4,7 @@
 //! `d…` is the derivative of the loss with respect to `…`.
 
 use crate::{
-    elementwise::fold,
+    elementwise::{centre, fold},
     lanes::{LANES, Lanes},
     math,
 };
@@ -215,32 +215,14 @@ unsafe fn layer_norm_kept_body<L: Lanes>(
     scale: &mut f32,
     out: &mut [f32],
 ) {
-    let n = x.len() as f32;
     assert!(
         [weight.len(), bias.len(), normed.len(), out.len()].iter().all(|len| *len == x.len()),
         "one of each an element"
     );
     // SAFETY: features as the trait demands.
     unsafe {
-        let mean = L::sum(fold::<L>(
-            x,
-            0.0,
-            0.0,
-            #[inline(always)]
-            |acc, x| L::add(acc, x),
-        )) / n;
-        // Elements that pad the last lanes are `mean`, so that they add nothing to the variance.
-        let squares = fold::<L>(
-            x,
-            0.0,
-            mean,
-            #[inline(always)]
-            |acc, x| {
-                let d = L::sub(x, L::splat(mean));
-                L::fma(d, d, acc)
-            },
-        );
-        *scale = 1.0 / (L::sum(squares) / n + eps).sqrt();
+        let mean;
+        (mean, *scale) = centre::<L>(x, eps);
         for ((((x, weight), bias), normed), out) in x.iter().zip(weight).zip(bias).zip(normed).zip(out) {
             *normed = (*x - mean) * *scale;
             *out = *normed * weight + bias;

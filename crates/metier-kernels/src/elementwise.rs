@@ -101,6 +101,18 @@ per_tier! {
 #[inline(always)]
 unsafe fn layer_norm_body<L: Lanes>(x: &mut [f32], weight: &[f32], bias: &[f32], eps: f32) {
     assert!(x.len() == weight.len() && x.len() == bias.len(), "one weight and one bias an element");
+    // SAFETY: features as the trait demands.
+    unsafe {
+        let (mean, scale) = centre::<L>(x, eps);
+        for ((x, weight), bias) in x.iter_mut().zip(weight).zip(bias) {
+            *x = ((*x - mean) * scale).mul_add(*weight, *bias);
+        }
+    }
+}
+
+/// Mean of a row, and `1 / √(var + eps)`.
+#[inline(always)]
+pub(crate) unsafe fn centre<L: Lanes>(x: &[f32], eps: f32) -> (f32, f32) {
     let n = x.len() as f32;
     // SAFETY: features as the trait demands.
     unsafe {
@@ -122,10 +134,7 @@ unsafe fn layer_norm_body<L: Lanes>(x: &mut [f32], weight: &[f32], bias: &[f32],
                 L::fma(d, d, acc)
             },
         );
-        let scale = 1.0 / (L::sum(squares) / n + eps).sqrt();
-        for ((x, weight), bias) in x.iter_mut().zip(weight).zip(bias) {
-            *x = ((*x - mean) * scale).mul_add(*weight, *bias);
-        }
+        (mean, 1.0 / (L::sum(squares) / n + eps).sqrt())
     }
 }
 

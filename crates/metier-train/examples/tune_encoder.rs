@@ -115,6 +115,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let ladder_run = ladder::Run { pool: &pool, seed, clock: &clock, deadline: std::time::Duration::MAX, keeps: None };
     let ground = ladder::Ground {
         lesson: None,
+        ngrams: true,
         inputs: &task.data.text,
         tuning: &recipe,
         splits: &splits,

@@ -1,4 +1,4 @@
-//! Is the inference right? Both base models against numbers of other implementations (Transformers and PyTorch in f32), which
+//! Is the inference right? The base models, and the real Gemma 3 270M, against numbers of other implementations (Transformers and PyTorch in f32), which
 //! `goldens/make_goldens.py` made once; `goldens/README.md` states versions and conventions. Every test prints what it measured (`--nocapture`).
 //!
 //! Measured on AVX-512-VNNI (the tiers agree bit for bit, so the others measure the same):
@@ -8,6 +8,8 @@
 //! | SmolLM2, F32 | 1,525 of 1,526 | 11.7131 (0.000 %) | 4.6e-5 |
 //! | SmolLM2, as in the file (Q4_1, activations in 8 bits) | 1,488 | 11.6927 (−0.17 %) | 0.64 |
 //! | SmolLM2, Int8 | 1,471 | 11.6920 (−0.18 %) | 0.52 |
+//! | Gemma 3 270M, F32 | 1,525 of 1,525 | 11.0078 (reference 11.0078) | 3.8e-5 |
+//! | Gemma 3 270M, as in the file (Q4_K_M, activations in 8 bits) | 1,485 | 11.0252 (+0.16 %) | 0.49 |
 //!
 //! MiniLM: ids equal on all 41 texts, smallest cosine 0.99999995. The one flip in F32 is at a gap that f32 itself cannot tell (see the README).
 
@@ -125,9 +127,7 @@ struct Agreement {
     worst_logprob: f64,
 }
 
-fn agreement(weights: WeightFormat) -> Agreement {
-    let decoder = smollm2(weights);
-    let golden = golden("smollm2_logits.json");
+fn agreement(decoder: &Decoder, golden: &Value) -> Agreement {
     let (mut positions, mut top1, mut nll, mut worst) = (0, 0, 0.0, 0.0f64);
     for sequence in golden["sequences"].as_array().unwrap() {
         let tokens = ids(&sequence["ids"]);
@@ -147,12 +147,18 @@ fn agreement(weights: WeightFormat) -> Agreement {
 
 #[track_caller]
 fn check(weights: WeightFormat, min_top1: f64, max_change: f64) {
-    let reference = golden("smollm2_logits.json")["perplexity"].as_f64().unwrap();
-    let ours = agreement(weights);
+    let golden = golden("smollm2_logits.json");
+    compare("SmolLM2", &smollm2(weights), weights, &golden, min_top1, max_change);
+}
+
+#[track_caller]
+fn compare(name: &str, decoder: &Decoder, weights: WeightFormat, golden: &Value, min_top1: f64, max_change: f64) {
+    let reference = golden["perplexity"].as_f64().unwrap();
+    let ours = agreement(decoder, golden);
     let share = ours.top1 as f64 / ours.positions as f64;
     let change = ours.perplexity / reference - 1.0;
     eprintln!(
-        "SmolLM2 {weights:?}: top-1 equal on {}/{} ({share:.4}), perplexity {:.4} against {reference} ({:+.3} %), largest log-probability difference {:.2e}",
+        "{name} {weights:?}: top-1 equal on {}/{} ({share:.4}), perplexity {:.4} against {reference} ({:+.3} %), largest log-probability difference {:.2e}",
         ours.top1,
         ours.positions,
         ours.perplexity,
@@ -201,5 +207,52 @@ fn smollm2_writes_what_the_reference_writes() {
             .unwrap();
         let written = engine.drain(pool()).pop().unwrap();
         assert_eq!(written.tokens, expected, "{}", chat["name"]);
+    }
+}
+
+fn gemma(weights: WeightFormat) -> Decoder {
+    let file = ensure_for_tests("gemma-3-270m").join("gemma-3-270m-q4_k_m.gguf");
+    Decoder::open(&file, weights).unwrap()
+}
+
+#[test]
+fn gemma_in_f32_agrees_with_the_reference_beyond_its_window() {
+    let decoder = std::sync::Arc::new(gemma(WeightFormat::F32));
+    let golden = golden("gemma_logits.json");
+    compare("Gemma 3 270M", &decoder, WeightFormat::F32, &golden, MIN_TOP1_SHARE, MAX_PERPLEXITY_CHANGE_F32);
+    for case in golden["continued"].as_array().unwrap() {
+        let mut engine = Engine::new(decoder.clone(), EngineLimits::default());
+        engine
+            .submit(GenerationRequest {
+                prompt: ids(&case["ids"]),
+                max_tokens: golden["new_tokens"].as_u64().unwrap() as usize,
+                ..Default::default()
+            })
+            .unwrap();
+        let written = engine.drain(pool()).pop().unwrap();
+        assert_eq!(written.tokens, ids(&case["new_ids"]), "{}", case["name"]);
+    }
+}
+
+#[test]
+fn gemma_at_its_own_bits_keeps_its_perplexity_and_tokenizes_like_the_reference() {
+    let decoder = gemma(WeightFormat::AsFile);
+    compare(
+        "Gemma 3 270M",
+        &decoder,
+        WeightFormat::AsFile,
+        &golden("gemma_logits.json"),
+        0.9,
+        MAX_PERPLEXITY_CHANGE_QUANTISED,
+    );
+    for case in golden("gemma_tokens.json")["cases"].as_array().unwrap() {
+        let text = case["text"].as_str().unwrap();
+        let name = &case["name"];
+        assert_eq!(
+            decoder.tokenizer().encode_with_specials(text).unwrap(),
+            ids(&case["ids"]),
+            "{name}, control tokens"
+        );
+        assert_eq!(decoder.tokenizer().encode(text).unwrap(), ids(&case["ids_plain"]), "{name}, as plain text");
     }
 }

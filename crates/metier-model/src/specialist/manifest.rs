@@ -392,6 +392,10 @@ pub struct RungRecord {
     pub c: f64,
     /// Scale of the embedding beside n-grams of norm 1; 0 without embedding.
     pub embedding_scale: f64,
+    /// Of a tuned rung whose head was fitted on vectors alone and added to that of the rung `linear`: how much the margins of n-grams weigh,
+    /// those of the vectors counting 1.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ngram_weight: Option<f64>,
     /// The metric on validation rows.
     pub validation: f64,
     /// Its 95 % interval.

@@ -167,6 +167,7 @@ pub(super) fn build(
             validation,
             interval,
             against_best: against,
+            ngram_weight: None,
             tuning,
             adapter: None,
         }

@@ -31,7 +31,7 @@ pub use self::{decoding::remove_decoder_checkpoints, tuning::ENCODER_CHECKPOINT}
 use super::{
     decoder::{self, Influence},
     encoder::{self, Gold, TuneError},
-    linear,
+    fused, linear,
     pair::{self, Blend, Pairs},
     teaching::Lesson,
 };
@@ -50,6 +50,9 @@ pub(super) const BOTH_GRID: [Path; 2] =
 /// Vectors that were tuned lie far apart already: more weight and less regularisation do not help.
 pub(super) const TUNED_GRID: [Path; 2] =
     [Path { embedding_scale: 1.0, c: &[0.03, 0.1, 0.3] }, Path { embedding_scale: 3.0, c: &[0.03, 0.1, 0.3] }];
+
+/// Vectors of a network that was tuned, alone: the same.
+const VECTOR_GRID: [Path; 1] = [Path { embedding_scale: 1.0, c: &[0.03, 0.1, 0.3, 1.0, 3.0] }];
 
 /// One scale of the embedding with rising C: each starts where the one before ended.
 pub(super) struct Path {
@@ -275,7 +278,8 @@ pub fn climb(
     }
     let tunes = (from..=up_to).contains(&Stage::Tuned) && embeddings.is_some();
     if let Some(encoder) = encoder.filter(|_| tunes) {
-        match shop.tune(encoder, tuning, pairs.as_ref(), progress) {
+        let ngrams = rungs.iter().find(|rung| rung.stage == Stage::Linear);
+        match shop.tune(encoder, tuning, ngrams, pairs.as_ref(), progress) {
             Ok(Tuned::Rung(rung)) => rungs.push(*rung),
             Ok(Tuned::Skipped(rung)) => skipped.push(rung),
             // The rungs below it stand.
@@ -391,6 +395,7 @@ impl Shop<'_> {
                         validation: measured.value,
                         interval: measured.interval,
                         against_best: None,
+                        ngram_weight: None,
                         tuning: None,
                         adapter: None,
                     };
@@ -435,6 +440,7 @@ impl Shop<'_> {
                 validation: measured.value,
                 interval: measured.interval,
                 against_best: None,
+                ngram_weight: None,
                 tuning: None,
                 adapter: None,
             },
@@ -467,11 +473,43 @@ impl Shop<'_> {
         }
     }
 
+    /// The tuned rung as the sum of `ngrams` and a head on its vectors alone, where that does no worse on validation rows than the head
+    /// that was fitted on both.
+    fn fused(
+        &self,
+        rung: Rung,
+        ngrams: &Rung,
+        embeddings: &Embeddings,
+        progress: &mut dyn FnMut(Progress<'_>),
+    ) -> Rung {
+        let mut steps = Steps { done: 0, total: VECTOR_GRID.iter().map(|path| path.c.len()).sum() };
+        let (vectors, _) = self.make(Stage::Head, &VECTOR_GRID, Some(embeddings), &mut steps, progress);
+        let held = Held::of(self.splits, Part::Validation, self.features, Some(embeddings));
+        let (n_classes, metric) = (self.splits.labels.len(), self.target.metric);
+        let makers = [(&ngrams.head, ngrams.validation.as_slice()), (&vectors.head, vectors.validation.as_slice())];
+        let Some((head, ngram_weight)) = fused::fuse(makers[0], makers[1], &held.classes) else { return rung };
+        let validation = held.margins(&head);
+        let measured = metrics::measure(metric, &calls(&validation), &held.classes, n_classes, self.run.seed);
+        if measured.value < rung.record.validation {
+            return rung;
+        }
+        let record = RungRecord {
+            c: vectors.record.c,
+            embedding_scale: vectors.record.embedding_scale,
+            validation: measured.value,
+            interval: measured.interval,
+            ngram_weight: Some(ngram_weight),
+            ..rung.record
+        };
+        Rung { head, record, validation, ..rung }
+    }
+
     /// The rung whose encoder is tuned, if it is predicted to end in time.
     fn tune(
         &self,
         encoder: &Encoder,
         recipe: &encoder::Recipe,
+        ngrams: Option<&Rung>,
         pairs: Option<&Pairs>,
         progress: &mut dyn FnMut(Progress<'_>),
     ) -> Result<Tuned, TuneError> {
@@ -506,6 +544,10 @@ impl Shop<'_> {
         };
         let mut steps = Steps { done: 0, total: TUNED_GRID.iter().map(|path| path.c.len()).sum() };
         let (mut rung, _) = self.make(Stage::Tuned, &TUNED_GRID, Some(&layers.embeddings), &mut steps, progress);
+        // The F1 of one label has a bias of its own, which a sum would have to be given anew; pairs have trees beside the vectors.
+        if let Some(ngrams) = ngrams.filter(|_| pairs.is_none() && !matches!(self.target.metric, Metric::F1 { .. })) {
+            rung = self.fused(rung, ngrams, &layers.embeddings, progress);
+        }
         rung.seconds = ((self.run.clock)() - start).as_secs_f64();
         rung.record.tuning = Some(layers.record);
         rung.own = Some(Own { file: Some(layers.file), pairs: None, decoder: None, embeddings: layers.embeddings });

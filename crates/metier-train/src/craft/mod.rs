@@ -11,6 +11,7 @@
 //! - [`quantise`]: a decoder and texts → its maps in four bits.
 //! - [`trees`]: numbers and classes → boosted trees.
 //! - [`pair`]: several inputs → how they agree → margins; and how margins of several makers become one.
+//! - `fused`: a head on n-grams and one on tuned vectors → one head.
 //! - [`sets`]: the rungs of rows with several labels.
 //! - [`ladder`]: which rungs run, with which settings, and which of them is the smallest that is good enough.
 
@@ -19,6 +20,7 @@ pub mod checkpoint;
 pub mod decoder;
 pub mod encoder;
 mod epochs;
+mod fused;
 pub mod ladder;
 pub mod linear;
 pub mod lookup;

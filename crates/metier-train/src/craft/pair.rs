@@ -219,7 +219,7 @@ pub struct Blend {
 impl Blend {
     /// Of the margins (rows, classes) of some makers.
     pub fn fit(makers: &[&[Vec<f32>]], gold: &[usize], n_classes: usize, metric: Metric) -> Self {
-        let mut blend = regress(makers, gold, n_classes);
+        let mut blend = regress(makers, gold, n_classes, true);
         if let Metric::F1 { positive } = metric {
             let chance = |row: usize| {
                 let z = blend.margins(makers, row);
@@ -241,6 +241,11 @@ impl Blend {
         blend
     }
 
+    /// The same with weights alone: of many classes few rows would bend the biases.
+    pub fn weigh(makers: &[&[Vec<f32>]], gold: &[usize], n_classes: usize) -> Self {
+        regress(makers, gold, n_classes, false)
+    }
+
     /// Margins of a row.
     pub fn margins(&self, makers: &[&[Vec<f32>]], row: usize) -> Vec<f32> {
         let mut z = self.bias.clone();
@@ -258,7 +263,7 @@ impl Blend {
 }
 
 /// Logistic regression by descent with a step length that halves where a step does not help.
-fn regress(makers: &[&[Vec<f32>]], gold: &[usize], n_classes: usize) -> Blend {
+fn regress(makers: &[&[Vec<f32>]], gold: &[usize], n_classes: usize, with_bias: bool) -> Blend {
     let n = gold.len().max(1) as f64;
     // In units of their own spread, one step length suits all makers.
     let spread = |maker: &[Vec<f32>]| {
@@ -284,12 +289,14 @@ fn regress(makers: &[&[Vec<f32>]], gold: &[usize], n_classes: usize) -> Blend {
         if let Some((to_w, to_b)) = slope {
             dw.iter_mut().zip(w).for_each(|(dw, w)| *dw += RIDGE * w);
             to_w.copy_from_slice(&dw);
-            to_b.copy_from_slice(&db);
+            if with_bias {
+                to_b.copy_from_slice(&db);
+            }
         }
         sum / n + 0.5 * RIDGE * w.iter().map(|w| w * w).sum::<f64>()
     };
     let (mut w, mut b) = (vec![1.0 / makers.len().max(1) as f64; makers.len()], vec![0.0; n_classes]);
-    let (mut dw, mut db) = (w.clone(), b.clone());
+    let (mut dw, mut db) = (w.clone(), b.clone()); // without biases their slope stays 0
     let mut length = 1.0;
     let mut now = loss(&w, &b, Some((&mut dw, &mut db)));
     for _ in 0..STEPS {

@@ -200,6 +200,7 @@ impl Shop<'_> {
                         validation: measured.value,
                         interval: measured.interval,
                         against_best: None,
+                        ngram_weight: None,
                         tuning: None,
                         adapter: None,
                     };

