@@ -48,6 +48,8 @@ pub fn write_f16<'a>(tensors: impl Iterator<Item = (&'a str, &'a [usize], &'a [f
 pub enum Stored {
     /// IEEE singles.
     F32(Vec<f32>),
+    /// IEEE halves; what is larger than 65,504 becomes an infinity.
+    F16(Vec<f32>),
     /// Whole numbers of 8 bits.
     I8(Vec<i8>),
 }
@@ -61,6 +63,7 @@ pub fn write_stored(tensors: Vec<(String, Vec<usize>, Stored)>) -> Vec<u8> {
     let all = tensors.iter().map(|(name, shape, values)| {
         let (dtype, bytes) = match values {
             Stored::F32(values) => (Dtype::F32, values.iter().flat_map(|x| x.to_le_bytes()).collect()),
+            Stored::F16(values) => (Dtype::F16, values.iter().flat_map(|x| f16::from_f32(*x).to_le_bytes()).collect()),
             Stored::I8(values) => (Dtype::I8, values.iter().map(|x| *x as u8).collect()),
         };
         (name, Bytes { dtype, shape, bytes })

@@ -53,7 +53,7 @@ fn put(dir: &Path, specialist: &Specialist, name: &str, always: bool) {
 #[tokio::test]
 async fn a_tuned_encoder_answers_lists() {
     let dir = tempfile::tempdir().unwrap();
-    let specialist = built(dir.path(), 60, "from = \"tuned\"\n");
+    let specialist = built(dir.path(), 60, "minutes = 600\nfrom = \"tuned\"\n");
     assert_eq!((specialist.manifest().stage.name(), specialist.manifest().multi_label.is_some()), ("tuned", true));
     put(dir.path(), &specialist, "always", true);
     let server = Server::start(&["--specialists", dir.path().join("store").to_str().unwrap()]);
