@@ -183,7 +183,7 @@ fn an_extraction_is_tried_with_an_encoder_that_tags_words() {
 /// What is promised of rows of customers is what a build's certificate promises of them, not what as many rows of strangers would.
 #[test]
 fn coverage_counts_customers_as_a_build_does() {
-    let mut of_customers = task("clean", 3000, 2, 1000, false);
+    let mut of_customers = task("clean", 3000, 1, 1000, false);
     of_customers.examples.iter_mut().enumerate().for_each(|(at, example)| {
         // Some rows are nobody's: each a group of its own, as in the task file.
         example.group = (at % 10 != 0).then(|| format!("customer-{}", at / 4));

@@ -74,7 +74,7 @@ fn rows_of_customers_are_rehearsed_as_customers() {
         let mut rows: Vec<(f32, bool, usize)> = Vec::new();
         for customer in 0..n {
             let score = draw.uniform() as f32;
-            let lost = draw.chance(if score < 0.5 { 0.3 } else { 0.004 });
+            let lost = draw.chance(if score < 0.5 { 0.3 } else { 0.03 });
             rows.extend(std::iter::repeat_n((score, lost, customer), SIZE));
         }
         rows.sort_by(|a, b| b.0.total_cmp(&a.0));
@@ -93,8 +93,8 @@ fn rows_of_customers_are_rehearsed_as_customers() {
         let passes = learn_then_test_grouped(&rows, &of, base.epsilon, base.delta);
         came += f64::from(u8::from(passes.is_ok_and(|made| made.coverage >= base.coverage))) / WORLDS as f64;
     }
-    assert!((told - came).abs() < 0.15, "told {told}, came {came}");
-    assert!(alone > came + 0.1, "rows taken for independent would have done: {alone} {came}");
+    assert!((told - came).abs() < 0.2, "told {told}, came {came}");
+    assert!(alone > came + 0.2, "rows taken for independent would have done: {alone} {came}");
 }
 
 /// How often the interval holds the truth, over worlds: `groups` of them with shares of their own, a rule that takes about `error` of the rows for

@@ -127,9 +127,7 @@ fn a_model_without_a_price_is_unpriced_and_never_free() {
     let page = html::render(&roadmap);
     assert!(page.contains("unpriced"));
     // Nothing is said of money, and above all not that nothing pays.
-    assert!(!roadmap.is_priced() && page.contains("is not known: no price holds for"), "{page}");
-    assert!(
-        !page.contains("No specialist pays") && !page.contains("expect to save") && !page.contains("$0.00"),
-        "{page}"
-    );
+    assert!(!roadmap.is_priced() && page.contains("is not known: no price holds for"));
+    let said = ["No specialist pays", "expect to save", "What if an error costs more?"];
+    assert!(said.iter().all(|said| !page.contains(said)));
 }

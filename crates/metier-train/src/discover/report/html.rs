@@ -53,7 +53,9 @@ pub fn render(roadmap: &Roadmap) -> String {
     page += &treemap(roadmap);
     page += &timeline(roadmap);
     page += &table(roadmap);
-    page += &losses(roadmap);
+    if roadmap.is_priced() {
+        page += &losses(roadmap);
+    }
     page += "<h2 id=\"tasks\">Task by task</h2>";
     for (at, task) in roadmap.tasks.iter().take(MAX_SECTIONS).enumerate() {
         page += &section(at, task, roadmap);
