@@ -12,7 +12,7 @@
 //!
 //! How far apart two clusters are must not depend on how many rows were looked at. The centre of n rows lies v/n away from where that of all such
 //! rows would, so few rows look further apart than many, and a threshold that parts the tasks of a thousand rows joins those of ten thousand:
-//! these parts are taken off. And beyond [`MAX_CLUSTERED`] rows nothing is clustered anew; the others go where the nearest centre is.
+//! these parts are taken off. And beyond a limit of rows nothing is clustered anew; the others go where the nearest centre is.
 //!
 //! Deterministic: seeds are chosen by hash, sums run in one order.
 
