@@ -191,6 +191,9 @@ pub struct RungOutcome {
     pub c: f64,
     /// Scale of the embedding.
     pub embedding_scale: f64,
+    /// How much n-grams weigh beside tuned vectors, where the two were fitted apart.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ngram_weight: Option<f64>,
     /// Paired comparison with the best rung.
     pub against_best: Option<NonInferiority>,
     /// A point of the curve of depths, where its head reads a decoder.

@@ -4,18 +4,20 @@
 
 #[path = "cascade/hierarchy.rs"]
 mod hierarchy;
+mod sums;
 
-use std::{error::Error, fs, time::Duration};
+use std::{fs, time::Duration};
 
 use metier_kernels::{Pool, Tier};
 use metier_model::{
-    BaseId, Digest, Progress, Specialist, SpecialistStore,
+    Specialist, SpecialistStore,
     progress::silent,
     specialist::{AnswerError, Contents, bundle, manifest::Stage, mix},
 };
 use metier_train::{
     BuildOutcome, Embed, TaskFile, Workbench, build, craft::encoder::Recipe as Tuning, data::table::Columns, evaluate,
 };
+use sums::{Sums, topic, vector};
 
 const TOPICS: [(&str, [&str; 4]); 4] = [
     ("billing", ["invoice", "charged", "refund", "receipt"]),
@@ -23,39 +25,6 @@ const TOPICS: [(&str, [&str; 4]); 4] = [
     ("login", ["password", "account", "locked", "signin"]),
     ("other", ["weather", "newsletter", "lunch", "parking"]),
 ];
-
-/// Of each word the sum of its bytes, modulo the number of topics: what no n-gram tells.
-struct Sums;
-
-impl Embed for Sums {
-    fn dim(&self) -> usize {
-        TOPICS.len()
-    }
-
-    fn base(&self) -> BaseId {
-        BaseId { name: "sums".to_owned(), digest: Digest::of(b"sums"), weights: None }
-    }
-
-    fn embed_all(
-        &self,
-        _: &Pool,
-        texts: &[&str],
-        _: &mut dyn FnMut(Progress<'_>),
-    ) -> Result<Vec<Vec<f32>>, Box<dyn Error + Send + Sync>> {
-        Ok(texts.iter().map(|text| vector(text)).collect())
-    }
-}
-
-fn vector(text: &str) -> Vec<f32> {
-    let mut counts = vec![0.0f32; TOPICS.len()];
-    text.split_whitespace().for_each(|word| counts[topic(word)] += 1.0);
-    let norm = counts.iter().map(|v| v * v).sum::<f32>().sqrt();
-    counts.iter().map(|v| v / norm.max(1e-6)).collect()
-}
-
-fn topic(word: &str) -> usize {
-    word.bytes().map(usize::from).sum::<usize>() % TOPICS.len()
-}
 
 /// `n` rows; two in five have words that never come again, and one in fifty a wrong label.
 fn rows(n: u64, from: u64) -> String {

@@ -1,11 +1,13 @@
 //! The whole way from rows with several labels to a bundle that answers, on rows made here, without a base model.
 #![allow(clippy::unwrap_used, reason = "tests")]
 
+mod sums;
+
 use std::{fs, path::Path, time::Duration};
 
 use metier_kernels::{Pool, Tier};
 use metier_model::{
-    BaseId, Digest, Encoder, Progress, Specialist, SpecialistStore,
+    Encoder, Specialist, SpecialistStore,
     progress::silent,
     specialist::{
         bundle,
@@ -19,6 +21,7 @@ use metier_train::{
     evaluate, plan,
 };
 use serde_json::Value;
+use sums::{Sums, topic, vector};
 
 const TOPICS: [(&str, [&str; 6]); 4] = [
     ("billing", ["invoice", "charged", "refund", "payment", "receipt", "amount"]),
@@ -287,38 +290,6 @@ fn a_tuned_encoder_gives_lists() {
     }
 }
 
-/// Of each word the sum of its bytes, modulo the number of topics: what no n-gram tells of words that never come again.
-struct Sums;
-
-fn topic(word: &str) -> usize {
-    word.bytes().map(usize::from).sum::<usize>() % TOPICS.len()
-}
-
-impl Embed for Sums {
-    fn dim(&self) -> usize {
-        TOPICS.len()
-    }
-
-    fn base(&self) -> BaseId {
-        BaseId { name: "sums".to_owned(), digest: Digest::of(b"sums"), weights: None }
-    }
-
-    fn embed_all(
-        &self,
-        _: &Pool,
-        texts: &[&str],
-        _: &mut dyn FnMut(Progress<'_>),
-    ) -> Result<Vec<Vec<f32>>, Box<dyn std::error::Error + Send + Sync>> {
-        let vector = |text: &&str| {
-            let mut counts = vec![0.0f32; TOPICS.len()];
-            text.split_whitespace().for_each(|word| counts[topic(word)] += 1.0);
-            let norm = counts.iter().map(|v| v * v).sum::<f32>().sqrt();
-            counts.iter().map(|v| v / norm.max(1e-6)).collect()
-        };
-        Ok(texts.iter().map(vector).collect())
-    }
-}
-
 /// Two rows in five have words that never come again, of none to two topics.
 fn plain_and_odd(n: u64, from: u64) -> String {
     let mut lines = String::new();
@@ -372,7 +343,6 @@ fn the_cheap_stage_of_two_answers_what_it_is_sure_of() {
     let sure = specialist.answer("invoice refund charged parcel courier tracking", None).unwrap();
     assert_eq!((sure.label.as_str(), sure.stage.as_str()), ("[\"billing\",\"delivery\"]", "linear"));
     assert!(specialist.probe().iter().any(|row| specialist.answer(&row.text, None).is_err()));
-    let vector = |text: &str| Sums.embed_all(&bench.pool, &[text], &mut silent).unwrap().remove(0);
     for row in specialist.probe() {
         let answer = specialist.answer(&row.text, Some(&vector(&row.text))).unwrap();
         assert_eq!((&answer.label, answer.score), (&row.label, row.score));

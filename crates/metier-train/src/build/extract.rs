@@ -274,6 +274,7 @@ pub(super) fn build(
             validation: record.validation,
             c: 0.0,
             embedding_scale: 0.0,
+            ngram_weight: None,
             against_best: record.against_best,
             decoder: None,
         }

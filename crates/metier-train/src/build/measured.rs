@@ -53,6 +53,7 @@ impl RungOutcome {
             validation: record.validation,
             c: record.c,
             embedding_scale: record.embedding_scale,
+            ngram_weight: record.ngram_weight,
             against_best: record.against_best,
             decoder,
         }

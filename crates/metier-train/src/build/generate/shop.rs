@@ -438,6 +438,7 @@ impl Shop<'_> {
             validation: rung.record.validation,
             c: rung.record.c,
             embedding_scale: rung.record.embedding_scale,
+            ngram_weight: None,
             against_best: rung.record.against_best,
             decoder: rung.depth.clone(),
         }
