@@ -17,8 +17,8 @@ use metier_model::{
     tiny,
 };
 use metier_train::{
-    BuildOutcome, Embed, TaskFile, Workbench, build, craft::encoder::Recipe as Tuning, curate, data::table::Columns,
-    evaluate, plan,
+    BuildOutcome, TaskFile, Workbench, build, craft::encoder::Recipe as Tuning, curate, data::table::Columns, evaluate,
+    plan,
 };
 use serde_json::Value;
 use sums::{Sums, topic, vector};
