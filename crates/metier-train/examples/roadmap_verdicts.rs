@@ -398,7 +398,14 @@ fn full_build(
     let file = "name = \"t\"\nkind = \"classify\"\n[data]\ntrain = \"train.jsonl\"\ncalibration = \"calibration.jsonl\"\ntest = \"test.jsonl\"\n[budget]\nup_to = \"both\"\n";
     let task = TaskFile::parse(file, &dir.join("task.toml"), &|_| None)?;
     let store = SpecialistStore::open(&dir.join("store"))?;
-    let bench =
-        Workbench { teacher: None, encoder, decoder: None, pool, store: &store, seed, tuning: Recipe::default() };
+    let bench = Workbench {
+        teacher: None,
+        encoder,
+        decoders: Vec::new(),
+        pool,
+        store: &store,
+        seed,
+        tuning: Recipe::default(),
+    };
     Ok(build(&task, &bench, &mut |_| (), clock)?)
 }
