@@ -8,8 +8,12 @@
 //! then     templates that say the same are joined; names, kinds, ids
 //! ```
 
+mod bins;
+mod free;
+mod keys;
+
 use std::{
-    collections::{BTreeMap, BTreeSet, BinaryHeap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     error::Error,
 };
 
@@ -20,6 +24,11 @@ use metier_traffic::{
     exchange::{Speaker, Verdict},
 };
 
+use self::{
+    bins::{Bin, Counted, Found, Gathered, Kept, size, trim},
+    free::{Free, FreeRow, Groups, Words, best},
+    keys::{Key, Keys},
+};
 use super::{
     cluster::{self, SHAPE},
     read::{Fate, Logs, ReadError, RowPlace},
@@ -28,7 +37,6 @@ use super::{
     template::{Miner, Prompt, Template, Templates},
     trace::{self, Trace},
     traits,
-    volume::{Counts, assigned_interval},
 };
 use crate::{Embed, craft::linear};
 
@@ -44,10 +52,6 @@ pub const MAX_EXAMPLE_BYTES: usize = 16 << 10;
 const MAX_WAITING_BYTES: usize = 128 << 20;
 /// Bytes of all examples together.
 const MAX_EXAMPLES_BYTES: usize = 256 << 20;
-/// Kinds of calls (tools, schema, name) that are told apart.
-const MAX_KEYS: usize = 4096;
-/// Names that a log gives its calls: more than these are names of single calls, not of tasks.
-const MAX_NAMES: usize = 64;
 /// Inputs by which templates are compared.
 const COMPARED: usize = 32;
 /// Templates of a run that are compared by embeddings.
@@ -447,271 +451,6 @@ impl Finder<'_> {
         found.retain(|_| keep.next().unwrap_or(true));
         Ok(())
     }
-}
-
-/// Where a call is counted.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum Bin {
-    Template(usize),
-    Group(usize),
-    Rest(u32),
-    Caller(u32),
-}
-
-impl Bin {
-    /// A number of its own.
-    fn code(self) -> u64 {
-        let (kind, at) = match self {
-            Self::Template(at) => (0, at as u64),
-            Self::Group(at) => (1, at as u64),
-            Self::Rest(at) => (2, u64::from(at)),
-            Self::Caller(at) => (3, u64::from(at)),
-        };
-        kind << 56 | at
-    }
-
-    fn told_by(self, by_words: bool) -> trace::By {
-        match self {
-            Self::Template(_) => trace::By::Template,
-            Self::Group(_) if by_words => trace::By::Words,
-            Self::Group(_) => trace::By::Embedding,
-            Self::Rest(_) => trace::By::Rest,
-            Self::Caller(_) => trace::By::NoText,
-        }
-    }
-}
-
-struct Found {
-    bin: Bin,
-    /// What was joined with it.
-    joined: Vec<Bin>,
-    key: u32,
-    gathered: Gathered,
-}
-
-struct Counted {
-    bins: BTreeMap<Bin, Gathered>,
-    reading: super::task::Reading,
-    verdicts: HashMap<String, Verdict>,
-}
-
-#[derive(Default)]
-struct Gathered {
-    counts: Counts,
-    repeats: super::repeats::Seen,
-    assigned: u64,
-    schema: Option<String>,
-    /// The calls with the smallest hashes: a uniform sample that does not depend on their order.
-    examples: BinaryHeap<Kept>,
-    level: Option<usize>,
-}
-
-struct Kept {
-    hash: u64,
-    example: Example,
-}
-
-impl PartialEq for Kept {
-    fn eq(&self, other: &Self) -> bool {
-        self.hash == other.hash
-    }
-}
-
-impl Eq for Kept {}
-
-impl PartialOrd for Kept {
-    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
-        Some(self.cmp(other))
-    }
-}
-
-impl Ord for Kept {
-    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
-        self.hash.cmp(&other.hash)
-    }
-}
-
-fn size(example: &Example) -> usize {
-    size_of::<Example>() + example.input.len() + example.output.as_ref().map_or(0, String::len)
-}
-
-/// Lowers the water until all examples together are at most `limit`, one a task at least; how many are left, and their bytes.
-fn trim(bins: &mut BTreeMap<Bin, Gathered>, limit: usize) -> (usize, usize) {
-    let sizes: Vec<usize> = bins.values().map(|gathered| gathered.examples.len()).collect();
-    let held = |level: usize| sizes.iter().map(|&n| n.min(level)).sum::<usize>();
-    if held(usize::MAX) > limit {
-        let (mut low, mut high) = (1, MAX_EXAMPLES);
-        while low < high {
-            let middle = (low + high).div_ceil(2);
-            if held(middle) <= limit { low = middle } else { high = middle - 1 }
-        }
-        for gathered in bins.values_mut() {
-            gathered.level = Some(gathered.level.map_or(low, |level| level.min(low)));
-            while gathered.examples.len() > low {
-                gathered.examples.pop();
-            }
-        }
-    }
-    let all = || bins.values().flat_map(|gathered| gathered.examples.iter());
-    (all().count(), all().map(|kept| size(&kept.example)).sum())
-}
-
-/// Kinds of calls: what is told apart before any text is looked at.
-#[derive(Default)]
-struct Keys {
-    by_text: HashMap<String, u32>,
-    all: Vec<Key>,
-    names: BTreeSet<String>,
-    by_caller: HashMap<String, u32>,
-    callers: Vec<(u32, String)>,
-}
-
-#[derive(Clone, Default)]
-struct Key {
-    tools: Vec<String>,
-    schema: Option<String>,
-    named: Option<String>,
-}
-
-impl Keys {
-    fn of(&mut self, call: &Exchange) -> u32 {
-        let named = call.named.as_deref().map(numberless).filter(|name| {
-            self.names.contains(name) || (self.names.len() < MAX_NAMES && self.names.insert(name.clone()))
-        });
-        let text = format!("{:?} {:?} {named:?}", call.tools, call.schema);
-        if let Some(&at) = self.by_text.get(&text) {
-            return at;
-        }
-        if self.all.len() == MAX_KEYS {
-            return 0;
-        }
-        let at = self.all.len() as u32;
-        self.all.push(Key { tools: call.tools.clone(), schema: call.schema.clone(), named });
-        self.by_text.insert(text, at);
-        at
-    }
-
-    /// Calls without texts: told apart by what the log calls them, else by their model.
-    fn caller(&mut self, call: &Exchange, key: u32) -> u32 {
-        let named = self.all[key as usize].named.clone();
-        let name =
-            named.unwrap_or_else(|| if call.model.is_empty() { "unknown".to_owned() } else { call.model.clone() });
-        let text = format!("{key} {name}");
-        if let Some(&at) = self.by_caller.get(&text) {
-            return at;
-        }
-        if self.callers.len() == MAX_KEYS {
-            return 0;
-        }
-        let at = self.callers.len() as u32;
-        self.callers.push((key, name));
-        self.by_caller.insert(text, at);
-        at
-    }
-}
-
-/// A name without the numbers that single calls have in it.
-fn numberless(name: &str) -> String {
-    let mut out = String::new();
-    for word in name.split_inclusive(|c: char| !c.is_alphanumeric()) {
-        let digits = word.chars().filter(char::is_ascii_digit).count();
-        // A version stays, a number or a hash goes.
-        if digits > 2 && digits * 3 >= word.len() { out.push('#') } else { out.push_str(word) }
-    }
-    out.chars().take(80).collect()
-}
-
-/// A sample of the calls without a template: those with the smallest hashes.
-#[derive(Default)]
-struct Free {
-    rows: Vec<FreeKept>,
-    seen: HashMap<u32, u64>,
-    max: usize,
-    below: Option<u64>,
-}
-
-struct FreeKept {
-    row: FreeRow,
-    set: Vec<u64>,
-}
-
-struct FreeRow {
-    key: u32,
-    hash: u64,
-    input: String,
-    answer: Option<String>,
-}
-
-impl Free {
-    fn offer(&mut self, prompt: Prompt, mut row: FreeRow) {
-        *self.seen.entry(row.key).or_default() += 1;
-        if self.below.is_some_and(|below| row.hash >= below) {
-            return;
-        }
-        row.input = beginning(&row.input, MAX_EXAMPLE_BYTES).to_owned();
-        row.answer = row.answer.map(|answer| beginning(&answer, MAX_EXAMPLE_BYTES).to_owned());
-        self.rows.push(FreeKept { row, set: prompt.into_set() });
-        if self.rows.len() > self.max + self.max / 4 {
-            self.rows.sort_by_key(|kept| kept.row.hash);
-            self.rows.truncate(self.max);
-            self.below = self.rows.last().map(|kept| kept.row.hash);
-        }
-    }
-}
-
-/// Groups of texts without a template.
-#[derive(Default)]
-struct Groups {
-    n: usize,
-    /// Key of each group.
-    keys: Vec<u32>,
-    /// Calls of the sample.
-    known: HashMap<u64, Option<usize>>,
-    /// The rest.
-    by_words: HashMap<u32, Words>,
-}
-
-struct Words {
-    features: Features,
-    head: LinearHead,
-    first: usize,
-    n: usize,
-    /// Held-out rows of the sample: `[group][assigned]`, what is left over last.
-    confusion: Vec<Vec<u64>>,
-}
-
-impl Groups {
-    /// The group of a call, and whether it was told by its words.
-    fn find(&self, key: u32, hash: u64, call: &Exchange) -> (Option<usize>, bool) {
-        if let Some(known) = self.known.get(&hash) {
-            return (*known, false);
-        }
-        let Some(words) = self.by_words.get(&key) else { return (None, false) };
-        let input = last_user(call);
-        let text = format!(
-            "{} \u{1} {}",
-            beginning(&input, EMBEDDED_BYTES),
-            beginning(call.answer.as_deref().unwrap_or_default(), 64)
-        );
-        let class = best(&words.head.margins(Some(&words.features.apply(&text)), None));
-        ((class < words.n).then_some(words.first + class), true)
-    }
-
-    /// By which factors a group's assigned volume may be wrong, 95 %.
-    fn volume_interval(&self, group: usize, assigned: u64, calls: u64) -> [f64; 2] {
-        let words = self.by_words.get(&self.keys[group]).filter(|_| assigned > 0);
-        let Some(words) = words else { return [1.0, 1.0] };
-        let class = group - words.first;
-        let told: u64 = words.confusion.iter().map(|row| row[class]).sum();
-        let really: u64 = words.confusion[class].iter().sum();
-        let right = words.confusion[class][class];
-        let share = assigned as f64 / calls as f64;
-        assigned_interval([told, really, right], share)
-    }
-}
-
-fn best(margins: &[f32]) -> usize {
-    (0..margins.len()).max_by(|&a, &b| margins[a].total_cmp(&margins[b]).then(b.cmp(&a))).unwrap_or(0)
 }
 
 /// The text's beginning, of at most so many bytes.
