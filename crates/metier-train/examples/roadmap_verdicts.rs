@@ -346,6 +346,7 @@ fn task(at: u64, source: &Source, noise: f64, draw: &mut Draw) -> (Task, Rows) {
         group: None,
         model: "stand-in".to_owned(),
         input: text,
+        varies: Vec::new(),
         output: Some(label),
         gold: None,
         weight: 1.0,
