@@ -34,7 +34,7 @@ use super::{
     cluster::{self, SHAPE},
     read::{Fate, Logs, ReadError, RowPlace},
     repeats::Repeats,
-    task::{Discovery, Example, Gold, Identity, IdentityBy, Sampling, Task},
+    task::{Discovery, Example, Gold, Identity, IdentityBy, Sampling, Task, TaskKind},
     template::{Miner, Prompt, Template, Templates},
     trace::{self, Trace},
     traits,
@@ -429,7 +429,8 @@ impl Finder<'_> {
                 // Documents of several forms under one instruction: what is asked for is the same.
                 let same_keys = !keys[&a].is_empty() && keys[&a] == keys[&b];
                 let alike = overlap >= 0.9
-                    || (overlap >= 0.3 && (same_answers || same_keys))
+                    || (overlap >= 0.3 && same_answers)
+                    || (overlap >= 0.1 && same_keys)
                     || (cosine >= 0.8 && same_answers)
                     || (overlap >= 0.6 && cosine >= 0.9);
                 if alike {
@@ -568,7 +569,7 @@ fn task(
     let personal = traits::personal(&examples);
     let id = id(&identity, template, &examples);
     let (first_ms, last_ms) = counts.span_ms.map_or((None, None), |(first, last)| (Some(first), Some(last)));
-    Task {
+    let mut task = Task {
         id,
         name: String::new(),
         identity,
@@ -581,7 +582,15 @@ fn task(
         sampling,
         traits,
         personal,
+    };
+    // What no span of a text can be has to be written.
+    if task.kind.kind == TaskKind::Extract
+        && let Err(why) = task.answer_schema()
+    {
+        task.kind.evidence.push_str(&format!("; but {why}"));
+        task.kind.kind = TaskKind::Generate;
     }
+    task
 }
 
 /// The same from run to run: made from the smallest hash of what the template always says (equal for two templates with the probability of

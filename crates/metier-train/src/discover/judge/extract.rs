@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use metier_model::{
     Progress, Unit,
-    extract::{Extractor, Schema},
+    extract::Extractor,
     proof::{NonInferiority, Paired, paired},
 };
 use serde_json::Value;
@@ -27,7 +27,7 @@ use crate::{
         extract::{ExtractMetric, ExtractTask, RawTune},
         split::Example,
     },
-    discover::{saving::assumptions::Assumptions, task::Task},
+    discover::{saving::assumptions::Assumptions, task::Task, traits},
     embed::Embed,
 };
 
@@ -50,9 +50,7 @@ pub(super) fn attempt(
 ) -> Result<Trial, String> {
     let start = (bench.clock)();
     let elapsed = || (bench.clock)().saturating_sub(start);
-    let schema = task.identity.schema.as_deref().ok_or("an extraction needs a JSON schema, and its calls have none")?;
-    let schema =
-        Schema::parse(schema).map_err(|error| format!("its schema cannot be used for an extraction: {error}"))?;
+    let (_, schema) = task.answer_schema()?;
     let encoder = bench.encoder.and_then(Embed::as_encoder);
     let encoder = encoder.ok_or("an extraction is tried over an encoder, and there is none at hand")?;
     let extraction =
@@ -70,7 +68,7 @@ pub(super) fn attempt(
             Side::Validation => 1,
             Side::Measured => 2,
         };
-        let output = task.examples[row.example].output.as_deref().unwrap_or_default().trim();
+        let output = traits::unfenced(task.examples[row.example].output.as_deref().unwrap_or_default());
         let meets = serde_json::from_str::<Value>(output).is_ok_and(|value| extraction.schema.values(&value).is_ok());
         if !meets {
             unmet += 1;

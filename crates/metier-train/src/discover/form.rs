@@ -1,0 +1,211 @@
+//! *Which form do JSON answers have?* Answers in; a JSON Schema that all of them meet and an extraction can be made of, or why there is none.
+//!
+//! Most calls that ask for JSON declare no schema: the prompt says what is wanted, and the answers show it. What is made here is as narrow as the answers
+//! are alike: keys that all of them have are required, a key that is `null` at times may be, strings that are all dates are dates.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+};
+
+use serde_json::{Map, Value, json};
+
+use super::traits::unfenced;
+
+/// Share of the answers that must be objects: models also apologise.
+const OBJECTS: f64 = 0.9;
+/// Keys of an object, at most: where there are more, keys are values.
+const MAX_KEYS: usize = 64;
+/// Answers from which a form can be told.
+const MIN_ANSWERS: usize = 10;
+
+/// What an answer lacks to be one of an extraction.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NoForm(String);
+
+impl fmt::Display for NoForm {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// What one field holds, over all answers.
+#[derive(Default)]
+struct Seen {
+    present: usize,
+    kinds: BTreeSet<&'static str>,
+    /// Of a list: its items' kinds.
+    items: BTreeSet<&'static str>,
+    all_dates: bool,
+    fields: Fields,
+}
+
+type Fields = BTreeMap<String, Seen>;
+
+/// The schema of what answers hold.
+///
+/// # Errors
+/// Answers that are no objects, too many keys, or a field of a kind that an extraction has not (truth values, lists of objects, objects in objects of a field).
+pub fn schema_of<'a>(answers: impl Iterator<Item = &'a str>) -> Result<Value, NoForm> {
+    let (mut fields, mut objects, mut n) = (Fields::new(), 0usize, 0usize);
+    for answer in answers {
+        n += 1;
+        if let Ok(Value::Object(object)) = serde_json::from_str(unfenced(answer)) {
+            objects += 1;
+            look(&object, &mut fields);
+        }
+    }
+    if n < MIN_ANSWERS || (objects as f64) < OBJECTS * n as f64 {
+        return Err(NoForm(format!("{objects} of its {n} answers are JSON objects")));
+    }
+    object(&fields, objects, "", 0)
+}
+
+fn look(object: &Map<String, Value>, fields: &mut Fields) {
+    for (key, value) in object {
+        // One more than is allowed is enough to know.
+        if fields.len() > MAX_KEYS && !fields.contains_key(key) {
+            continue;
+        }
+        let seen = fields.entry(key.clone()).or_insert_with(|| Seen { all_dates: true, ..Seen::default() });
+        seen.present += 1;
+        seen.kinds.insert(kind(value));
+        match value {
+            Value::Object(inner) => look(inner, &mut seen.fields),
+            Value::Array(items) => items.iter().for_each(|item| {
+                seen.items.insert(kind(item));
+            }),
+            Value::String(text) => seen.all_dates &= is_date(text),
+            _ => {}
+        }
+    }
+}
+
+fn kind(value: &Value) -> &'static str {
+    match value {
+        Value::Null => "null",
+        Value::Bool(_) => "boolean",
+        Value::Number(number) if number.is_f64() => "number",
+        Value::Number(_) => "integer",
+        Value::String(_) => "string",
+        Value::Array(_) => "array",
+        Value::Object(_) => "object",
+    }
+}
+
+fn object(fields: &Fields, n: usize, path: &str, depth: usize) -> Result<Value, NoForm> {
+    if fields.is_empty() || fields.len() > MAX_KEYS {
+        let where_ = if path.is_empty() { "they".to_owned() } else { format!("`{path}`") };
+        return Err(NoForm(format!("{where_} have no key, or more than {MAX_KEYS} different ones")));
+    }
+    let mut properties = Map::new();
+    for (key, seen) in fields {
+        let path = if path.is_empty() { key.clone() } else { format!("{path}.{key}") };
+        properties.insert(key.clone(), field(seen, &path, depth)?);
+    }
+    let required: Vec<&String> = fields.iter().filter(|(_, seen)| seen.present == n).map(|(key, _)| key).collect();
+    Ok(json!({"type": "object", "properties": properties, "required": required, "additionalProperties": false}))
+}
+
+fn field(seen: &Seen, path: &str, depth: usize) -> Result<Value, NoForm> {
+    let of = |what: &str| NoForm(format!("its field `{path}` holds {what}, which no span of a text can be"));
+    let mut kinds = seen.kinds.clone();
+    let nullable = kinds.remove("null");
+    let one = |kinds: &BTreeSet<&'static str>| -> Result<&'static str, NoForm> {
+        match kinds.iter().copied().collect::<Vec<_>>()[..] {
+            // Nothing but `null`, or empty lists: of whatever is to come nothing is known.
+            [] => Ok("string"),
+            [one @ ("string" | "number" | "integer")] => Ok(one),
+            ["integer", "number"] => Ok("number"),
+            [other] => Err(of(match other {
+                "boolean" => "truth values",
+                "array" => "lists of lists",
+                _ => "objects",
+            })),
+            _ => {
+                Err(of(&format!("values of several kinds ({})", kinds.iter().copied().collect::<Vec<_>>().join(", "))))
+            }
+        }
+    };
+    if kinds.contains("object") && kinds.len() == 1 && !nullable && depth == 0 {
+        return object(&seen.fields, seen.present, path, depth + 1);
+    }
+    if kinds.contains("array") && kinds.len() == 1 && !nullable {
+        return Ok(json!({"type": "array", "items": {"type": one(&seen.items)?}}));
+    }
+    let name = one(&kinds)?;
+    let mut node = Map::new();
+    node.insert("type".to_owned(), if nullable { json!([name, "null"]) } else { json!(name) });
+    if name == "string" && seen.all_dates && kinds.contains("string") {
+        node.insert("format".to_owned(), json!("date"));
+    }
+    Ok(Value::Object(node))
+}
+
+/// `2026-11-27`.
+fn is_date(text: &str) -> bool {
+    let bytes = text.as_bytes();
+    bytes.len() == 10
+        && bytes
+            .iter()
+            .enumerate()
+            .all(|(at, byte)| if at == 4 || at == 7 { *byte == b'-' } else { byte.is_ascii_digit() })
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests")]
+    use metier_model::extract::Schema;
+
+    use super::*;
+
+    fn of(answers: &[&str]) -> Result<Value, String> {
+        let many: Vec<&str> = answers.iter().copied().cycle().take(12.max(answers.len())).collect();
+        schema_of(many.into_iter()).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn what_is_made_is_a_schema_that_all_answers_meet() {
+        let answers = [
+            "```json\n{\"vendor\": \"A\", \"due\": \"2026-11-27\", \"total\": {\"amount\": 3, \"currency\": \"EUR\"}, \"po\": null, \"parts\": []}\n```",
+            "{\"vendor\": \"B\", \"due\": \"2026-01-02\", \"total\": {\"amount\": 2.5, \"currency\": \"EUR\"}, \"po\": \"7\", \"parts\": [\"x\"], \"note\": \"n\"}",
+        ];
+        let schema = of(&answers).unwrap();
+        assert_eq!(
+            schema,
+            json!({
+                "type": "object", "additionalProperties": false, "required": ["due", "parts", "po", "total", "vendor"],
+                "properties": {
+                    "vendor": {"type": "string"}, "due": {"type": "string", "format": "date"}, "po": {"type": ["string", "null"]},
+                    "note": {"type": "string"}, "parts": {"type": "array", "items": {"type": "string"}},
+                    "total": {
+                        "type": "object", "additionalProperties": false, "required": ["amount", "currency"],
+                        "properties": {"amount": {"type": "number"}, "currency": {"type": "string"}}
+                    },
+                }
+            })
+        );
+        let parsed = Schema::parse(&schema.to_string()).unwrap();
+        for answer in answers {
+            let value = serde_json::from_str(unfenced(answer)).unwrap();
+            assert!(parsed.values(&value).is_ok(), "{answer}: {:?}", parsed.values(&value));
+        }
+    }
+
+    #[test]
+    fn what_no_span_can_be_is_named() {
+        let no = |answers: &[&str], why: &str| {
+            let error = of(answers).unwrap_err();
+            assert!(error.contains(why), "{error}");
+        };
+        no(&["{\"a\": true}"], "`a` holds truth values");
+        no(&["{\"a\": [{\"b\": 1}]}"], "`a` holds objects");
+        no(&["{\"a\": {\"b\": {\"c\": 1}}}"], "`a.b` holds objects");
+        no(&["{\"a\": 1}", "{\"a\": \"x\"}"], "`a` holds values of several kinds (integer, string)");
+        no(&["{\"a\": 1}", "sorry"], "6 of its 12 answers are JSON objects");
+        no(&["{}"], "no key");
+        let keys = (0..100).map(|at| format!("{{\"k{at}\": 1}}")).collect::<Vec<_>>();
+        no(&keys.iter().map(String::as_str).collect::<Vec<_>>(), "more than 64");
+        assert!(schema_of(["{\"a\": 1}"].into_iter()).is_err(), "one answer is no form");
+    }
+}
