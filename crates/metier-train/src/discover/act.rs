@@ -145,7 +145,7 @@ fn rows_of(task: &Task) -> Result<Rows, String> {
     let kind = task.kind.kind;
     let schema = task.identity.schema.clone();
     if kind == TaskKind::Extract {
-        let schema = schema.as_deref().ok_or("an extraction needs a JSON schema, and its calls have none")?;
+        let schema = schema.as_deref().ok_or("an extraction needs a JSON schema: its calls name none, and its answers take no one form that it could be read off")?;
         Schema::parse(schema).map_err(|error| format!("its schema cannot be used for an extraction: {error}"))?;
     }
     let mut seen = BTreeSet::new();

@@ -31,9 +31,10 @@ use self::{
 };
 use super::{
     cluster::{self, SHAPE},
+    form,
     read::{Fate, Logs, ReadError, RowPlace},
     repeats::Repeats,
-    task::{Discovery, Example, Gold, Identity, IdentityBy, Sampling, Task},
+    task::{Discovery, Example, Gold, Identity, IdentityBy, Sampling, Task, TaskKind},
     template::{Miner, Prompt, Template, Templates},
     trace::{self, Trace},
     traits,
@@ -537,7 +538,7 @@ fn task(
         Bin::Caller(at) => Some(keys.callers[at as usize].1.clone()),
         _ => None,
     };
-    let identity = Identity {
+    let mut identity = Identity {
         template: template.map(|template| template.text.clone()),
         tools,
         schema: of_key.or(schema),
@@ -557,9 +558,17 @@ fn task(
         volume_interval,
     };
     let traits = traits::of(&examples, &counts, &repeats, identity.schema.as_deref());
-    let kind = traits::kind(&examples, &traits, identity.schema.is_some());
+    let mut kind = traits::kind(&examples, &traits, identity.schema.is_some());
     let personal = traits::personal(&examples);
     let id = id(&identity, template, &examples);
+    // Not part of what it is told by.
+    if kind.kind == TaskKind::Extract
+        && identity.schema.is_none()
+        && let Some(schema) = form::inferred(&examples)
+    {
+        identity.schema = Some(schema);
+        kind.evidence += "; their calls name no schema, so it was read off them";
+    }
     let (first_ms, last_ms) = counts.span_ms.map_or((None, None), |(first, last)| (Some(first), Some(last)));
     Task {
         id,

@@ -50,7 +50,7 @@ pub(super) fn attempt(
 ) -> Result<Trial, String> {
     let start = (bench.clock)();
     let elapsed = || (bench.clock)().saturating_sub(start);
-    let schema = task.identity.schema.as_deref().ok_or("an extraction needs a JSON schema, and its calls have none")?;
+    let schema = task.identity.schema.as_deref().ok_or("an extraction needs a JSON schema: its calls name none, and its answers take no one form that it could be read off")?;
     let schema =
         Schema::parse(schema).map_err(|error| format!("its schema cannot be used for an extraction: {error}"))?;
     let encoder = bench.encoder.and_then(Embed::as_encoder);
