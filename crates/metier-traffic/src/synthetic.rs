@@ -190,7 +190,7 @@ fn call(kind: &Kind, mut dice: Dice, time_ms: u64, week: u64, n: u64) -> Exchang
     let tokens = |bytes: usize| bytes.div_ceil(BYTES_A_TOKEN) as u64;
     let output = if failed { 0 } else { tokens(text.answer.len()) };
     Exchange {
-        id: Some(format!("synthetic/{task}/{week:03}-{n:07}")),
+        id: Some(format!("synthetic/{task}/w{week:03}-n{n:07}")),
         time_ms: Some(time_ms),
         elapsed_ms: Some(250 + 20 * output + dice.below(300)),
         model: model.to_owned(),
@@ -250,7 +250,9 @@ mod tests {
         let mut counts: BTreeMap<(usize, u64), u64> = BTreeMap::new();
         for (task, call) in traffic(plan) {
             let time = call.time_ms.unwrap_or(0);
-            assert!(call.id.as_deref().is_some_and(|id| id.starts_with(&format!("synthetic/{}/", truth[task].task))));
+            let id = call.id.as_deref().unwrap_or_default();
+            assert!(id.starts_with(&format!("synthetic/{}/", truth[task].task)), "{id}");
+            assert!(crate::privacy::detect(id).is_empty(), "{id} would be masked where reports name it");
             assert_eq!(call.model, truth[task].model);
             assert_eq!(call.failed, call.answer.is_none());
             *counts.entry((task, (time - plan.start_ms) / MS_PER_WEEK)).or_default() += 1;

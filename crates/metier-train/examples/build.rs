@@ -28,7 +28,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         store: &SpecialistStore::open(Path::new(store))?,
         seed: 0,
         tuning: metier_train::craft::encoder::Recipe::default(),
-        decoder: None,
+        decoders: Vec::new(),
     };
     let start = Instant::now();
     let mut stage = String::new();

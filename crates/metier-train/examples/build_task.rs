@@ -20,7 +20,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     };
     let mut task = TaskFile::read(Path::new(task), &|name| std::env::var(name).ok())?;
     let (mut recipe, mut seed, mut threads) = (Recipe::default(), 0u64, std::thread::available_parallelism()?.get());
-    let (mut decoder, mut folder_of_store) = (None, None);
+    let (mut decoders, mut folder_of_store) = (Vec::new(), None);
     for argument in rest {
         let (key, value) = argument.split_once('=').ok_or("expected key=value")?;
         match key {
@@ -29,8 +29,9 @@ fn main() -> Result<(), Box<dyn Error>> {
                 task.up_to =
                     Stage::CLASSIFYING.into_iter().find(|stage| stage.name() == value).ok_or("no such rung")?;
             }
-            "decoder" => decoder = Some(Arc::new(Decoder::open(Path::new(value), WeightFormat::AsFile)?)),
-            "decoder_int8" => decoder = Some(Arc::new(Decoder::open(Path::new(value), WeightFormat::Int8)?)),
+            // More than one, smallest first: say it again.
+            "decoder" => decoders.push(Arc::new(Decoder::open(Path::new(value), WeightFormat::AsFile)?)),
+            "decoder_int8" => decoders.push(Arc::new(Decoder::open(Path::new(value), WeightFormat::Int8)?)),
             "store" => folder_of_store = Some(value.to_owned()),
             "seed" => seed = value.parse()?,
             "threads" => threads = value.parse()?,
@@ -57,7 +58,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         store: &store,
         seed,
         tuning: recipe,
-        decoder,
+        decoders,
     };
     let start = Instant::now();
     let mut last = start;

@@ -463,6 +463,7 @@ fn task(at: u64, source: &Source, noise: f64, draw: &mut Draw) -> (Task, Rows) {
         group,
         model: "stand-in".to_owned(),
         input: text,
+        varies: Vec::new(),
         output: Some(answer),
         gold: None,
         weight: 1.0,
@@ -526,7 +527,14 @@ fn full_build(
     let task = TaskFile::parse(&file, &dir.join("task.toml"), &|_| None)?;
     let store = SpecialistStore::open(&dir.join("store"))?;
     let Bench { encoder, pool, seed, clock } = *bench;
-    let bench =
-        Workbench { teacher: None, encoder, decoder: None, pool, store: &store, seed, tuning: Recipe::default() };
+    let bench = Workbench {
+        teacher: None,
+        encoder,
+        decoders: Vec::new(),
+        pool,
+        store: &store,
+        seed,
+        tuning: Recipe::default(),
+    };
     Ok(build(&task, &bench, &mut |_| (), clock)?)
 }

@@ -121,7 +121,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         splits: &splits,
         embeddings: Some(&embeddings),
         encoder: None,
-        decoder: None,
+        decoders: &[],
         decoding: &metier_train::craft::decoder::Recipe::default(),
         from: Stage::Linear,
         up_to: Stage::Both,

@@ -81,8 +81,8 @@ pub struct Workbench<'a> {
     pub seed: u64,
     /// How an encoder is tuned, where the task and its budget let that rung run.
     pub tuning: tuning::Recipe,
-    /// The decoder, where the task asks for a rung that runs on one.
-    pub decoder: Option<Arc<Decoder>>,
+    /// The decoders, smallest first, where the task asks for a rung that runs on one.
+    pub decoders: Vec<Arc<Decoder>>,
     /// Whom the task names as its teacher.
     pub teacher: Option<Teacher>,
 }
@@ -210,10 +210,8 @@ impl RungOutcome {
     /// Its name, with the number of layers where some are left out.
     pub fn name(&self) -> String {
         match &self.decoder {
-            Some(depth) if depth.layers.len() < depth.of => {
-                format!("{}, {} layers", self.rung.name(), depth.layers.len())
-            }
-            _ => self.rung.name().to_owned(),
+            Some(depth) => depth.rung_name(self.rung),
+            None => self.rung.name().to_owned(),
         }
     }
 }
@@ -348,7 +346,7 @@ pub fn build(
         inputs: &task.data.text,
         embeddings: embeddings.as_ref(),
         encoder: bench.encoder.and_then(Embed::as_encoder),
-        decoder: bench.decoder.as_ref(),
+        decoders: &bench.decoders,
         from: task.from,
         up_to: task.up_to,
         tuning: &bench.tuning,
@@ -377,7 +375,10 @@ pub fn build(
     notes.extend(no_rule.map(|why| format!("no rule tells what is out of scope: {why}")));
     notes.extend(no_front.map(|why| format!("one stage, although two were asked for: {why}")));
     notes.extend(cascade::note(&evidence, manifest.first.as_ref().and_then(|first| first.share)));
-    let training = ladder.decoder.as_ref().map(TrainingLog::of_decoder);
+    // Of the decoder that was taken, else of the first.
+    let taken = manifest.decoder().map(|decoder| decoder.digest);
+    let log = ladder.decoders.iter().find(|log| Some(log.base) == taken).or(ladder.decoders.first());
+    let training = log.map(TrainingLog::of_decoder);
     let product = Product {
         specialist,
         evidence,
@@ -646,7 +647,7 @@ fn notes(
             100.0 * mix.test
         ));
     }
-    notes.extend(ladder_notes(task, ladder.out_of_time, &ladder.skipped, ladder.not_made.as_ref()));
+    notes.extend(ladder_notes(task, ladder.out_of_time, &ladder.skipped, &ladder.not_made));
     notes.extend(ladder.teacher.as_ref().map(TeacherRecord::told));
     let rounded = ladder.rungs[ladder.chosen].record.adapter.as_ref().and_then(|adapter| adapter.rounded);
     notes.extend(rounded.map(|rounded| rounded.told(task.target.metric.name())));
@@ -663,7 +664,7 @@ fn ladder_notes(
     task: &TaskFile,
     out_of_time: bool,
     skipped: &[SkippedRung],
-    not_made: Option<&(Stage, String)>,
+    not_made: &[(String, String)],
 ) -> Vec<String> {
     let mut notes = Vec::new();
     if out_of_time {
@@ -672,13 +673,13 @@ fn ladder_notes(
     notes.extend(skipped.iter().map(|skipped| {
         format!(
             "rung `{}` was not tried: it needs about {:.1} minutes, and {:.1} of the budget of {} are left",
-            skipped.stage.name(),
+            skipped.name,
             skipped.needed_seconds / 60.0,
             skipped.left_seconds / 60.0,
             task.budget_minutes
         )
     }));
-    notes.extend(not_made.map(|(stage, why)| format!("rung `{}` was not made: {why}", stage.name())));
+    notes.extend(not_made.iter().map(|(name, why)| format!("rung `{name}` was not made: {why}")));
     notes
 }
 

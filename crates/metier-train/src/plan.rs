@@ -71,6 +71,9 @@ pub struct Plan {
 pub struct PlannedRung {
     /// Which.
     pub rung: Stage,
+    /// Over which decoder, where there are several.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub base: Option<String>,
     /// Predicted minutes; of one that does not fit, what a single pass with all layers would take, or all passes of an encoder.
     pub minutes: f64,
     /// Does that end within the budget? Else the rung would be left out.
@@ -191,27 +194,31 @@ fn rungs(
         let error = |source| BuildError::Tune { name: task.name.clone(), source };
         let seconds = subject.foresee(&run(spent)).map_err(error)?.as_secs_f64();
         let (fits, epochs) = (spent + seconds <= budget, recipe.epochs as u64);
-        planned.push(PlannedRung { rung: Stage::Tuned, minutes: seconds / 60.0, fits, epochs, depths: Vec::new() });
+        let minutes = seconds / 60.0;
+        planned.push(PlannedRung { rung: Stage::Tuned, base: None, minutes, fits, epochs, depths: Vec::new() });
         spent += if fits { seconds } else { 0.0 };
     }
-    let decoder =
-        bench.decoder.as_ref().filter(|_| task.up_to >= Stage::Decoder && matches!(loaded, Loaded::Classes(_)));
-    if let Some(decoder) = decoder {
+    let decodes = task.up_to >= Stage::Decoder && matches!(loaded, Loaded::Classes(_));
+    for decoder in bench.decoders.iter().filter(|_| decodes) {
         let recipe = decoding(task);
         let found = deep::foresee(decoder, &recipe, &texts, &train, n_classes, &run(spent));
         let error = |source| BuildError::Decode { name: task.name.clone(), source: Box::new(source) };
-        let found = found.map_err(error)?;
-        planned.push(match found {
-            Ok(plan) => PlannedRung {
-                rung: Stage::Decoder,
-                minutes: plan.predicted_seconds / 60.0,
-                fits: true,
-                epochs: plan.epochs as u64,
-                depths: plan.depths,
-            },
+        let base = (bench.decoders.len() > 1).then(|| decoder.base().name.clone());
+        planned.push(match found.map_err(error)? {
+            Ok(plan) => {
+                spent += plan.predicted_seconds;
+                PlannedRung {
+                    rung: Stage::Decoder,
+                    base,
+                    minutes: plan.predicted_seconds / 60.0,
+                    fits: true,
+                    epochs: plan.epochs as u64,
+                    depths: plan.depths,
+                }
+            }
             Err(needed) => {
                 let minutes = needed.as_secs_f64() / 60.0;
-                PlannedRung { rung: Stage::Decoder, minutes, fits: false, epochs: 1, depths: Vec::new() }
+                PlannedRung { rung: Stage::Decoder, base, minutes, fits: false, epochs: 1, depths: Vec::new() }
             }
         });
     }

@@ -129,8 +129,15 @@ impl Bench {
     }
 
     fn build_with(&self, encoder: Option<&dyn Embed>, seed: u64, tuning: Tuning) -> BuildOutcome {
-        let bench =
-            Workbench { teacher: None, encoder, pool: &self.pool, store: &self.store, seed, tuning, decoder: None };
+        let bench = Workbench {
+            teacher: None,
+            encoder,
+            pool: &self.pool,
+            store: &self.store,
+            seed,
+            tuning,
+            decoders: Vec::new(),
+        };
         build(&self.task(), &bench, &mut silent, &|| Duration::ZERO).unwrap()
     }
 }
@@ -241,7 +248,7 @@ fn what_the_rows_cannot_carry_is_refused_and_everything_deferred() {
             store: &bench.store,
             seed: 1,
             tuning: Tuning::default(),
-            decoder: None,
+            decoders: Vec::new(),
         },
         &|| Duration::ZERO,
     );
@@ -381,7 +388,7 @@ fn without_time_there_is_no_learning_curve_and_the_bundle_holds_none() {
         store: &bench.store,
         seed: 1,
         tuning: Tuning::default(),
-        decoder: None,
+        decoders: Vec::new(),
     };
     let ticks = std::cell::Cell::new(0u64);
     let clock = || {
@@ -438,7 +445,7 @@ fn a_tuned_encoder_ships_its_layers() {
         store: &store,
         seed: 1,
         tuning: tuning.clone(),
-        decoder: None,
+        decoders: Vec::new(),
     };
     let ticks = std::cell::Cell::new(0u64);
     let clock = || {

@@ -71,7 +71,7 @@ impl Bench {
     fn build(&self, encoder: Option<&dyn Embed>) -> BuildOutcome {
         let task = TaskFile::read(&self.dir.path().join("task.toml"), &|_| None).unwrap();
         let (pool, store, tuning) = (&self.pool, &self.store, Tuning::default());
-        let bench = Workbench { encoder, pool, store, seed: 7, tuning, decoder: None, teacher: None };
+        let bench = Workbench { encoder, pool, store, seed: 7, tuning, decoders: Vec::new(), teacher: None };
         build(&task, &bench, &mut silent, &|| Duration::ZERO).unwrap()
     }
 }

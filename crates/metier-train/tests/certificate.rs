@@ -213,7 +213,7 @@ fn made(
         store: &store,
         seed: 0,
         tuning: metier_train::craft::encoder::Recipe::default(),
-        decoder: None,
+        decoders: Vec::new(),
     };
     let outcome = build(&task, &bench, &mut silent, &|| Duration::ZERO).unwrap();
     let specialist = Specialist::open(&outcome.path).unwrap();

@@ -222,6 +222,7 @@ struct Bench {
     dir: tempfile::TempDir,
     pool: Pool,
     decoder: Arc<Decoder>,
+    others: Vec<Arc<Decoder>>,
 }
 
 impl Bench {
@@ -240,23 +241,33 @@ impl Bench {
             calibration = \"cal.csv\"\ntest = \"test.csv\"\n[target]\nepsilon = 0.1\nmargin = 0.1\n[budget]\nfrom = \"decoder\"\n\
             [tune]\nrank = 4\nlearning_rate = 1e-2\nepochs = 3\n[prune]\nkeep = [0.5]\nheal_epochs = 2\n";
         fs::write(dir.path().join("task.toml"), task).unwrap();
-        Self { dir, pool: pool(), decoder: decoder(TensorType::Q4_1) }
+        Self { dir, pool: pool(), decoder: decoder(TensorType::Q4_1), others: Vec::new() }
     }
 
     fn build(&self, store: &str, progress: &mut dyn FnMut(Progress<'_>)) -> BuildOutcome {
         let store = SpecialistStore::open(&self.dir.path().join(store)).unwrap();
-        let task = TaskFile::read(&self.dir.path().join("task.toml"), &|_| None).unwrap();
-        let bench = Workbench {
+        // No time passes, so a checkpoint is due at the ends of epochs alone.
+        build(&self.task(), &self.workbench(&store), progress, &|| Duration::ZERO).unwrap()
+    }
+
+    fn task(&self) -> TaskFile {
+        TaskFile::read(&self.dir.path().join("task.toml"), &|_| None).unwrap()
+    }
+
+    fn decoders(&self) -> Vec<Arc<Decoder>> {
+        std::iter::once(&self.decoder).chain(&self.others).cloned().collect()
+    }
+
+    fn workbench<'a>(&'a self, store: &'a SpecialistStore) -> Workbench<'a> {
+        Workbench {
             teacher: None,
             encoder: None,
             pool: &self.pool,
-            store: &store,
+            store,
             seed: 1,
             tuning: encoder::Recipe::default(),
-            decoder: Some(Arc::clone(&self.decoder)),
-        };
-        // No time passes, so a checkpoint is due at the ends of epochs alone.
-        build(&task, &bench, progress, &|| Duration::ZERO).unwrap()
+            decoders: self.decoders(),
+        }
     }
 }
 
@@ -331,15 +342,7 @@ fn without_time_there_is_a_linear_model() {
         ticks.set(ticks.get() + 1);
         Duration::from_secs(ticks.get())
     };
-    let workbench = Workbench {
-        teacher: None,
-        encoder: None,
-        pool: &bench.pool,
-        store: &store,
-        seed: 1,
-        tuning: encoder::Recipe::default(),
-        decoder: Some(Arc::clone(&bench.decoder)),
-    };
+    let workbench = bench.workbench(&store);
     let outcome = build(&task, &workbench, &mut silent, &clock).unwrap();
     assert_eq!(outcome.rung, Stage::Linear);
     // A plan says so beforehand; with time it says how much would be done.
@@ -386,7 +389,7 @@ fn a_pruned_adapter_writes() {
             store: &store,
             seed: 1,
             tuning: encoder::Recipe::default(),
-            decoder: None,
+            decoders: Vec::new(),
         };
         build_generator(&task, &workbench, Arc::clone(&bench.decoder), progress, &|| Duration::ZERO).unwrap()
     };
@@ -426,6 +429,51 @@ fn a_pruned_adapter_writes() {
     assert!(!bench.dir.path().join("killed/.work").exists(), "a build that is done leaves no checkpoint");
 }
 
+/// Two decoders, one after the other: all rungs under the names of their bases, what was taken names its own, killed in the second or between
+/// the two it comes to the same, and a plan foresees both.
+#[test]
+fn a_bigger_decoder_is_tried_after_the_smaller_one() {
+    let mut bench = Bench::new();
+    bench.others = vec![decoder_of(9)];
+    let outcome = bench.build("whole", &mut silent);
+    let names: Vec<String> = outcome.rungs.iter().map(metier_train::build::RungOutcome::name).collect();
+    assert_eq!(
+        names,
+        ["decoder on tiny, 1 layers", "decoder on tiny", "decoder on other, 1 layers", "decoder on other"]
+    );
+    let depths: Vec<_> = outcome.rungs.iter().map(|rung| rung.decoder.as_ref().unwrap()).collect();
+    assert_eq!(depths.iter().filter(|depth| depth.is_chosen).count(), 1);
+    assert_eq!(depths.iter().map(|depth| depth.against_all.is_some()).collect::<Vec<_>>(), [true, false, true, false]);
+    let chosen = depths.iter().find(|depth| depth.is_chosen).unwrap();
+    let specialist = Specialist::open(&outcome.path).unwrap();
+    let named = specialist.manifest().decoder().unwrap();
+    assert_eq!(Some(&named.name), chosen.base.as_ref());
+    let taken = bench.decoders().into_iter().find(|decoder| decoder.base().name == named.name).unwrap();
+    assert_eq!(named.digest, taken.base().digest);
+
+    // Each trains for three passes; the second begins where the first has been read and healed.
+    for (stage, at) in [("tuning the decoder", 30), ("weighing layers", 1), ("proving", 0)] {
+        let (mut seen, mut last) = (0, String::new());
+        let mut progress = |progress: Progress<'_>| {
+            if progress.stage == stage {
+                let counts = stage == "tuning the decoder" || last != stage;
+                assert!(seen < at || !counts, "killed");
+                seen += usize::from(counts);
+            }
+            progress.stage.clone_into(&mut last);
+        };
+        let killed = std::panic::catch_unwind(AssertUnwindSafe(|| bench.build("killed", &mut progress)));
+        assert!(killed.is_err(), "{stage}");
+    }
+    assert_eq!(bench.build("killed", &mut silent).bundle, outcome.bundle);
+    assert!(!bench.dir.path().join("killed/.work").exists(), "a build that is done leaves no checkpoint");
+
+    let store = SpecialistStore::open(&bench.dir.path().join("planned")).unwrap();
+    let rungs = plan(&bench.task(), &bench.workbench(&store), &|| Duration::ZERO).unwrap().rungs;
+    let bases: Vec<_> = rungs.iter().map(|rung| (rung.rung, rung.base.as_deref())).collect();
+    assert_eq!(bases, [(Stage::Decoder, Some("tiny")), (Stage::Decoder, Some("other"))]);
+}
+
 fn decoder_of(seed: u64) -> Arc<Decoder> {
     let weights = metier_model::engine::WeightFormat::AsFile;
     Arc::new(Decoder::from_bytes(tiny::gguf(seed), "other", weights).unwrap())
@@ -447,7 +495,7 @@ fn canaries_are_asked_for() {
             store: &store,
             seed: 1,
             tuning: encoder::Recipe::default(),
-            decoder: None,
+            decoders: Vec::new(),
         };
         let task = TaskFile::read(&path, &|_| None).unwrap();
         build_generator(&task, &workbench, Arc::clone(&bench.decoder), &mut silent, &|| Duration::ZERO).unwrap()

@@ -102,7 +102,7 @@ impl Bench {
             store: &self.store,
             seed: 1,
             tuning: Default::default(),
-            decoder: None,
+            decoders: Vec::new(),
         }
     }
 

@@ -39,8 +39,15 @@ impl Bench {
 
     fn build(&self, encoder: Option<&dyn Embed>, tuning: Tuning) -> Result<BuildOutcome, BuildError> {
         let task = TaskFile::read(&self.dir.path().join("task.toml"), &|_| None)?;
-        let bench =
-            Workbench { teacher: None, encoder, pool: &self.pool, store: &self.store, seed: 1, tuning, decoder: None };
+        let bench = Workbench {
+            teacher: None,
+            encoder,
+            pool: &self.pool,
+            store: &self.store,
+            seed: 1,
+            tuning,
+            decoders: Vec::new(),
+        };
         build(&task, &bench, &mut silent, &|| Duration::ZERO)
     }
 

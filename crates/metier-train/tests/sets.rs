@@ -93,7 +93,7 @@ impl Bench {
             store: &self.store,
             seed: 7,
             tuning: Tuning::default(),
-            decoder: None,
+            decoders: Vec::new(),
         }
     }
 

@@ -251,8 +251,13 @@ documented! {
 impl ModelSettings {
     /// The decoder's path, where one is given instead of a name.
     pub fn decoder_path(&self) -> Option<&Path> {
-        self.decoder.contains(['/', std::path::MAIN_SEPARATOR]).then(|| Path::new(&self.decoder))
+        path_of(&self.decoder)
     }
+}
+
+/// A decoder's path, where one is given instead of a name of the catalogue.
+pub fn path_of(decoder: &str) -> Option<&Path> {
+    decoder.contains(['/', std::path::MAIN_SEPARATOR]).then(|| Path::new(decoder))
 }
 
 impl Default for ModelSettings {

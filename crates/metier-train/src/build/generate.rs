@@ -124,7 +124,7 @@ pub struct TrainingLog {
 impl TrainingLog {
     /// Of a decoder that a head reads.
     pub(super) fn of_decoder(log: &DecoderLog) -> Self {
-        let DecoderLog { plan, trained, seconds } = log;
+        let DecoderLog { base: _, plan, trained, seconds } = log;
         let tokens: usize = trained.steps.iter().map(|step| step.tokens).sum();
         let epochs = trained.epochs.iter();
         Self {

@@ -114,7 +114,7 @@ fn ask(
     let wrong = |why: &str| BuildError::Encoder { name: manifest.name.clone(), why: why.to_owned() };
     let vectors = match (&manifest.hidden, teacher.adapter_files()) {
         (Some(hidden), Some(files)) => {
-            let decoder = bench.decoder.as_ref().filter(|decoder| decoder.base().digest == hidden.decoder.digest);
+            let decoder = bench.decoders.iter().find(|decoder| decoder.base().digest == hidden.decoder.digest);
             let decoder = decoder.ok_or_else(|| wrong("the decoder that it was made with is not at hand"))?;
             let texts: Vec<_> = rows.iter().map(|row| teacher.encoder_text(&row.row.text)).collect();
             let texts: Vec<&str> = texts.iter().map(AsRef::as_ref).collect();

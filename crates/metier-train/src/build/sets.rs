@@ -287,7 +287,7 @@ fn remarks(task: &TaskFile, sets: &SetSplits, ladder: &SetLadder, manifest: &Man
             "{shared} labels stand in fewer than {MIN_POSITIVES} validation rows and share one threshold"
         ));
     }
-    notes.extend(ladder_notes(task, ladder.out_of_time, ladder.skipped.as_slice(), ladder.not_made.as_ref()));
+    notes.extend(ladder_notes(task, ladder.out_of_time, ladder.skipped.as_slice(), ladder.not_made.as_slice()));
     if task.up_to > Stage::Tuned {
         notes.push("no decoder is tuned for rows with several labels".to_owned());
     }

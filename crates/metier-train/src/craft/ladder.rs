@@ -11,7 +11,7 @@ use std::{borrow::Cow, sync::Arc, time::Duration};
 
 use metier_kernels::Pool;
 use metier_model::{
-    BaseId, Decoder, Encoder, Progress, Unit,
+    BaseId, Decoder, Digest, Encoder, Progress, Unit,
     features::{Features, SparseRow},
     head::{LinearHead, max_features},
     pairs::PairModel,
@@ -119,6 +119,9 @@ fn kept_layers(layers: &[usize], of: usize) -> Vec<usize> {
 /// A point of the curve of depths: what some of a decoder's layers cost, and what is lost without the others.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Depth {
+    /// Name of the decoder, where more than one was tried.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub base: Option<String>,
     /// The layers that run, ascending.
     pub layers: Vec<usize>,
     /// Layers of the decoder.
@@ -142,8 +145,23 @@ pub struct Depth {
     pub is_chosen: bool,
 }
 
+impl Depth {
+    /// What its rung is called: with the decoder's name where more than one was tried, and with the number of layers where some are left out.
+    pub fn rung_name(&self, stage: Stage) -> String {
+        let name = on_base(stage, self.base.as_deref());
+        if self.layers.len() < self.of { format!("{name}, {} layers", self.layers.len()) } else { name }
+    }
+}
+
+/// What a rung is called over one of several bases.
+fn on_base(stage: Stage, base: Option<&str>) -> String {
+    base.map_or_else(|| stage.name().to_owned(), |base| format!("{} on {base}", stage.name()))
+}
+
 /// How a decoder's deltas were trained with all its layers.
 pub struct DecoderLog {
+    /// Which decoder's.
+    pub base: Digest,
     /// What was planned.
     pub plan: decoder::Plan,
     /// Steps and epochs.
@@ -153,10 +171,10 @@ pub struct DecoderLog {
 }
 
 /// A rung that was not made for lack of time.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct SkippedRung {
     /// Which.
-    pub stage: Stage,
+    pub name: String,
     /// Time that it was predicted to take.
     pub needed_seconds: f64,
     /// What was left of the budget.
@@ -175,10 +193,10 @@ pub struct Ladder {
     pub out_of_time: bool,
     /// Rungs that were predicted not to end in time.
     pub skipped: Vec<SkippedRung>,
-    /// A rung that this encoder or these rows do not allow, and why.
-    pub not_made: Option<(Stage, String)>,
-    /// How a decoder was tuned, where one was.
-    pub decoder: Option<DecoderLog>,
+    /// Rungs that this base or these rows do not allow, and why.
+    pub not_made: Vec<(String, String)>,
+    /// How decoders were tuned, where some were.
+    pub decoders: Vec<DecoderLog>,
     /// Who taught the training rows, where somebody did.
     pub teacher: Option<TeacherRecord>,
 }
@@ -217,8 +235,8 @@ pub struct Ground<'a> {
     pub embeddings: Option<&'a Embeddings>,
     /// The encoder, where its layers can be tuned.
     pub encoder: Option<&'a Encoder>,
-    /// The decoder, where one can be tuned.
-    pub decoder: Option<&'a Arc<Decoder>>,
+    /// Decoders that can be tuned, smallest first.
+    pub decoders: &'a [Arc<Decoder>],
     /// The lowest rung that is made.
     pub from: Stage,
     /// The highest rung that may run.
@@ -244,7 +262,8 @@ pub fn climb(
     run: &Run<'_>,
     progress: &mut dyn FnMut(Progress<'_>),
 ) -> Result<Ladder, TuneError> {
-    let Ground { splits, inputs, embeddings, encoder, decoder, from, up_to, tuning, decoding, lesson, ngrams } = ground;
+    let Ground { splits, inputs, embeddings, encoder, decoders, from, up_to, tuning, decoding, lesson, ngrams } =
+        ground;
     let n_classes = splits.labels.len();
     let train = splits.part(Part::Train);
     let texts = || train.iter().map(|example| example.row.text.as_str());
@@ -262,7 +281,7 @@ pub fn climb(
             .collect();
     let mut steps = Steps { done: 0, total: plans.iter().flat_map(|(_, paths)| *paths).map(|path| path.c.len()).sum() };
     let (mut rungs, mut out_of_time, mut skipped) = (Vec::new(), false, Vec::new());
-    let (mut not_made, mut log) = (None, None);
+    let (mut not_made, mut logs) = (Vec::new(), Vec::new());
     let compares = inputs.len() > 1 && n_classes <= pair::MAX_CLASSES;
     let mut pairs = None;
     for (stage, paths) in plans {
@@ -283,18 +302,19 @@ pub fn climb(
             Ok(Tuned::Rung(rung)) => rungs.push(*rung),
             Ok(Tuned::Skipped(rung)) => skipped.push(rung),
             // The rungs below it stand.
-            Err(error) => not_made = Some((Stage::Tuned, whole_text(&error))),
+            Err(error) => not_made.push((Stage::Tuned.name().to_owned(), whole_text(&error))),
         }
     }
-    if let Some(decoder) = decoder.filter(|_| up_to >= Stage::Decoder) {
-        match shop.decode(decoder, decoding, progress) {
+    for decoder in decoders.iter().filter(|_| up_to >= Stage::Decoder) {
+        let named = (decoders.len() > 1).then(|| decoder.base().name.as_str());
+        match shop.decode(decoder, named, decoding, progress) {
             Ok(Decoded::Rungs(more, trained)) => {
                 rungs.extend(more);
-                log = Some(trained);
+                logs.push(trained);
             }
             Ok(Decoded::Skipped(rung)) => skipped.push(rung),
             // The rungs below it stand.
-            Err(error) => not_made = Some((Stage::Decoder, whole_text(&error))),
+            Err(error) => not_made.push((on_base(Stage::Decoder, named), whole_text(&error))),
         }
     }
     if rungs.is_empty() {
@@ -317,7 +337,7 @@ pub fn climb(
         out_of_time,
         skipped,
         not_made,
-        decoder: log,
+        decoders: logs,
         teacher: lesson.map(|lesson| lesson.record.clone()),
     })
 }

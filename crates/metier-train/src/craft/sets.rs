@@ -69,7 +69,7 @@ pub struct SetLadder {
     /// A rung that was predicted not to end in time.
     pub skipped: Option<SkippedRung>,
     /// A rung that this encoder or these rows do not allow, and why.
-    pub not_made: Option<(Stage, String)>,
+    pub not_made: Option<(String, String)>,
 }
 
 /// What the ladder stands on.
@@ -115,7 +115,7 @@ pub fn climb(ground: Ground<'_>, target: &Target, run: &Run<'_>, progress: &mut 
             Ok(Tuned::Rung(rung)) => rungs.push(*rung),
             Ok(Tuned::Skipped(rung)) => skipped = Some(rung),
             // The rungs below it stand.
-            Err(error) => not_made = Some((Stage::Tuned, whole_text(&error))),
+            Err(error) => not_made = Some((Stage::Tuned.name().to_owned(), whole_text(&error))),
         }
     }
     if rungs.is_empty() {

@@ -23,6 +23,9 @@ pub use metier_model::specialist::manifest::Kind;
 /// Minutes of a budget, at most: a year.
 const MAX_BUDGET_MINUTES: f64 = 525_600.0;
 
+/// Most decoders that one build tries.
+const MAX_DECODERS: usize = 4;
+
 /// Most stages of a specialist.
 const MAX_STAGES: usize = 2;
 
@@ -56,7 +59,7 @@ const KEYS: [(&str, &[&str]); 9] = [
     ("reference", &["column"]),
     ("target", &["metric", "positive", "margin", "epsilon", "delta", "in_scope", "stages", "fall_back"]),
     ("policy", &["may_leave"]),
-    ("budget", &["minutes", "from", "up_to"]),
+    ("budget", &["minutes", "from", "up_to", "decoders"]),
     ("prune", &["keep", "heal_epochs"]),
     ("distil", &["teacher", "temperature", "weight", "rows"]),
     ("tune", &["rank", "alpha", "epochs", "learning_rate", "batch_rows", "canaries", "adapter", "ngrams"]),
@@ -96,6 +99,9 @@ pub struct TaskFile {
     pub from: Stage,
     /// The highest rung that may run.
     pub up_to: Stage,
+    /// The decoders that the rung `decoder` is made over, smallest first, each a name of the catalogue or a path with a `/` in it; none: the one
+    /// that is served.
+    pub decoders: Vec<String>,
     /// Of a classification: how a decoder's adapter is trained, where a rung has one.
     pub tune: Tune,
     /// May a classifier read n-grams? Without them it can leave for programs that know none.
@@ -295,6 +301,7 @@ struct RawBudget {
     minutes: Option<f64>,
     from: Option<String>,
     up_to: Option<String>,
+    decoders: Option<OneOrMany>,
 }
 
 #[derive(Deserialize)]
@@ -528,6 +535,28 @@ impl TaskFile {
             let (from, up_to) = (from.name(), up_to.name());
             return Err(wrong(format!("`budget.from` = `{from}` lies above `budget.up_to` = `{up_to}`")));
         }
+        let decoders = budget.decoders.map_or_else(Vec::new, OneOrMany::list);
+        if !decoders.is_empty() && up_to != Stage::Decoder {
+            return Err(wrong(format!(
+                "`budget.decoders` are what the rung `decoder` is made over, and `budget.up_to` is `{}`",
+                up_to.name()
+            )));
+        }
+        if decoders.len() > MAX_DECODERS || (1..decoders.len()).any(|at| decoders[..at].contains(&decoders[at])) {
+            let problem = format!("`budget.decoders` must be at most {MAX_DECODERS} different ones, smallest first");
+            return Err(wrong(problem));
+        }
+        let decoders = decoders
+            .iter()
+            .map(|name| {
+                if name.contains(['/', std::path::MAIN_SEPARATOR]) {
+                    Ok(in_folder(name)?.display().to_string())
+                } else {
+                    Ok(name.clone())
+                }
+            })
+            .collect::<Result<_, _>>()
+            .map_err(wrong)?;
         let budget_minutes = budget.minutes.unwrap_or(10.0);
         if budget_minutes.is_nan() || budget_minutes <= 0.0 {
             return Err(wrong(format!("`budget.minutes` = {budget_minutes} must be more than 0")));
@@ -568,6 +597,7 @@ impl TaskFile {
             budget_minutes,
             from,
             up_to,
+            decoders,
             tune,
             ngrams: ngrams.unwrap_or(true),
             prune,
@@ -680,6 +710,14 @@ mod tests {
         check(
             &data("[budget]\nfrom = \"tuned\"\nup_to = \"head\""),
             "`budget.from` = `tuned` lies above `budget.up_to` = `head`",
+        );
+        check(
+            &data("[budget]\ndecoders = [\"a\"]"),
+            "`budget.decoders` are what the rung `decoder` is made over, and `budget.up_to` is `tuned`",
+        );
+        check(
+            &data("[budget]\nup_to = \"decoder\"\ndecoders = [\"a\", \"b\", \"a\"]"),
+            "`budget.decoders` must be at most 4 different ones, smallest first",
         );
         check(
             &extract("schema = \"s.json\"\n[prune]\nkeep = 0.5"),

@@ -15,6 +15,7 @@ mod keys;
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     error::Error,
+    ops::Range,
 };
 
 use metier_kernels::Pool;
@@ -270,7 +271,7 @@ impl Finder<'_> {
                 Bin::Template(at) => Some(&templates.all()[at]),
                 _ => None,
             };
-            let (variables, constant) = template.map_or((String::new(), 0), |template| prompt.variables(template));
+            let constant = template.map_or(0, |template| prompt.constant_bytes(template));
             gathered.counts.prompt_bytes += call.messages.iter().map(|said| said.text.len() as u64).sum::<u64>();
             gathered.counts.constant_bytes += constant as u64;
             if gathered.examples.len() >= gathered.level.unwrap_or(usize::MAX)
@@ -278,9 +279,10 @@ impl Finder<'_> {
             {
                 return;
             }
-            let input = if variables.trim().is_empty() { last_user(&call) } else { variables };
+            let input = last_user(&call);
+            let varies = template.map_or_else(Vec::new, |template| Prompt::new(&[&input]).varies(template));
             gathered.schema = gathered.schema.take().or_else(|| call.schema.clone());
-            let example = example(call, place, &input);
+            let example = example(call, place, &input, varies);
             kept += 1;
             kept_bytes += size(&example);
             gathered.examples.push(Kept { hash, example });
@@ -391,13 +393,9 @@ impl Finder<'_> {
         };
         if let Some(encoder) = self.encoder {
             for &at in at.iter().filter(|at| !alone(at)) {
-                let texts: Vec<&str> = found[at]
-                    .gathered
-                    .examples
-                    .iter()
-                    .take(COMPARED)
-                    .map(|kept| beginning(&kept.example.input, EMBEDDED_BYTES))
-                    .collect();
+                let kept = found[at].gathered.examples.iter().take(COMPARED);
+                let texts: Vec<_> = kept.map(|kept| kept.example.variables()).collect();
+                let texts: Vec<&str> = texts.iter().map(|text| beginning(text, EMBEDDED_BYTES)).collect();
                 let mut told = |_: Progress<'_>| {
                     progress(Progress { stage: "comparing templates", done: 0, total: None, unit: Unit::Steps })
                 };
@@ -408,6 +406,10 @@ impl Finder<'_> {
         let labels: HashMap<usize, BTreeSet<String>> = at
             .iter()
             .map(|&at| (at, traits::answers(found[at].gathered.examples.iter().map(|kept| &kept.example))))
+            .collect();
+        let keys: HashMap<usize, BTreeSet<String>> = at
+            .iter()
+            .map(|&at| (at, traits::answer_keys(found[at].gathered.examples.iter().map(|kept| &kept.example))))
             .collect();
         let mut into: Vec<usize> = (0..found.len()).collect();
         for (i, &a) in at.iter().enumerate() {
@@ -425,8 +427,10 @@ impl Finder<'_> {
                 let both = one.intersection(other).count();
                 let same_answers =
                     !one.is_empty() && both * 2 >= one.len().min(other.len()) && both * 4 >= one.len().max(other.len());
+                // Documents of several forms under one instruction: what is asked for is the same.
+                let same_keys = !keys[&a].is_empty() && keys[&a] == keys[&b];
                 let alike = overlap >= 0.9
-                    || (overlap >= 0.3 && same_answers)
+                    || (overlap >= 0.3 && (same_answers || same_keys))
                     || (cosine >= 0.8 && same_answers)
                     || (overlap >= 0.6 && cosine >= 0.9);
                 if alike {
@@ -482,14 +486,17 @@ fn hash_of(place: &RowPlace) -> u64 {
     u64::from_be_bytes(digest.0[..8].try_into().expect("eight bytes"))
 }
 
-fn example(call: Exchange, place: &RowPlace, input: &str) -> Example {
+fn example(call: Exchange, place: &RowPlace, input: &str, mut varies: Vec<Range<usize>>) -> Example {
+    let input = beginning(input, MAX_EXAMPLE_BYTES);
+    varies.retain(|range| range.end <= input.len());
     Example {
         place: place.to_string(),
         id: call.id.unwrap_or_else(|| place.to_string()),
         time_ms: call.time_ms,
         group: call.group,
         model: call.model,
-        input: beginning(input, MAX_EXAMPLE_BYTES).to_owned(),
+        input: input.to_owned(),
+        varies,
         output: call.answer.filter(|_| !call.failed).map(|answer| beginning(&answer, MAX_EXAMPLE_BYTES).to_owned()),
         gold: call.gold.map(gold),
         weight: 1.0,

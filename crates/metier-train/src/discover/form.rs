@@ -113,6 +113,7 @@ mod tests {
             group: None,
             model: String::new(),
             input: "text".to_owned(),
+            varies: Vec::new(),
             output: Some(output.to_string()),
             gold: None,
             weight: 1.0,

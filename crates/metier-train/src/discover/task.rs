@@ -3,7 +3,7 @@
 //! Everything that is counted is counted over all calls, unless a field says *of the examples*. Texts stand in [`Example`] alone (and in
 //! template and labels, which many calls share); personal data is counted by kind and never kept apart from them.
 
-use std::collections::BTreeMap;
+use std::{borrow::Cow, collections::BTreeMap, ops::Range};
 
 use metier_traffic::privacy::PersonalKind;
 use serde::{Deserialize, Serialize};
@@ -258,14 +258,27 @@ pub struct Example {
     pub group: Option<String>,
     /// The model that answered.
     pub model: String,
-    /// What a specialist would read: the parts of the prompt that differ from call to call.
+    /// What a specialist would read, as it arrives: the last message of the user.
     pub input: String,
+    /// Where that differs from call to call, in bytes; empty: everywhere.
+    pub varies: Vec<Range<usize>>,
     /// What was answered; none where the call failed or the log does not say.
     pub output: Option<String>,
     /// What a person or another source says of the answer.
     pub gold: Option<Gold>,
     /// Calls that this one stands for: at least 1.
     pub weight: f64,
+}
+
+impl Example {
+    /// The parts of the input that differ from call to call, one a line.
+    pub fn variables(&self) -> Cow<'_, str> {
+        if self.varies.is_empty() {
+            return Cow::Borrowed(&self.input);
+        }
+        let parts: Vec<&str> = self.varies.iter().filter_map(|range| self.input.get(range.clone())).collect();
+        Cow::Owned(parts.join("\n"))
+    }
 }
 
 /// What a person or another source says of an answer.

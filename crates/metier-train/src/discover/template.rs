@@ -13,7 +13,10 @@
 //!
 //! A prompt belongs to the template with the most shingles of which it has at least 85 %. All of it is deterministic: ties are broken by hash.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::{
+    collections::{BTreeMap, HashMap, HashSet},
+    ops::Range,
+};
 
 use metier_model::specialist::mix;
 
@@ -119,22 +122,27 @@ impl Prompt {
         covered
     }
 
-    /// What the template does not say: the parts that differ, one a line; and the bytes of what it says.
-    pub fn variables(&self, template: &Template) -> (String, usize) {
+    /// Where the text says what the template does not: parts that differ from prompt to prompt and hold a letter or a digit.
+    pub fn varies(&self, template: &Template) -> Vec<Range<usize>> {
         let covered = self.covered(template);
-        let mut parts: Vec<&str> = Vec::new();
-        let (mut at, mut constant) = (0, 0);
-        while at < covered.len() {
-            let run = covered[at..].iter().take_while(|&&other| other == covered[at]).count();
-            let piece = &self.text[self.tokens[at].start..self.tokens[at + run - 1].end];
-            if covered[at] {
-                constant += piece.len();
-            } else if piece.chars().any(char::is_alphanumeric) {
-                parts.push(piece);
-            }
-            at += run;
-        }
-        (parts.join("\n"), constant)
+        let runs = covered.chunk_by(|a, b| a == b).scan(0, |at, run| {
+            let start = *at;
+            *at += run.len();
+            Some((run[0], self.tokens[start].start..self.tokens[*at - 1].end))
+        });
+        let says = |range: &Range<usize>| self.text[range.clone()].chars().any(char::is_alphanumeric);
+        runs.filter(|(covered, range)| !covered && says(range)).map(|(_, range)| range).collect()
+    }
+
+    /// Bytes of what the template says.
+    pub fn constant_bytes(&self, template: &Template) -> usize {
+        let covered = self.covered(template);
+        let runs = covered.chunk_by(|a, b| a == b).scan(0, |at, run| {
+            let start = *at;
+            *at += run.len();
+            Some(if run[0] { self.tokens[*at - 1].end - self.tokens[start].start } else { 0 })
+        });
+        runs.sum()
     }
 
     /// The text with `{}` for the parts that differ.
@@ -510,7 +518,12 @@ mod tests {
             template.text,
             "You are a weather clerk. Answer with one of sunny, rain or snow.\nWhat will the weather in {} be like on day {} of the month? One word."
         );
-        assert_eq!(weather("San Marino", 3).variables(template).0, "San Marino");
+        let prompt = weather("San Marino", 3);
+        assert_eq!(
+            prompt.varies(template).iter().map(|part| &prompt.text[part.clone()]).collect::<Vec<_>>(),
+            ["San Marino"]
+        );
+        assert_eq!(prompt.constant_bytes(template), prompt.text.len() - " San Marino ".len());
         assert!(templates.find(0, weather("Addis Ababa", 40).set()) == places[0], "a new value is the same template");
         assert!(templates.find(1, weather("Addis Ababa", 40).set()).is_none(), "another key is another template");
     }

@@ -64,7 +64,8 @@ pub fn of(examples: &[Example], counts: &Counts, repeats: &Seen, schema: Option<
         numeric: if examples.is_empty() {
             0.0
         } else {
-            examples.iter().filter(|example| asks_for_numbers(&example.input)).count() as f64 / examples.len() as f64
+            examples.iter().filter(|example| asks_for_numbers(&example.variables())).count() as f64
+                / examples.len() as f64
         },
         tool_depth: counts.tool_results as f64 / calls,
         turns: counts.turns as f64 / with_text.min(calls),
@@ -100,6 +101,39 @@ fn labels(answers: &[&str]) -> BTreeMap<String, u64> {
 pub fn answers<'a>(examples: impl Iterator<Item = &'a Example>) -> BTreeSet<String> {
     let answers: Vec<&str> = examples.filter_map(|example| example.output.as_deref()).collect();
     labels(&answers).into_keys().collect()
+}
+
+/// Keys that nine in ten of the answers have, where these are JSON objects; empty where fewer than two of them say what is asked for: anybody
+/// has an answer and a confidence.
+pub fn answer_keys<'a>(examples: impl Iterator<Item = &'a Example>) -> BTreeSet<String> {
+    const ANYBODYS: &[&str] = &[
+        "answer",
+        "category",
+        "class",
+        "confidence",
+        "explanation",
+        "intent",
+        "label",
+        "output",
+        "reason",
+        "reasoning",
+        "response",
+        "result",
+        "score",
+        "status",
+        "text",
+        "type",
+    ];
+    let (mut counts, mut n) = (BTreeMap::<String, usize>::new(), 0);
+    for output in examples.take(SEARCHED).filter_map(|example| example.output.as_deref()) {
+        n += 1;
+        let Ok(Value::Object(object)) = serde_json::from_str(unfenced(output)) else { continue };
+        object.into_iter().for_each(|(key, _)| *counts.entry(key).or_default() += 1);
+    }
+    let keys: BTreeSet<String> =
+        counts.into_iter().filter(|(_, count)| n > 0 && count * 10 >= n * 9).map(|(key, _)| key).collect();
+    let telling = keys.iter().filter(|key| !ANYBODYS.contains(&key.to_lowercase().as_str())).count();
+    if telling < 2 { BTreeSet::new() } else { keys }
 }
 
 /// JSON without the fence that models put around it.
@@ -153,7 +187,10 @@ fn copied(examples: &[Example]) -> f64 {
     let (mut found, mut all) = (0u64, 0u64);
     for example in examples.iter().take(SEARCHED) {
         let Some(output) = &example.output else { continue };
-        let input: HashSet<String> = words(&example.input.to_lowercase()).map(str::to_owned).collect();
+        // What the template always says is no copy; numbers in it are the call's own.
+        let (own, whole) = (example.variables().to_lowercase(), example.input.to_lowercase());
+        let numbers = words(&whole).filter(|word| word.contains(|c: char| c.is_ascii_digit()));
+        let input: HashSet<&str> = words(&own).chain(numbers).collect();
         let output = match serde_json::from_str::<Value>(unfenced(output)) {
             Ok(json) if json.is_object() || json.is_array() => values(&json),
             _ => output.clone(),
@@ -220,7 +257,8 @@ fn near_repeats(examples: &[Example]) -> f64 {
     let mut sets: Vec<BTreeSet<u64>> = Vec::new();
     let mut near = 0;
     for example in examples.iter().take(SEARCHED) {
-        let folded = fold(&example.input[..example.input.floor_char_boundary(NEAR_BYTES)]);
+        let variables = example.variables();
+        let folded = fold(&variables[..variables.floor_char_boundary(NEAR_BYTES)]);
         let set: BTreeSet<u64> = folded.split(' ').map(|word| xxhash_rust::xxh3::xxh3_64(word.as_bytes())).collect();
         let sketch: Vec<u64> =
             (0..12u64).map(|seed| set.iter().map(|word| mix(word ^ mix(seed + 1))).min().unwrap_or(0)).collect();
@@ -335,7 +373,7 @@ pub(super) fn personal_in(example: &Example) -> BTreeMap<PersonalKind, u64> {
 pub fn frequent(examples: &[Example]) -> Vec<String> {
     let mut counts: HashMap<String, u64> = HashMap::new();
     for example in examples {
-        let of_input = fold(&example.input);
+        let of_input = fold(&example.variables());
         let set: BTreeSet<&str> = of_input.split(' ').filter(|word| word.len() > 3 && !is_plain(word)).collect();
         set.into_iter().for_each(|word| *counts.entry(word.to_owned()).or_default() += 1);
     }
@@ -424,7 +462,8 @@ fn bag(task: &Task) -> HashMap<String, f64> {
     }
     let n = task.examples.len().clamp(1, SEARCHED) as f64;
     for example in task.examples.iter().take(SEARCHED) {
-        let lower = privacy::masked(&example.input[..example.input.floor_char_boundary(2000)]).to_lowercase();
+        let variables = example.variables();
+        let lower = privacy::masked(&variables[..variables.floor_char_boundary(2000)]).to_lowercase();
         let set: HashSet<&str> = words(&lower).filter(|word| telling(word)).collect();
         set.into_iter().for_each(|word| *bag.entry(word.to_owned()).or_default() += 1.0 / n);
     }
@@ -622,6 +661,7 @@ mod tests {
             group: None,
             model: String::new(),
             input: input.to_owned(),
+            varies: Vec::new(),
             output: Some(output.to_owned()),
             gold: None,
             weight: 1.0,

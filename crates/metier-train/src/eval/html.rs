@@ -210,7 +210,7 @@ fn rungs(outcome: &BuildOutcome) -> String {
             "<tr{chosen}><td>{}</td><td class=\"n\">{:.2} %</td><td><svg viewBox=\"0 0 320 18\" style=\"width:220px\">\
              <line class=\"whisker\" x1=\"{:.1}\" x2=\"{:.1}\" y1=\"9\" y2=\"9\"/><circle class=\"dot\" cx=\"{:.1}\" cy=\"9\" r=\"4\"/></svg></td>\
              <td class=\"n\">{:.2} %</td><td>{against}</td><td class=\"n\">{:.1}</td></tr>",
-            rung.name(),
+            escape(&rung.name()),
             100.0 * rung.value,
             x(rung.interval[0]),
             x(rung.interval[1]),
@@ -286,13 +286,14 @@ fn depths(outcome: &BuildOutcome) -> String {
     );
     for (rung, depth) in points {
         let chosen = if depth.is_chosen { " class=\"chosen\"" } else { "" };
+        let base = depth.base.as_ref().map_or_else(String::new, |base| format!(", {}", escape(base)));
         let against = depth.against_all.map_or_else(String::new, |test| {
             let [from, to] = test.interval.map(|bound| 100.0 * bound);
             format!("{:+.1} points [{from:+.1}, {to:+.1}]", 100.0 * test.difference)
         });
         let _ = write!(
             html,
-            "<tr{chosen}><td class=\"n\">{} of {}</td><td class=\"n\">{:.2} %</td>\
+            "<tr{chosen}><td class=\"n\">{} of {}{base}</td><td class=\"n\">{:.2} %</td>\
              <td><svg viewBox=\"0 0 320 18\" style=\"width:220px\"><line class=\"whisker\" x1=\"{:.1}\" x2=\"{:.1}\" y1=\"9\" y2=\"9\"/>\
              <circle class=\"dot\" cx=\"{:.1}\" cy=\"9\" r=\"4\"/></svg></td><td>{against}</td><td class=\"n\">{:.0} (× {:.2})</td>\
              <td class=\"n\">{:.1} KB</td><td class=\"n\">{:.1} MB</td><td>{}</td></tr>",

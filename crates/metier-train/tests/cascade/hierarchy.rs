@@ -105,7 +105,7 @@ fn refuses_labels_that_are_no_paths() {
         let bench = tree(data, target);
         let task = TaskFile::read(&bench.dir.path().join("task.toml"), &|_| None).map_err(|error| error.to_string());
         let (pool, store, tuning) = (&bench.pool, &bench.store, Tuning::default());
-        let work = Workbench { encoder: None, pool, store, seed: 7, tuning, decoder: None, teacher: None };
+        let work = Workbench { encoder: None, pool, store, seed: 7, tuning, decoders: Vec::new(), teacher: None };
         let built = task
             .and_then(|task| build(&task, &work, &mut silent, &|| Duration::ZERO).map_err(|error| error.to_string()));
         let error = built.map(|outcome| outcome.value).unwrap_err();
@@ -146,7 +146,8 @@ fn the_shipped_tree_is_what_it_says() {
     let dir = tempfile::tempdir().unwrap();
     let store = SpecialistStore::open(&dir.path().join("store")).unwrap();
     let (pool, tuning) = (Pool::new(2, Tier::detect()), Tuning::default());
-    let bench = Workbench { encoder: None, pool: &pool, store: &store, seed: 0, tuning, decoder: None, teacher: None };
+    let bench =
+        Workbench { encoder: None, pool: &pool, store: &store, seed: 0, tuning, decoders: Vec::new(), teacher: None };
     let plan = metier_train::plan(&task, &bench, &|| Duration::ZERO).unwrap();
     let expected = [("calibration", 100), ("test", 80), ("train", 240), ("validation", 60)];
     assert_eq!(plan.rows, expected.map(|(part, n)| (part.to_owned(), n)).into());

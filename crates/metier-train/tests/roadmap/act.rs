@@ -40,7 +40,7 @@ fn what_it_writes_builds_as_it_is_and_what_is_measured_came_later() {
     let bench = Workbench {
         teacher: None,
         encoder: None,
-        decoder: None,
+        decoders: Vec::new(),
         pool: &pool,
         store: &store,
         seed: 0,

@@ -43,6 +43,7 @@ pub(crate) fn task(name: &str, n: u64, noise_percent: u64, calls: u64, with_gold
                 group: Some(format!("customer-{at}")),
                 model: "reference-llm".to_owned(),
                 input,
+                varies: Vec::new(),
                 output: Some(output.to_owned()),
                 gold: with_gold.then(|| Gold::Label(topic.to_owned())),
                 weight: 1.0,

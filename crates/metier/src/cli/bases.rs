@@ -9,7 +9,7 @@ use metier_model::{Decoder, Encoder, PackedCache, PackedOutcome, decoder::Decode
 
 use super::{Failure, models, progress::Bars};
 use crate::{
-    config::{Environment, Settings, cache_dir, fetcher},
+    config::{Environment, Settings, cache_dir, fetcher, path_of},
     fetch::{Catalogue, LocalModel, ModelKind},
 };
 
@@ -69,6 +69,15 @@ pub fn decoder_files(settings: &Settings, environment: &Environment) -> Result<O
 /// # Errors
 /// As [`decoder_files`], or it cannot be opened.
 pub fn decoder(settings: &Settings, environment: &Environment) -> Result<Option<Decoder>, Failure> {
+    let name = &settings.models.decoder;
+    if name == NONE { Ok(None) } else { decoder_named(name, settings, environment).map(Some) }
+}
+
+/// A decoder by its name or path, with its weights as the settings want them.
+///
+/// # Errors
+/// It is not in the catalogue, cannot be fetched, or cannot be opened.
+pub fn decoder_named(name: &str, settings: &Settings, environment: &Environment) -> Result<Decoder, Failure> {
     let models = &settings.models;
     let options = DecoderOptions {
         weights: models.decoder_weights.into(),
@@ -78,7 +87,7 @@ pub fn decoder(settings: &Settings, environment: &Environment) -> Result<Option<
     };
     let open = |path: &Path| {
         let decoder = Decoder::open_with(path, options.clone());
-        let decoder = decoder.with_context(|| format!("cannot open the decoder `{}`", settings.models.decoder));
+        let decoder = decoder.with_context(|| format!("cannot open the decoder `{name}`"));
         let decoder = decoder.map_err(Failure::Environment)?;
         match decoder.packed() {
             PackedOutcome::Off | PackedOutcome::Read => {}
@@ -89,11 +98,11 @@ pub fn decoder(settings: &Settings, environment: &Environment) -> Result<Option<
         }
         Ok(decoder)
     };
-    if let Some(path) = settings.models.decoder_path() {
-        return open(path).map(Some);
+    if let Some(path) = path_of(name) {
+        return open(path);
     }
-    let Some(model) = decoder_files(settings, environment)? else { return Ok(None) };
-    Ok(Some(open(model.decoder_path())?.with_name(&model.name)))
+    let model = ensure(settings, environment, name, ModelKind::Decoder)?;
+    Ok(open(model.decoder_path())?.with_name(&model.name))
 }
 
 /// Where packed weights are kept; `None` where none shall be, or there is no cache folder.

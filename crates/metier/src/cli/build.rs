@@ -71,11 +71,15 @@ pub fn run(args: &BuildArgs) -> Outcome {
     let teacher = teacher(&task, &root)?;
     let is_taught_by_decoder =
         matches!(&teacher, Some(Teacher::Specialist(specialist)) if specialist.manifest().decoder().is_some());
-    let decoder = if task.generate.is_some() || task.up_to == Stage::Decoder || is_taught_by_decoder {
-        Some(decoder(&task, &settings, &environment)?)
+    let decoders = if !task.decoders.is_empty() {
+        let open = |name: &String| Ok(Arc::new(bases::decoder_named(name, &settings, &environment)?));
+        task.decoders.iter().map(open).collect::<Result<Vec<_>, Failure>>()?
+    } else if task.generate.is_some() || task.up_to == Stage::Decoder || is_taught_by_decoder {
+        vec![decoder(&task, &settings, &environment)?]
     } else {
-        None
+        Vec::new()
     };
+    let writer = decoders.first().filter(|_| task.generate.is_some()).cloned();
     let pool = bases::pool(&settings, &environment)?;
     // A dry run writes nothing, not even the store's folder.
     let scratch = if args.dry_run { Some(tempfile::tempdir().map_err(Failure::environment)?) } else { None };
@@ -88,12 +92,12 @@ pub fn run(args: &BuildArgs) -> Outcome {
         store: &store,
         seed: args.seed,
         tuning: metier_train::craft::encoder::Recipe::default(),
-        decoder: decoder.clone(),
+        decoders,
     };
     let start = Instant::now();
     let clock = || start.elapsed();
     if args.dry_run {
-        let plan = match decoder.filter(|_| task.generate.is_some()) {
+        let plan = match writer {
             Some(decoder) => metier_train::plan_generator(&task, &bench, decoder, &clock),
             None => metier_train::plan(&task, &bench, &clock),
         };
@@ -109,7 +113,7 @@ pub fn run(args: &BuildArgs) -> Outcome {
     let state_dir = settings.state_dir(&environment).map_err(Failure::usage)?;
     desk::check_key(&state_dir)?;
     let mut bars = Bars::new();
-    let outcome = match decoder.filter(|_| task.generate.is_some()) {
+    let outcome = match writer {
         Some(decoder) => {
             metier_train::build_generator(&task, &bench, decoder, &mut |progress| bars.show(progress), &clock)
         }
@@ -123,6 +127,7 @@ pub fn run(args: &BuildArgs) -> Outcome {
         line(&Built { outcome: &outcome, state });
     } else {
         tell(&outcome);
+        tell_base(&outcome, &settings);
         let trust = desk::trust(&settings, &environment)?;
         tell_state(&outcome, state, desk.registry.serving(&outcome.name, &trust).err());
     }
@@ -225,7 +230,8 @@ fn tell_plan(task: &TaskFile, plan: &Plan) {
         } else {
             format!("about {:.1} minutes: it does not fit and would be left out", rung.minutes)
         };
-        println!("  {:12} {what}", rung.rung.name());
+        let base = rung.base.as_ref().map_or_else(String::new, |base| format!("on {base}: "));
+        println!("  {:12} {base}{what}", rung.rung.name());
     }
     println!("  time         about {:.1} minutes (budget {})", plan.minutes, task.budget_minutes);
     if !plan.labels.is_empty() {
@@ -376,6 +382,17 @@ fn tell_training(outcome: &BuildOutcome) {
     }
 }
 
+/// Where several decoders were tried: which one a server must have.
+fn tell_base(outcome: &BuildOutcome, settings: &Settings) {
+    let taken = outcome.rungs.iter().find(|rung| rung.is_taken(outcome.rung)).and_then(|rung| rung.decoder.as_ref());
+    let Some(base) = taken.and_then(|depth| depth.base.as_ref()) else { return };
+    if *base == settings.models.decoder {
+        println!("  decoder      {base}, the one that `metier serve` has");
+    } else {
+        println!("  decoder      {base}: a server answers with it where `models.decoder` names that one");
+    }
+}
+
 /// What some of a decoder's layers cost and what is lost without the others, where that was tried.
 fn tell_depths(outcome: &BuildOutcome) {
     let depths: Vec<_> = outcome.rungs.iter().filter_map(|rung| rung.decoder.as_ref()).collect();
@@ -389,8 +406,9 @@ fn tell_depths(outcome: &BuildOutcome) {
         let against = depth.against_all.map_or_else(String::new, |test| {
             format!("{:+.4} [{:+.4}, {:+.4}]", test.difference, test.interval[0], test.interval[1])
         });
+        let base = depth.base.as_ref().map_or_else(String::new, |base| format!("  {base}"));
         println!(
-            "               {:>3} of {:<3} {:6.0} texts ({:.2} times) {:5.1} KB a token  {against}",
+            "               {:>3} of {:<3} {:6.0} texts ({:.2} times) {:5.1} KB a token  {against}{base}",
             depth.layers.len(),
             depth.of,
             depth.rows_a_second,

@@ -203,8 +203,15 @@ fn build_example(
 ) -> Result<Task, Failure> {
     let (store, seed) = (desk.registry.store(), metier_train::DEFAULT_SEED);
     let tuning = metier_train::craft::encoder::Recipe::default();
-    let bench =
-        Workbench { teacher: None, encoder: Some(encoder as &dyn Embed), pool, store, seed, tuning, decoder: None };
+    let bench = Workbench {
+        teacher: None,
+        encoder: Some(encoder as &dyn Embed),
+        pool,
+        store,
+        seed,
+        tuning,
+        decoders: Vec::new(),
+    };
     let task_path = example.write(rows_dir).context("cannot write the example rows").map_err(Failure::Environment)?;
     let task = TaskFile::read(&task_path, &crate::config::variable).map_err(Failure::usage)?;
     let begun = Instant::now();

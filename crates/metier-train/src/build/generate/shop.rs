@@ -330,6 +330,7 @@ impl Shop<'_> {
         let kv = cache.page_bytes() / PAGE_POSITIONS / cache.layers;
         let written = texts(self.splits, Part::Validation).len() + self.measured_rows();
         made.depth = has_depth.then(|| Depth {
+            base: None,
             kv_bytes_a_token: (kv * layers.len()) as u64,
             layers,
             of: cache.layers,

@@ -14,7 +14,7 @@ use metier_model::{
 
 use super::{
     DecoderLog, Depth, Embeddings, Own, OwnDecoder, Run, Rung, Shop, SkippedRung, Steps, VECTOR_GRID, calls, compare,
-    decimal, kept_layers,
+    decimal, kept_layers, on_base,
 };
 use crate::{
     craft::{
@@ -26,7 +26,7 @@ use crate::{
     eval::metrics,
 };
 
-/// What the checkpoints of a tuned decoder begin with; its depth follows where layers were left out.
+/// What the checkpoints of a tuned decoder begin with; which decoder's and its depth follow.
 const DECODER_CHECKPOINT: &str = "decoder";
 /// Texts on which the speed of each depth is measured, and how often.
 const SPEED_TEXTS: usize = 64;
@@ -67,9 +67,11 @@ fn others(texts: &[Vec<&str>; 4]) -> usize {
 
 impl Shop<'_> {
     /// The rungs whose head reads a tuned decoder, from few layers to all, if they are predicted to end in time.
+    /// `named`: what the decoder is called where it is one of several.
     pub(super) fn decode(
         &self,
         decoder: &Arc<Decoder>,
+        named: Option<&str>,
         recipe: &decoder::Recipe,
         progress: &mut dyn FnMut(Progress<'_>),
     ) -> Result<Decoded, DecoderTuneError> {
@@ -112,7 +114,7 @@ impl Shop<'_> {
                     Err(needed) => {
                         let (needed_seconds, left_seconds) = (needed.as_secs_f64(), left.as_secs_f64());
                         return Ok(Decoded::Skipped(SkippedRung {
-                            stage: Stage::Decoder,
+                            name: on_base(Stage::Decoder, named),
                             needed_seconds,
                             left_seconds,
                         }));
@@ -155,7 +157,9 @@ impl Shop<'_> {
                 .first()
                 .map(|all| compare(&calls(&rung.validation), &calls(&all.validation), gold, self.target.margin));
             if let Some(own) = rung.own.as_mut().and_then(|own| own.decoder.as_mut()) {
-                own.depth = Depth { layers, of, against_all, epochs: trained.epochs, influence, ..own.depth.clone() };
+                let base = named.map(str::to_owned);
+                own.depth =
+                    Depth { base, layers, of, against_all, epochs: trained.epochs, influence, ..own.depth.clone() };
             }
             rungs.push(rung);
             readers.push(reader);
@@ -183,7 +187,8 @@ impl Shop<'_> {
             }
         }
         rungs.reverse();
-        Ok(Decoded::Rungs(rungs, DecoderLog { plan, trained, seconds }))
+        let base = decoder.base().digest;
+        Ok(Decoded::Rungs(rungs, DecoderLog { base, plan, trained, seconds }))
     }
 
     /// A linear model on what the decoder, as it is now, makes of all rows; read by the engine that serves, as it will be served.
@@ -233,6 +238,7 @@ impl Shop<'_> {
         let cache = decoder.network().config().cache();
         let kv = cache.page_bytes() / metier_model::cache::PAGE_POSITIONS / cache.layers;
         let depth = Depth {
+            base: None,
             layers: Vec::new(),
             of: cache.layers,
             rows_a_second: 0.0,
@@ -265,18 +271,13 @@ fn speeds(readers: &mut [Reader], run: &Run<'_>, texts: &[&str]) -> Result<Vec<f
     Ok(times.into_iter().map(speed).collect())
 }
 
-/// What the checkpoint of a depth is called.
+/// What the checkpoint of a depth is called: several decoders keep theirs beside each other.
 fn decoder_checkpoint(layers: usize, decoder: &Decoder) -> String {
-    if layers == decoder.network().config().layers {
-        DECODER_CHECKPOINT.to_owned()
-    } else {
-        format!("{DECODER_CHECKPOINT}-{layers}")
-    }
+    format!("{DECODER_CHECKPOINT}-{}-{layers}", decoder.base().digest.short())
 }
 
-/// Removes the checkpoints of a decoder that was tuned.
+/// Removes the checkpoints of decoders that were tuned.
 pub fn remove_decoder_checkpoints(store: &std::path::Path, task: &str) {
-    checkpoint::remove(store, task, DECODER_CHECKPOINT);
     checkpoint::remove_all(store, task, &format!("{DECODER_CHECKPOINT}-"));
 }
 

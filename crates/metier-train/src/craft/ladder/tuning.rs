@@ -70,7 +70,11 @@ impl Subject<'_> {
             let (needed, left) = (tuner.probe(&tuning), run.deadline.saturating_sub((run.clock)()));
             if needed > left {
                 let (needed_seconds, left_seconds) = (needed.as_secs_f64(), left.as_secs_f64());
-                return Ok(Outcome::Skipped(SkippedRung { stage: Stage::Tuned, needed_seconds, left_seconds }));
+                return Ok(Outcome::Skipped(SkippedRung {
+                    name: Stage::Tuned.name().to_owned(),
+                    needed_seconds,
+                    left_seconds,
+                }));
             }
         }
         let tuned = tuner.learn(&tuning, progress, &mut |_| ())?;

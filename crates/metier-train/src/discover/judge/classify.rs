@@ -59,7 +59,7 @@ pub(super) fn attempt(
         inputs: &inputs,
         embeddings: embeddings.as_ref(),
         encoder: None,
-        decoder: None,
+        decoders: &[],
         decoding: &crate::craft::decoder::Recipe::default(),
         from: Stage::Linear,
         up_to: Stage::Both,
