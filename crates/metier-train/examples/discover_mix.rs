@@ -4,6 +4,9 @@
 //! `rows` of each task (1000), `threads`, `sample`, `only` (`templates` or `stripped`), `keep` (a folder for the logs), `without` (a source that is left out), `seed`
 //! (which rows are taken), `mix` (`first`; `second` is made of other data: support intents, slots, attributes of products, questions on tables, pairs of
 //! cameras, categories of offers, questions with options).
+//!
+//! For a log that `metier roadmap` is to read: `keep`, with `once=true` (each text at most once: a source that has fewer gives what it has), `weeks` (the calls are spread evenly
+//! over so many; without, one comes every 36 seconds), `model` (whose prices hold: `reference-llm` has none) and `wrong` (a share of the answers that is another row's).
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "an example has no other way to answer")]
 #![allow(
     clippy::disallowed_methods,
@@ -31,6 +34,23 @@ use serde_json::{Value, json};
 
 /// A task: its name, its instruction, and its questions with answers.
 type Source = (&'static str, String, Vec<(String, String)>);
+
+/// When the first call of a log of weeks comes, in seconds since 1970: Monday, 1 June 2026.
+const BEGIN: u64 = 1_780_272_000;
+const SECONDS_PER_WEEK: u64 = 7 * 86_400;
+
+/// What is written of the sources.
+struct Plan {
+    /// Calls of each.
+    rows: usize,
+    seed: u64,
+    /// Each text once at most.
+    once: bool,
+    /// Share of answers that are another row's.
+    wrong: f64,
+    model: String,
+    weeks: Option<u64>,
+}
 
 fn open(path: &Path) -> Result<Box<dyn Read>, Box<dyn Error>> {
     let file = fs::File::open(path)?;
@@ -205,24 +225,48 @@ fn slots_of(row: &Value) -> Value {
     Value::Object(all)
 }
 
-/// Writes `rows` calls of each source, mixed, with the source in the id.
-fn write(sources: &[Source], rows: usize, seed: u64, templates: bool, to: &Path) -> Result<usize, Box<dyn Error>> {
-    let mut order: Vec<(usize, usize)> =
-        (0..sources.len()).flat_map(|source| (0..rows).map(move |at| (source, at))).collect();
+/// Writes calls of each source, mixed, with the source in the id.
+fn write(sources: &[Source], plan: &Plan, templates: bool, to: &Path) -> Result<usize, Box<dyn Error>> {
+    let Plan { rows, seed, once, .. } = *plan;
+    let mut order: Vec<(usize, usize)> = Vec::new();
+    let mut rows_of: Vec<Vec<usize>> = Vec::new();
+    for (source, (_, _, texts)) in sources.iter().enumerate() {
+        // Sources with fewer rows come round again.
+        let mut at: Vec<usize> =
+            (0..rows).map(|at| (mix((at as u64 + 17) ^ seed << 32) % texts.len() as u64) as usize).collect();
+        if once {
+            let mut seen = std::collections::BTreeSet::new();
+            at = (0..texts.len()).filter(|&at| seen.insert(texts[at].0.as_str())).collect();
+            at.sort_by_key(|&at| mix((at as u64 + 17) ^ seed << 32));
+            at.truncate(rows);
+        }
+        order.extend((0..at.len()).map(|at| (source, at)));
+        rows_of.push(at);
+    }
     order.sort_by_key(|&(source, at)| mix((source as u64) << 32 | at as u64));
     let mut file = std::io::BufWriter::new(fs::File::create(to)?);
+    let n_calls = order.len() as u64;
     for (n, &(source, at)) in order.iter().enumerate() {
         let (name, instruction, texts) = &sources[source];
-        // Sources with fewer rows come round again.
-        let (question, answer) = &texts[(mix((at as u64 + 17) ^ seed << 32) % texts.len() as u64) as usize];
+        let (question, answer) = &texts[rows_of[source][at]];
+        let die = mix(seed ^ mix(n as u64 ^ 0x5eed));
+        let answer = if (die >> 11) as f64 / ((1u64 << 53) as f64) < plan.wrong {
+            &texts[(mix(die) % texts.len() as u64) as usize].1
+        } else {
+            answer
+        };
         let mut messages = vec![json!({"role": "user", "content": question})];
         if templates {
             messages.insert(0, json!({"role": "system", "content": instruction}));
         }
         let tokens = |text: &str| text.len() / 4 + 1;
+        let seconds = match plan.weeks {
+            Some(weeks) => BEGIN + weeks * SECONDS_PER_WEEK * n as u64 / n_calls,
+            None => 1_790_000_000 + n as u64 * 36,
+        };
         let row = json!({
-            "request": {"model": "reference-llm", "messages": messages},
-            "response": {"id": format!("{name}/{at:07}"), "object": "chat.completion", "created": 1_790_000_000 + n * 3600 / 100, "model": "reference-llm",
+            "request": {"model": plan.model, "messages": messages},
+            "response": {"id": format!("{name}/{at:07}"), "object": "chat.completion", "created": seconds, "model": plan.model,
                 "choices": [{"index": 0, "message": {"role": "assistant", "content": answer}, "finish_reason": "stop"}],
                 "usage": {"prompt_tokens": tokens(question) + if templates { tokens(instruction) } else { 0 }, "completion_tokens": tokens(answer)}}
         });
@@ -257,16 +301,22 @@ fn v_measure(found: &Discovery) -> [f64; 3] {
 fn main() -> Result<(), Box<dyn Error>> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let [folder, rest @ ..] = arguments.as_slice() else { return Err("ENCODER_FOLDER|- [key=value …]".into()) };
-    let (mut rows, mut threads, mut sample, mut only, mut keep) = (1000, 2, 6000, String::new(), None);
-    let (mut without, mut seed, mut which) = (Vec::new(), 0, "first".to_owned());
+    let (mut threads, mut sample, mut only, mut keep) = (2, 6000, String::new(), None);
+    let (mut without, mut which) = (Vec::new(), "first".to_owned());
+    let mut plan =
+        Plan { rows: 1000, seed: 0, once: false, wrong: 0.0, model: "reference-llm".to_owned(), weeks: None };
     for argument in rest {
         match argument.split_once('=').ok_or("expected key=value")? {
-            ("rows", value) => rows = value.parse()?,
+            ("rows", value) => plan.rows = value.parse()?,
             ("threads", value) => threads = value.parse()?,
             ("sample", value) => sample = value.parse()?,
             ("only", value) => only = value.to_owned(),
             ("without", value) => without.push(value.to_owned()),
-            ("seed", value) => seed = value.parse()?,
+            ("seed", value) => plan.seed = value.parse()?,
+            ("once", value) => plan.once = value.parse()?,
+            ("wrong", value) => plan.wrong = value.parse()?,
+            ("model", value) => plan.model = value.to_owned(),
+            ("weeks", value) => plan.weeks = Some(value.parse()?),
             ("mix", value) => which = value.to_owned(),
             ("keep", value) => keep = Some(PathBuf::from(value)),
             (key, _) => return Err(format!("unknown key `{key}`").into()),
@@ -286,12 +336,13 @@ fn main() -> Result<(), Box<dyn Error>> {
     let encoder = if folder == "-" { None } else { Some(Encoder::open(Path::new(folder))?) };
     let prices = PriceBook::list();
     let dir = tempfile::tempdir()?;
+    keep.iter().try_for_each(fs::create_dir_all)?;
     for (name, templates) in [("templates", true), ("stripped", false)] {
         if !only.is_empty() && only != name {
             continue;
         }
         let path = keep.clone().unwrap_or_else(|| dir.path().to_owned()).join(format!("{name}.jsonl"));
-        let n = write(&sources, rows, seed, templates, &path)?;
+        let n = write(&sources, &plan, templates, &path)?;
         let bytes = fs::metadata(&path)?.len();
         let start = Instant::now();
         let now_ms = 1_795_737_600_000;

@@ -450,6 +450,17 @@ fn nothing_to_read_is_an_error_that_says_why() {
     };
     check(&[], "no call of a model in 0 files with 0 rows");
     check(&[("a.jsonl", b"{\"a\":1}\n{\"a\":2}\n")], "2 × fields of no known log format (e.g. ");
+    let spec = br#"{"source": "docs", "StandardLoggingPayload": {"id": "str", "call_type": "str", "startTime": "float"}, "metadata": {"user": "str"}}"#;
+    check(&[("spec.json", spec)], "in 1 file with 1 row: 1 × fields of no known log format");
+    check(
+        &[("spec.json", spec)],
+        "has the fields `source`, `StandardLoggingPayload` (with `id`, `call_type`, `startTime`), `metadata` (with `user`)",
+    );
+    check(&[("spec.json", spec)], "has the fields of a LiteLLM record: give each of those as a line of its own");
+    check(
+        &[("table.csv", b"name,price\nx,1\ny,2\n")],
+        "has the fields `name`, `price`. What is read is a call a record: `messages`, or",
+    );
     check(&[("a.parquet", b"PAR1")], "damaged Parquet");
     let error = Logs::find(&["/nowhere/at/all".into()], NOW_MS).unwrap_err().to_string();
     assert_eq!(error, "cannot read `/nowhere/at/all`");

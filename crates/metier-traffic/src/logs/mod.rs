@@ -18,11 +18,13 @@ mod litellm;
 mod openai;
 mod otel;
 mod own;
+mod seen;
 mod value;
 mod write;
 
 use serde_json::Value;
 
+pub use seen::{EXPECTED, fields};
 pub use write::write;
 
 use crate::exchange::{Exchange, Verdict};
@@ -137,21 +139,8 @@ pub enum Unread {
 /// It tells of no call.
 pub fn read(record: &Value) -> Result<(Format, Row), Unread> {
     let object = record.as_object().ok_or(Unread::NotAnObject)?;
-    let readers: [(Format, Recogniser, Reader); 8] = [
-        (Format::Metier, own::is, own::read),
-        (Format::OpenTelemetry, otel::is, otel::read),
-        (Format::LiteLlm, litellm::is, litellm::read),
-        (Format::Helicone, helicone::is, helicone::read),
-        (Format::Langfuse, langfuse::is, langfuse::read),
-        (Format::Datapoints, datapoint::is_named, datapoint::read),
-        (Format::OpenAi, openai::is, openai::read),
-        (Format::Datapoints, datapoint::is, datapoint::read),
-    ];
-    let (format, row) = match readers.into_iter().find(|(_, is, _)| is(object)) {
-        Some((format, _, read)) => (format, read(object)?),
-        None if counts::is(object) => (Format::Counts, counts::read(object)?),
-        None => return Err(Unread::UnknownFields),
-    };
+    let (format, _, read) = READERS.into_iter().find(|(_, is, _)| is(object)).ok_or(Unread::UnknownFields)?;
+    let row = read(object)?;
     if let Row::Calls(calls) = &row {
         let nothing = |call: &Exchange| call.messages.is_empty() && call.answer.is_none() && call.tokens.is_none();
         if calls.is_empty() {
@@ -162,6 +151,24 @@ pub fn read(record: &Value) -> Result<(Format, Row), Unread> {
         }
     }
     Ok((format, row))
+}
+
+/// In this order: what is told by few fields comes last.
+const READERS: [(Format, Recogniser, Reader); 9] = [
+    (Format::Metier, own::is, own::read),
+    (Format::OpenTelemetry, otel::is, otel::read),
+    (Format::LiteLlm, litellm::is, litellm::read),
+    (Format::Helicone, helicone::is, helicone::read),
+    (Format::Langfuse, langfuse::is, langfuse::read),
+    (Format::Datapoints, datapoint::is_named, datapoint::read),
+    (Format::OpenAi, openai::is, openai::read),
+    (Format::Datapoints, datapoint::is, datapoint::read),
+    (Format::Counts, counts::is, counts::read),
+];
+
+/// Whose fields these are.
+fn format(object: &value::Object) -> Option<Format> {
+    READERS.into_iter().find(|(_, is, _)| is(object)).map(|(format, ..)| format)
 }
 
 type Recogniser = fn(&value::Object) -> bool;

@@ -1,19 +1,23 @@
 //! *Which form do JSON answers have?* Answers in; a JSON Schema that all of them meet and an extraction can be made of, or why there is none.
 //!
 //! Most calls that ask for JSON declare no schema: the prompt says what is wanted, and the answers show it. What is made here is as narrow as the answers
-//! are alike: keys that all of them have are required, a key that is `null` at times may be, strings that are all dates are dates.
+//! are alike: keys that all of them have are required, a key that is `null` at times may be, strings that are all dates are dates. One answer in twenty
+//! may be of another form: models slip, and such rows teach nothing. A key that is rare is a field all the same: a specialist that never gives it is wrong
+//! there, and is to be counted so.
+//!
+//! Deliberately absent: bounds and enumerations. What was not seen is not forbidden for that.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    fmt,
-};
+use std::{collections::BTreeMap, fmt};
 
+use metier_model::extract::Schema;
 use serde_json::{Map, Value, json};
 
 use super::traits::unfenced;
 
-/// Share of the answers that must be objects: models also apologise.
-const OBJECTS: f64 = 0.9;
+/// Answers that are looked at.
+const LOOKED_AT: usize = 2000;
+/// One in so many may have another form.
+const OTHERWISE: usize = 20;
 /// Keys of an object, at most: where there are more, keys are values.
 const MAX_KEYS: usize = 64;
 /// Answers from which a form can be told.
@@ -33,32 +37,45 @@ impl fmt::Display for NoForm {
 #[derive(Default)]
 struct Seen {
     present: usize,
-    kinds: BTreeSet<&'static str>,
+    kinds: Kinds,
     /// Of a list: its items' kinds.
-    items: BTreeSet<&'static str>,
+    items: Kinds,
     all_dates: bool,
     fields: Fields,
 }
 
 type Fields = BTreeMap<String, Seen>;
+/// How often each kind of value was there.
+type Kinds = BTreeMap<&'static str, usize>;
+
+/// Is that nearly all of them?
+fn is_most(n: usize, of: usize) -> bool {
+    n * OTHERWISE >= of * (OTHERWISE - 1)
+}
 
 /// The schema of what answers hold.
 ///
 /// # Errors
 /// Answers that are no objects, too many keys, or a field of a kind that an extraction has not (truth values, lists of objects, objects in objects of a field).
 pub fn schema_of<'a>(answers: impl Iterator<Item = &'a str>) -> Result<Value, NoForm> {
-    let (mut fields, mut objects, mut n) = (Fields::new(), 0usize, 0usize);
-    for answer in answers {
-        n += 1;
-        if let Ok(Value::Object(object)) = serde_json::from_str(unfenced(answer)) {
-            objects += 1;
-            look(&object, &mut fields);
-        }
+    let (mut fields, mut n) = (Fields::new(), 0usize);
+    let objects: Vec<Map<String, Value>> = answers
+        .take(LOOKED_AT)
+        .inspect(|_| n += 1)
+        .filter_map(|answer| match serde_json::from_str(unfenced(answer)) {
+            Ok(Value::Object(object)) => Some(object),
+            _ => None,
+        })
+        .collect();
+    if n < MIN_ANSWERS || !is_most(objects.len(), n) {
+        return Err(NoForm(format!("{} of its {n} answers are JSON objects", objects.len())));
     }
-    if n < MIN_ANSWERS || (objects as f64) < OBJECTS * n as f64 {
-        return Err(NoForm(format!("{objects} of its {n} answers are JSON objects")));
-    }
-    object(&fields, objects, "", 0)
+    objects.iter().for_each(|object| look(object, &mut fields));
+    let schema = object(&fields, objects.len(), "", 0)?;
+    let n = objects.len();
+    let parsed = Schema::parse(&schema.to_string()).map_err(|error| NoForm(error.to_string()))?;
+    let meet = objects.into_iter().filter(|object| parsed.values(&Value::Object(object.clone())).is_ok()).count();
+    if is_most(meet, n) { Ok(schema) } else { Err(NoForm(format!("{meet} of its {n} answers have one form"))) }
 }
 
 fn look(object: &Map<String, Value>, fields: &mut Fields) {
@@ -69,12 +86,10 @@ fn look(object: &Map<String, Value>, fields: &mut Fields) {
         }
         let seen = fields.entry(key.clone()).or_insert_with(|| Seen { all_dates: true, ..Seen::default() });
         seen.present += 1;
-        seen.kinds.insert(kind(value));
+        *seen.kinds.entry(kind(value)).or_default() += 1;
         match value {
             Value::Object(inner) => look(inner, &mut seen.fields),
-            Value::Array(items) => items.iter().for_each(|item| {
-                seen.items.insert(kind(item));
-            }),
+            Value::Array(items) => items.iter().for_each(|item| *seen.items.entry(kind(item)).or_default() += 1),
             Value::String(text) => seen.all_dates &= is_date(text),
             _ => {}
         }
@@ -109,34 +124,36 @@ fn object(fields: &Fields, n: usize, path: &str, depth: usize) -> Result<Value, 
 
 fn field(seen: &Seen, path: &str, depth: usize) -> Result<Value, NoForm> {
     let of = |what: &str| NoForm(format!("its field `{path}` holds {what}, which no span of a text can be"));
-    let mut kinds = seen.kinds.clone();
-    let nullable = kinds.remove("null");
-    let one = |kinds: &BTreeSet<&'static str>| -> Result<&'static str, NoForm> {
-        match kinds.iter().copied().collect::<Vec<_>>()[..] {
+    let usual = |kinds: &Kinds| -> Vec<&'static str> {
+        let all = kinds.iter().filter(|(kind, _)| **kind != "null").map(|(_, n)| n).sum::<usize>();
+        kinds.iter().filter(|(kind, n)| **kind != "null" && *n * OTHERWISE > all).map(|(kind, _)| *kind).collect()
+    };
+    let nullable = seen.kinds.contains_key("null");
+    let kinds = usual(&seen.kinds);
+    let one = |kinds: &[&'static str]| -> Result<&'static str, NoForm> {
+        match kinds {
             // Nothing but `null`, or empty lists: of whatever is to come nothing is known.
             [] => Ok("string"),
-            [one @ ("string" | "number" | "integer")] => Ok(one),
+            [one @ ("string" | "number" | "integer")] => Ok(*one),
             ["integer", "number"] => Ok("number"),
-            [other] => Err(of(match other {
+            [other] => Err(of(match *other {
                 "boolean" => "truth values",
                 "array" => "lists of lists",
                 _ => "objects",
             })),
-            _ => {
-                Err(of(&format!("values of several kinds ({})", kinds.iter().copied().collect::<Vec<_>>().join(", "))))
-            }
+            _ => Err(of(&format!("values of several kinds ({})", kinds.join(", ")))),
         }
     };
-    if kinds.contains("object") && kinds.len() == 1 && !nullable && depth == 0 {
+    if kinds == ["object"] && !nullable && depth == 0 {
         return object(&seen.fields, seen.present, path, depth + 1);
     }
-    if kinds.contains("array") && kinds.len() == 1 && !nullable {
-        return Ok(json!({"type": "array", "items": {"type": one(&seen.items)?}}));
+    if kinds == ["array"] && !nullable {
+        return Ok(json!({"type": "array", "items": {"type": one(&usual(&seen.items))?}}));
     }
     let name = one(&kinds)?;
     let mut node = Map::new();
     node.insert("type".to_owned(), if nullable { json!([name, "null"]) } else { json!(name) });
-    if name == "string" && seen.all_dates && kinds.contains("string") {
+    if name == "string" && seen.all_dates && !kinds.is_empty() {
         node.insert("format".to_owned(), json!("date"));
     }
     Ok(Value::Object(node))
@@ -207,5 +224,10 @@ mod tests {
         let keys = (0..100).map(|at| format!("{{\"k{at}\": 1}}")).collect::<Vec<_>>();
         no(&keys.iter().map(String::as_str).collect::<Vec<_>>(), "more than 64");
         assert!(schema_of(["{\"a\": 1}"].into_iter()).is_err(), "one answer is no form");
+        // One in twenty may slip.
+        let mut answers = vec!["{\"a\": \"x\"}"; 77];
+        answers.extend(["{\"a\": 1}", "sorry", "{\"a\": [\"x\"]}"]);
+        let schema = json!({"type": "object", "properties": {"a": {"type": "string"}}, "required": ["a"], "additionalProperties": false});
+        assert_eq!(of(&answers), Ok(schema));
     }
 }

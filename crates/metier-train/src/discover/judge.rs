@@ -387,7 +387,7 @@ pub fn judge(tasks: &[Task], trials: Vec<Result<Trial, String>>, assumptions: &A
     let tasks = tasks.iter().zip(trials);
     tasks
         .map(|(task, trial)| {
-            let prior = prior::prior(task.kind.kind, &task.traits);
+            let prior = prior::prior(task.kind.kind, &task.traits, rows::known(task).len() as u64);
             let p_values = trial.as_ref().ok().and_then(|_| adjusted.next());
             let mut judgement = match trial {
                 Err(why) => untried(task, prior, why, assumptions),

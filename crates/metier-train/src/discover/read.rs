@@ -63,12 +63,12 @@ pub enum ReadError {
         source: io::Error,
     },
     /// Nothing in all files is a call.
-    #[error("no call of a model in {files} files with {rows} rows{why}")]
+    #[error("no call of a model in {files} with {rows}{why}")]
     Nothing {
-        /// Files that were read.
-        files: u64,
-        /// Rows in them.
-        rows: u64,
+        /// Files that were read, as "3 files".
+        files: String,
+        /// Rows in them, likewise.
+        rows: String,
         /// The most frequent reasons with a place each, as they end the sentence.
         why: String,
     },
@@ -224,12 +224,13 @@ impl Logs {
             total_bytes: self.total_bytes,
             bytes_before: 0,
             bytes: Rc::new(Cell::new(0)),
+            unknown: None,
         };
         state.pass.reading.files_skipped.clone_from(&self.skipped);
         for path in &self.files {
             state.file(path)?;
         }
-        let Pass { mut reading, verdicts } = state.pass;
+        let Pass { mut reading, verdicts } = std::mem::take(&mut state.pass);
         reading.files = self.files.len() as u64;
         if reading.calls == 0 {
             let mut reasons: Vec<(&String, &Skipped)> = reading.skipped.iter().chain(&reading.files_skipped).collect();
@@ -238,8 +239,13 @@ impl Logs {
                 format!("{} × {reason} (e.g. {})", skipped.rows, skipped.places.first().map_or("", String::as_str))
             });
             let told: Vec<String> = told.collect();
-            let why = if told.is_empty() { String::new() } else { format!(": {}", told.join("; ")) };
-            return Err(ReadError::Nothing { files: reading.files, rows: reading.rows, why });
+            let mut why = if told.is_empty() { String::new() } else { format!(": {}", told.join("; ")) };
+            if let Some(fields) = &state.unknown {
+                why +=
+                    &format!(". The first of unknown form has the fields {fields}. What is read is {}", logs::EXPECTED);
+            }
+            let of = |n: u64, what: &str| format!("{n} {what}{}", if n == 1 { "" } else { "s" });
+            return Err(ReadError::Nothing { files: of(reading.files, "file"), rows: of(reading.rows, "row"), why });
         }
         Ok(Pass { reading, verdicts })
     }
@@ -276,6 +282,8 @@ struct State<'a> {
     total_bytes: u64,
     bytes_before: u64,
     bytes: Rc<Cell<u64>>,
+    /// The fields of the first record that no format has.
+    unknown: Option<String>,
 }
 
 /// Hashes are their own hashes.
@@ -538,7 +546,12 @@ impl State<'_> {
                     self.row(logs::read(inner), &mut place);
                 }
             }
-            read => self.row(read, &mut place),
+            read => {
+                if matches!(read, Err(Unread::UnknownFields)) && self.unknown.is_none() {
+                    self.unknown = Some(logs::fields(record));
+                }
+                self.row(read, &mut place);
+            }
         }
     }
 

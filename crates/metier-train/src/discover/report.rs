@@ -374,6 +374,11 @@ impl Roadmap {
         self.tasks.iter().any(|task| task.priced.is_some()) || self.tasks.iter().all(|task| task.total.unpriced == 0)
     }
 
+    /// What was assumed under this name.
+    pub fn assumed(&self, name: &str) -> Option<f64> {
+        self.assumptions.iter().find(|stated| stated.name == name).map(|stated| stated.value)
+    }
+
     /// Tasks above the line, in order.
     pub fn above_line(&self) -> impl Iterator<Item = &Entry> {
         self.tasks.iter().filter(|task| task.place.above_line)

@@ -49,6 +49,13 @@ pub struct Reading {
 }
 
 impl Reading {
+    /// Weeks from the first call to the last; none where calls have no times.
+    pub fn weeks(&self) -> Option<f64> {
+        const MS_PER_WEEK: f64 = 7.0 * 86_400_000.0;
+        let (first, last) = self.first_ms.zip(self.last_ms)?;
+        Some(last.saturating_sub(first) as f64 / MS_PER_WEEK)
+    }
+
     /// Rows that became nothing.
     pub fn n_skipped(&self) -> u64 {
         self.skipped.values().map(|skipped| skipped.rows).sum()

@@ -54,7 +54,9 @@ impl Counts {
                 cached: 0,
             }
         });
-        let quote = prices.logged_quote(&call.model, call.time_ms.unwrap_or(now_ms));
+        // What no log names is priced by the name under which the report tells it.
+        let name = if call.model.is_empty() { "unknown" } else { call.model.as_str() };
+        let quote = prices.logged_quote(name, call.time_ms.unwrap_or(now_ms));
         let cost = quote.map(|quote| quote.price.cached_cost_picousd(tokens.input, tokens.cached, tokens.output));
         let unpriced = u64::from(cost.is_none());
         let volume = Volume {
@@ -77,7 +79,6 @@ impl Counts {
             }
             None => &mut self.undated,
         };
-        let name = if call.model.is_empty() { "unknown" } else { call.model.as_str() };
         match models.get_mut(name) {
             Some(sum) => *sum = sum.plus(&volume),
             None => {

@@ -253,7 +253,7 @@ pub(super) fn tell(drawn: &Drawn) {
     if roadmap.is_priced() {
         tell_saving(roadmap);
     }
-    println!("\n  {:40} {:32} {:>12} {:>27} {:>7}", "task", "verdict", "saving", "80 %", "P(S<0)");
+    println!("\n  {:40} {:32} {:>12} {:>27} {:>10}", "task", "verdict", "expected", "80 %", "P(S<0)");
     let mut above = true;
     for task in roadmap.tasks.iter().take(LISTED) {
         if above && !task.place.above_line {
@@ -286,13 +286,13 @@ fn tell_saving(roadmap: &Roadmap) {
     let portfolio = &roadmap.portfolio;
     let saving = &portfolio.saving;
     println!(
-        "\n  saving       {} over {:.0} weeks, 80 %: {} to {}; chance of a loss {:.0} %; of {} that the traffic would cost",
+        "\n  saving       {} over {:.0} weeks, 80 %: {} to {}; chance of a loss {}; of {} that the traffic is expected to cost",
         html::usd(saving.p50),
         roadmap.horizon_weeks,
         html::usd(saving.p10),
         html::usd(saving.p90),
-        100.0 * saving.p_loss,
-        html::usd(portfolio.spend.p50)
+        html::probability(saving.p_loss),
+        html::usd(portfolio.spend.mean)
     );
     println!(
         "  of it        {} by specialists, {} by what needs no training; {:.1} days of work on specialists",
@@ -311,10 +311,10 @@ fn tell_task(task: &Entry) {
     let verdict = html::verdict_words(&task.verdict);
     match &task.priced {
         Some(priced) => println!(
-            "  {name:40} {verdict:32} {:>12} {:>27} {:>5.0} %",
-            html::usd(priced.saving.p50),
+            "  {name:40} {verdict:32} {:>12} {:>27} {:>10}",
+            html::usd(priced.saving.mean),
             format!("{} to {}", html::usd(priced.saving.p10), html::usd(priced.saving.p90)),
-            100.0 * priced.saving.p_loss
+            html::probability(priced.saving.p_loss)
         ),
         None => println!("  {name:40} {verdict:32} {:>12}", "unpriced"),
     }

@@ -39,7 +39,9 @@ pub(super) fn waterfall(roadmap: &Roadmap) -> String {
         steps.push(("work".to_owned(), sum(&|t| t.labour + t.operations) + portfolio.shared_usd[0]));
         steps.push(("attempts that fail".to_owned(), spent.max(0.0)));
     }
+    // What rounds to nothing is no step.
     let spend = portfolio.spend.mean;
+    steps.retain(|(_, step)| step.abs() >= (spend.abs() * 1e-6).max(0.005));
     let total: f64 = spend + steps.iter().map(|(_, step)| step).sum::<f64>();
     let (mut level, mut bars) = (spend, vec![("today".to_owned(), 0.0, spend, "total")]);
     for (name, step) in steps {
@@ -86,7 +88,7 @@ pub(super) fn waterfall(roadmap: &Roadmap) -> String {
     }
     format!(
         "<h2>From what it costs to what is left</h2><figure class=\"wide\"><svg viewBox=\"0 0 {width} {}\" role=\"img\" aria-label=\"waterfall of savings\">{svg}</svg>\
-         <figcaption>Expected values over {:.0} weeks, with the chance that each attempt passes. Green is saved, red is spent. An option that needs no training is taken \
+         <figcaption>Expected values over {:.0} weeks, with the chance that each attempt passes (the headline tells the median of what is saved, which may differ). Green is saved, red is spent. An option that needs no training is taken \
          where it is expected to pay for its own work, and its bar has that work taken off.</figcaption></figure>",
         top + height + 62.0,
         roadmap.horizon_weeks
@@ -265,7 +267,7 @@ pub(super) fn timeline(roadmap: &Roadmap) -> String {
         if name.len() < task.name.len() {
             name.push('…');
         }
-        let saving = task.priced.as_ref().map(|priced| usd(priced.saving.p50)).unwrap_or_default();
+        let saving = task.priced.as_ref().map(|priced| usd(priced.saving.mean)).unwrap_or_default();
         let _ = write!(
             svg,
             "<text class=\"fg\" x=\"{:.1}\" y=\"{:.1}\" text-anchor=\"end\">{}</text><rect class=\"{}\" x=\"{:.1}\" y=\"{y:.1}\" width=\"{:.1}\" height=\"16\" rx=\"4\"/>\
@@ -282,7 +284,7 @@ pub(super) fn timeline(roadmap: &Roadmap) -> String {
     }
     format!(
         "<h2>In which order</h2><figure class=\"wide\"><svg viewBox=\"0 0 {width} {:.0}\" role=\"img\" aria-label=\"timeline\">{svg}</svg><figcaption>Work on each task, one after the \
-         other by expected saving a day, with the expected overrun; the first carries the connection, the first on a base that base. Beside each: the median of its own saving.</figcaption></figure>",
+         other by expected saving a day, with the expected overrun; the first carries the connection, the first on a base that base. Beside each: its own saving, expected.</figcaption></figure>",
         34.0 + rows * row
     )
 }

@@ -2,12 +2,12 @@
 
 use std::fmt::Write as _;
 
-use super::words::{badge, count, measured, percent, range, thousands, usd};
+use super::words::{badge, count, measured, percent, probability, range, sentence, thousands, usd};
 use crate::{
     discover::{
         judge::{Trial, Verdict},
         report::{Entry, Roadmap},
-        saving::Priced,
+        saving::{Count, Priced, chance::Evidence},
         task::TaskKind,
     },
     eval::html::{HEIGHT, LEFT, WIDTH, curve_figure, escape, label, plot},
@@ -56,7 +56,9 @@ pub(super) fn why(task: &Entry) -> String {
     let judgement = &task.judgement;
     let mut said: Vec<String> = Vec::new();
     match &task.verdict {
-        Verdict::NotYet { why, .. } | Verdict::No { why } => said.push(format!("{}.", escape(why))),
+        // Said below.
+        Verdict::NotYet { why, .. } if judgement.not_tried.as_ref() == Some(why) => {}
+        Verdict::NotYet { why, .. } | Verdict::No { why } => said.push(format!("{}.", escape(&sentence(why)))),
         Verdict::Cheaper { by } => said.push(format!("Something that needs no training is enough: {}.", escape(by))),
         Verdict::Proven { coverage } | Verdict::Partial { coverage } => said.push(format!(
             "A specialist answers {} of the requests alone; at most {} of all requests are answered otherwise than the LLM would.",
@@ -104,7 +106,7 @@ pub(super) fn why(task: &Entry) -> String {
             .reasons
             .iter()
             .take(5)
-            .map(|(what, moved)| format!("{} ({moved:+.1})", escape(what)))
+            .map(|(what, moved)| format!("{} ({})", escape(what), format!("{moved:+.1}").replace('-', "−")))
             .collect();
         said.push(format!("{}.", reasons.join("; ")));
     }
@@ -130,6 +132,11 @@ pub(super) fn money(task: &Entry, priced: &Priced, roadmap: &Roadmap) -> String 
         format!("<tr><td>{name}</td><td class=\"n\">{}</td><td class=\"quiet\">{note}</td></tr>", usd(value))
     };
     let judgement = &task.judgement;
+    let stands_on = |count: &Count| match (&judgement.verdict, judgement.evidence) {
+        (Verdict::Proven { .. } | Verdict::Partial { .. }, _) => format!("from {:.0} rows", count.n),
+        (_, Evidence::Tried) => format!("of builds that were rehearsed, worth {:.0} rows", count.n),
+        (_, Evidence::Traits) => format!("assumed, worth {:.0} rows", count.n),
+    };
     let mut html =
         format!("<h4>What it would save over {:.0} weeks</h4><div class=\"scroll\"><table>", roadmap.horizon_weeks);
     html += &row(
@@ -142,39 +149,39 @@ pub(super) fn money(task: &Entry, priced: &Priced, roadmap: &Roadmap) -> String 
             &format!("− {}", other.alternative.words()),
             -other.saving.mean,
             format!(
-                "80 %: {}; {:.2} days; works with a probability of {:.0} %",
+                "80 %: {}; {:.2} days; works with a probability of {}",
                 range(&other.saving),
                 other.days,
-                100.0 * other.works
+                if other.works >= 1.0 { "1".to_owned() } else { probability(other.works) }
             ),
         );
     }
     html += &row(
-        "V·c_next",
+        "LLM for what a specialist could answer, V·c_next",
         t.replaced,
-        format!("what a specialist could answer, at the next best option's {} a call", usd(priced.next_best_usd)),
+        format!("at the next best option's {} a call", usd(priced.next_best_usd)),
     );
     html += &row(
-        "− V·c_own",
+        "− own machine, V·c_own",
         -t.own,
         format!(
-            "own machine at {} a call while it works; {:.1} hours; idle time is charged once for all",
+            "{} a call while it works; {} hours; idle time is charged once for all",
             usd(priced.own_usd),
-            priced.machine_hours
+            thousands(priced.machine_hours.ceil())
         ),
     );
     html += &row(
-        "− V·f·c_next",
+        "− deferred to the LLM after all, V·f·c_next",
         -t.fallback,
-        format!("deferred: {:.0} % (from {:.0} rows)", 100.0 * judgement.deferred.mean(), judgement.deferred.n),
+        format!("{:.0} % of the calls ({})", 100.0 * judgement.deferred.mean(), stands_on(&judgement.deferred)),
     );
     html += &row(
-        "− V·e·L",
+        "− errors, V·e·L",
         -t.errors,
         format!(
-            "answered alone and otherwise: {:.2} % (from {:.0} rows)",
+            "answered alone and otherwise: {:.2} % of the calls ({})",
             100.0 * judgement.differs.mean(),
-            judgement.differs.n
+            stands_on(&judgement.differs)
         ),
     );
     html += &row("− labels", -t.labels, String::new());
@@ -183,18 +190,18 @@ pub(super) fn money(task: &Entry, priced: &Priced, roadmap: &Roadmap) -> String 
     html += &row("− labour", -t.labour, format!("{:.2} days in all, before the overrun", priced.days));
     html += &row("= S if it passes", priced.if_passed.mean, format!("80 %: {}", range(&priced.if_passed)));
     html += &format!(
-        "<tr class=\"chosen\"><td>S with the chance to fail</td><td class=\"n\">{}</td><td>median {}; 80 %: {}; P(pass) {:.0} %, P(S&lt;0) {:.0} %</td></tr>",
+        "<tr class=\"chosen\"><td>S with the chance to fail</td><td class=\"n\">{}</td><td>median {}; 80 %: {}; P(pass) {}, P(S&lt;0) {}</td></tr>",
         usd(priced.saving.mean),
         usd(priced.saving.p50),
         range(&priced.saving),
-        100.0 * priced.chance.mean(),
-        100.0 * priced.saving.p_loss
+        probability(priced.chance.mean()),
+        probability(priced.saving.p_loss)
     );
     html += "</table></div>";
     if priced.only_if_cheaper_fails {
         let _ = write!(
             html,
-            "<p>A cheaper LLM is tried first. Where it does, a specialist would not pay and none is made; the terms above are of the other {:.0} % of the draws.</p>",
+            "<p>A cheaper LLM is tried first. Where it does as well, a specialist would not pay and none is made; the terms above are of the other {:.0} % of the draws.</p>",
             100.0 * priced.made
         );
     }
@@ -242,8 +249,7 @@ pub(super) fn volume(task: &Entry) -> String {
 }
 
 pub(super) fn risk_coverage(trial: &Trial, roadmap: &Roadmap) -> String {
-    let epsilon =
-        roadmap.assumptions.iter().find(|stated| stated.name == "epsilon").map_or(0.02, |stated| stated.value);
+    let epsilon = roadmap.assumed("epsilon").unwrap_or(0.02);
     let y_max = (trial.risk_coverage.iter().map(|point| point[1]).fold(2.0 * epsilon, f64::max) * 1.05).min(1.0);
     let (x, y) = (|v: f64| LEFT + WIDTH * v, |v: f64| 10.0 + HEIGHT * (1.0 - v / y_max));
     let line: Vec<String> = trial.risk_coverage.iter().map(|[c, r]| format!("{:.1},{:.1}", x(*c), y(*r))).collect();

@@ -42,6 +42,32 @@ pub(super) fn count(value: f64) -> String {
     if value >= 1e6 { format!("{:.1} M", value / 1e6) } else { thousands(value.round()) }
 }
 
+/// Three digits that count: what rests on an assumption is no more exact than that.
+pub(super) fn about(value: f64) -> String {
+    let step = 10f64.powf((value.abs().max(1.0).log10().floor() - 2.0).max(0.0));
+    thousands((value / step).round() * step)
+}
+
+/// A probability that was counted in draws: none of them is not never.
+pub fn probability(p: f64) -> String {
+    match p {
+        p if p < 0.005 => "below 1 %".to_owned(),
+        p if p > 0.995 => "above 99 %".to_owned(),
+        p => format!("{:.0} %", 100.0 * p),
+    }
+}
+
+/// How many of something there are.
+pub(super) fn of(n: u64, one: &str, many: &str) -> String {
+    format!("{} {}", thousands(n as f64), if n == 1 { one } else { many })
+}
+
+/// With a capital first letter.
+pub(super) fn sentence(text: &str) -> String {
+    let mut rest = text.chars();
+    rest.next().map_or_else(String::new, |first| first.to_uppercase().chain(rest).collect())
+}
+
 pub(super) fn percent(share: f64) -> String {
     label(share)
 }
@@ -85,6 +111,19 @@ pub(super) fn badge(verdict: &Verdict) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_rests_on_draws_and_assumptions_is_no_more_exact_than_they_are() {
+        for (p, text) in [(0.0, "below 1 %"), (0.03, "3 %"), (0.994, "99 %"), (1.0, "above 99 %")] {
+            assert_eq!(probability(p), text);
+        }
+        for (value, text) in [(0.0, "0"), (229.4, "229"), (59_364.0, "59,400"), (-59_364.0, "−59,400")] {
+            assert_eq!(about(value), text);
+        }
+        assert_eq!(of(1, "file", "files"), "1 file");
+        assert_eq!(of(2_000, "file", "files"), "2,000 files");
+        assert_eq!(sentence("état"), "État");
+    }
 
     #[test]
     fn dollars_for_people() {
