@@ -9,7 +9,7 @@
 
 use std::{collections::BTreeMap, fmt};
 
-use metier_model::extract::Schema;
+use metier_model::{extract::Schema, features::fold};
 use serde_json::{Map, Value, json};
 
 use super::traits::unfenced;
@@ -76,6 +76,39 @@ pub fn schema_of<'a>(answers: impl Iterator<Item = &'a str>) -> Result<Value, No
     let parsed = Schema::parse(&schema.to_string()).map_err(|error| NoForm(error.to_string()))?;
     let meet = objects.into_iter().filter(|object| parsed.values(&Value::Object(object.clone())).is_ok()).count();
     if is_most(meet, n) { Ok(schema) } else { Err(NoForm(format!("{meet} of its {n} answers have one form"))) }
+}
+
+/// Answers that must have a field before it is told that no text holds its values.
+const MIN_VALUES: usize = 20;
+/// Share of a field's values that stand in their texts, below which spans cannot be what fills it.
+const HELD: f64 = 0.2;
+
+/// A field of words that hardly ever stand in the text (a tool's name, a verdict), and the share in which they do: what fills it must choose or write.
+pub fn not_in_texts<'a>(pairs: impl Iterator<Item = (&'a str, &'a str)>) -> Option<(String, f64)> {
+    let mut held: BTreeMap<String, (usize, usize)> = BTreeMap::new();
+    for (input, answer) in pairs.take(LOOKED_AT) {
+        let Ok(Value::Object(object)) = serde_json::from_str(unfenced(answer)) else { continue };
+        let text = fold(input);
+        let inner = object.iter().flat_map(|(key, value)| match value {
+            Value::Object(inner) => inner.iter().map(|(name, value)| (format!("{key}.{name}"), value)).collect(),
+            value => vec![(key.clone(), value)],
+        });
+        for (key, value) in inner.take(MAX_KEYS) {
+            let values = value.as_array().map_or(std::slice::from_ref(value), Vec::as_slice);
+            // What is a date or a number there may be written otherwise in the text.
+            let words = values.iter().filter_map(Value::as_str);
+            for value in words.filter(|value| !value.contains(|c: char| c.is_ascii_digit())) {
+                let (n, found) = held.entry(key.clone()).or_default();
+                *n += 1;
+                *found += usize::from(text.contains(&fold(value)));
+            }
+        }
+    }
+    let share = |(n, found): (usize, usize)| found as f64 / n as f64;
+    held.into_iter()
+        .filter(|(_, (n, _))| *n >= MIN_VALUES)
+        .map(|(key, counts)| (key, share(counts)))
+        .find(|(_, share)| *share < HELD)
 }
 
 fn look(object: &Map<String, Value>, fields: &mut Fields) {
@@ -224,6 +257,18 @@ mod tests {
         let keys = (0..100).map(|at| format!("{{\"k{at}\": 1}}")).collect::<Vec<_>>();
         no(&keys.iter().map(String::as_str).collect::<Vec<_>>(), "more than 64");
         assert!(schema_of(["{\"a\": 1}"].into_iter()).is_err(), "one answer is no form");
+        // What has to be chosen is no span.
+        let called = |tool: &str| {
+            let pairs: Vec<(String, String)> = (0..30)
+                .map(|at| {
+                    let answer = json!({"tool": tool, "args": {"who": "ada"}});
+                    (format!("return order N{at} of Ada"), answer.to_string())
+                })
+                .collect();
+            not_in_texts(pairs.iter().map(|(input, answer)| (input.as_str(), answer.as_str())))
+        };
+        assert_eq!(called("create_refund"), Some(("tool".to_owned(), 0.0)));
+        assert_eq!(called("Return"), None);
         // One in twenty may slip.
         let mut answers = vec!["{\"a\": \"x\"}"; 77];
         answers.extend(["{\"a\": 1}", "sorry", "{\"a\": [\"x\"]}"]);

@@ -287,6 +287,14 @@ impl Task {
         };
         let schema = Schema::parse(&text);
         let schema = schema.map_err(|error| format!("its schema cannot be used for an extraction: {error}"))?;
+        let pairs =
+            self.examples.iter().filter_map(|example| Some((example.input.as_str(), example.output.as_deref()?)));
+        if let Some((field, share)) = form::not_in_texts(pairs) {
+            let share = 100.0 * share;
+            return Err(format!(
+                "its field `{field}` is no span: {share:.0} % of its values stand in their texts, the others are chosen or written"
+            ));
+        }
         Ok((text, schema))
     }
 }
