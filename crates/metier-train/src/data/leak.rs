@@ -63,6 +63,21 @@ pub struct Leak {
     pub part: Part,
     /// Jaccard index of the two; 1 also where only the group is equal.
     pub similarity: f64,
+    /// It was left out because the two are of one group, whatever their texts.
+    #[serde(default)]
+    pub same_group: bool,
+}
+
+impl Leak {
+    /// Which row it was too near to, and how: `0.86 like FILE:LINE (test)`.
+    pub fn why(&self) -> String {
+        let (measured, part) = (&self.measured, self.part.name());
+        if self.same_group {
+            format!("of one group with {measured} ({part})")
+        } else {
+            format!("{:.2} like {measured} ({part})", self.similarity)
+        }
+    }
 }
 
 /// Two rows with one text and two labels.
@@ -106,7 +121,8 @@ pub(crate) fn check(parts: &mut [Vec<Example>; 4], inputs: &[String]) -> LeakRep
         if report.listed.len() < MAX_LISTED {
             let (part, other) = measured[at];
             let (train, measured) = (example.row.place.to_string(), other.row.place.to_string());
-            report.listed.push(Leak { train, measured, part, similarity });
+            let same_group = group.is_some();
+            report.listed.push(Leak { train, measured, part, similarity, same_group });
         }
         false
     });
@@ -290,8 +306,19 @@ mod tests {
         let rows = |texts: &[String]| texts.iter().map(|text| asked(text)).collect::<Vec<_>>();
         let mut parts = [rows(train), Vec::new(), Vec::new(), rows(test)];
         parts[0].push(asked(&test[0].to_uppercase()));
+        // And one that is alike in nothing but whose it is.
+        for (part, said) in [(0, "a hat that sings"), (3, "boots of lead")] {
+            let mut example = asked(said);
+            example.row.group = Some("customer-7".to_owned());
+            parts[part].push(example);
+        }
         let report = check(&mut parts, &["text".to_owned()]);
-        assert_eq!((report.exact, report.near, report.removed, parts[0].len()), (1, 0, 1, 24), "{report:?}");
+        assert_eq!((report.exact, report.near, report.same_group, report.removed), (1, 0, 1, 2), "{report:?}");
+        assert_eq!(parts[0].len(), 24);
+        assert_eq!(
+            report.listed.iter().map(Leak::why).collect::<Vec<_>>(),
+            ["1.00 like a.csv:1 (test)", "of one group with a.csv:1 (test)"]
+        );
         assert!(
             jaccard(&shingles(&parts[0][0].row.text), &shingles(&parts[3][0].row.text)) > NEAR,
             "with the template's words they are near-duplicates"
