@@ -11,7 +11,7 @@ use std::collections::BTreeMap;
 use metier_model::extract::Schema;
 use serde_json::{Map, Value, json};
 
-use super::task::Example;
+use super::{task::Example, traits::unfenced};
 
 /// Answers that are looked at.
 const LOOKED_AT: usize = 2000;
@@ -80,7 +80,7 @@ impl Seen {
 /// The schema that these examples' answers meet.
 pub(super) fn inferred(examples: &[Example]) -> Option<String> {
     let outputs = examples.iter().filter_map(|example| example.output.as_deref()).take(LOOKED_AT);
-    let answers: Vec<Option<Value>> = outputs.map(|output| serde_json::from_str(output.trim()).ok()).collect();
+    let answers: Vec<Option<Value>> = outputs.map(|output| serde_json::from_str(unfenced(output)).ok()).collect();
     let is_most = |n: usize| n >= MIN_ANSWERS && n * OTHERWISE >= answers.len() * (OTHERWISE - 1);
     let objects: Vec<&Value> = answers.iter().flatten().filter(|answer| answer.is_object()).collect();
     if !is_most(objects.len()) {

@@ -137,7 +137,7 @@ pub fn answer_keys<'a>(examples: impl Iterator<Item = &'a Example>) -> BTreeSet<
 }
 
 /// JSON without the fence that models put around it.
-fn unfenced(answer: &str) -> &str {
+pub(super) fn unfenced(answer: &str) -> &str {
     let answer = answer.trim();
     let inner =
         answer.strip_prefix("```json").or_else(|| answer.strip_prefix("```")).and_then(|rest| rest.strip_suffix("```"));
