@@ -233,11 +233,27 @@ pub fn calibrates(key: &str) -> bool {
     u64::from_be_bytes(digest.0[..8].try_into().expect("eight bytes")) % 1000 < CALIBRATES_PER_MILLE
 }
 
-/// Of so many usable rows, how many train, calibrate, and come later.
-pub fn sizes(rows: u64) -> [u64; 3] {
-    let early = (rows as f64 * EARLY) as u64;
-    let calibration = early * CALIBRATES_PER_MILLE / 1000;
-    [early - calibration, calibration, rows - early]
+/// What a task file will hold.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Planned {
+    /// Rows that train, that calibrate, and that come later.
+    pub rows: [u64; 3],
+    /// Groups that the calibrating rows are of; none where no row has one.
+    pub groups: Option<u64>,
+}
+
+/// Counted as the file will be written, and not as shares would have it: of few groups chance may put half as many on one side.
+pub fn planned(task: &Task) -> Planned {
+    let known = rows::known(task);
+    let early = (known.len() as f64 * EARLY) as usize;
+    let key = |row: &rows::Known| row.group.clone().unwrap_or_else(|| row.text.clone());
+    let calibration: Vec<String> = known[..early].iter().map(key).filter(|key| calibrates(key)).collect();
+    let has_group = known.iter().any(|row| row.group.is_some());
+    let n = calibration.len() as u64;
+    Planned {
+        rows: [early as u64 - n, n, (known.len() - early) as u64],
+        groups: has_group.then(|| calibration.iter().collect::<BTreeSet<_>>().len() as u64),
+    }
 }
 
 fn render(task: &Task, rows: &Rows) -> String {

@@ -223,6 +223,9 @@ pub struct Trial {
     pub seconds: f64,
     /// Seconds of the machine for a request's embedding.
     pub request_seconds: f64,
+    /// True where a minute was not enough to train as long as a build does: that it fails says little then.
+    #[serde(default)]
+    pub short: bool,
     /// What was done with the rows.
     pub notes: Vec<String>,
 }
@@ -338,6 +341,7 @@ impl Trial {
             tried,
             seconds: 0.0,
             request_seconds: 0.0,
+            short: false,
             notes,
         }
     }
@@ -497,7 +501,7 @@ fn tried_one(
         None => (0.0, 0),
     };
     let scale = 1.0 / trial.design;
-    let [train, calibration, test] = act::sizes(rows::known(task).len() as u64);
+    let act::Planned { rows: [train, calibration, test], groups } = act::planned(task);
     let exponent = trial.curve.as_ref().and_then(|curve| curve.exponent);
     let rehearsal = Rehearsal {
         scored: &trial.scored,
@@ -506,6 +510,7 @@ fn tried_one(
         exponent: exponent.map(|b| [b.value, b.interval[0], b.interval[1]]),
         trained: [trial.rows[0], train],
         build: [calibration, test],
+        groups,
         epsilon,
         delta,
         coverage: assumptions.partial_coverage,
@@ -542,6 +547,13 @@ fn tried_one(
                 more_rows: Some(have),
                 why: "even its surest answers differ from the LLM's too often, and with every doubling of the rows less so".to_owned(),
             },
+            None if trial.short => Verdict::NotYet {
+                more_rows: None,
+                why: format!(
+                    "in the minute of a trial it came to agree with the LLM on {:.1} % of the rows; it was not trained as long as a build trains, so that this says little",
+                    100.0 * trial.agreement.value
+                ),
+            },
             None => Verdict::No {
                 why: format!(
                     "it agrees with the LLM on {:.1} % of the rows, and even its surest answers differ too often",
@@ -550,6 +562,10 @@ fn tried_one(
             },
         }
     };
+    // What a trial that was too short does not show is as open as before it.
+    let is_open = trial.short && matches!(verdict, Verdict::NotYet { more_rows: None, .. });
+    let (chance, evidence) =
+        if is_open { (chance.max(prior.chance), Evidence::Traits) } else { (chance, Evidence::Tried) };
     let (deferred, differs) = match &verdict {
         Verdict::Proven { coverage } | Verdict::Partial { coverage } => {
             let losses = if loosest.is_some_and(|(loosest, _)| loosest >= *coverage) {
@@ -575,7 +591,7 @@ fn tried_one(
         verdict,
         adjusted: Some([most, little]),
         chance,
-        evidence: Evidence::Tried,
+        evidence,
         epsilon,
         deferred,
         differs,

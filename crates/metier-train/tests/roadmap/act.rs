@@ -33,6 +33,14 @@ fn what_it_writes_builds_as_it_is_and_what_is_measured_came_later() {
     assert!(written[1].why_not.as_deref().unwrap().contains("30 different rows"), "{:?}", written[1]);
     let path = written[0].file.clone().unwrap();
     assert_eq!(path, out.join("clean/task.toml"));
+    // A forecast rehearses the build of these rows and groups, counted and not estimated.
+    let planned = act::planned(&discovery.tasks[0]);
+    let read = |name: &str| std::fs::read_to_string(out.join("clean").join(name)).unwrap();
+    let lines = ["train.jsonl", "calibration.jsonl", "test.jsonl"].map(|name| read(name).lines().count() as u64);
+    assert_eq!(planned.rows, lines);
+    let group = |line: &str| serde_json::from_str::<serde_json::Value>(line).unwrap()["group"].to_string();
+    let groups: std::collections::BTreeSet<String> = read("calibration.jsonl").lines().map(group).collect();
+    assert_eq!(planned.groups, Some(groups.len() as u64));
     let task = TaskFile::read(&path, &|_| None).unwrap();
     assert_eq!((task.name.as_str(), task.may_leave, task.data.group.as_deref()), ("clean", false, Some("group")));
     let store = SpecialistStore::open(&dir.path().join("store")).unwrap();

@@ -16,6 +16,7 @@ fn rehearsal(scored: &[(f32, bool)], calibration: u64) -> Rehearsal<'_> {
         exponent: None,
         trained: [1000, 1000],
         build: [calibration, 400],
+        groups: None,
         epsilon: 0.02,
         delta: 0.05,
         coverage: 0.2,
@@ -94,6 +95,10 @@ fn rows_of_customers_are_rehearsed_as_customers() {
         came += f64::from(u8::from(passes.is_ok_and(|made| made.coverage >= base.coverage))) / WORLDS as f64;
     }
     assert!((told - came).abs() < 0.2, "told {told}, came {came}");
+    // Whatever its rows are, few groups show nothing.
+    let (scored, group_of) = world(150, &mut Draw::new(0, "customers"));
+    let few = Rehearsal { epsilon: 0.05, group_of: Some(&group_of), groups: Some(40), ..rehearsal(&scored, 1000) };
+    assert_eq!(predict(&few, 1, "d").passes, 0.0);
     assert!(alone > came + 0.2, "rows taken for independent would have done: {alone} {came}");
 }
 

@@ -97,6 +97,11 @@ fn if_little_pays_page_one_says_so() {
     let (warning, first_heading) = (page.find("No specialist pays for its work").unwrap(), page.find("<h2").unwrap());
     assert!(warning < first_heading);
     assert_eq!(roadmap.above_line().count(), 0);
+    for absent in
+        ["0 specialists", "no specialist and", "id=\"losses\"", "href=\"#losses\"", "chance of a loss 0 %", ">−$0.00<"]
+    {
+        assert!(!page.contains(absent), "{absent}");
+    }
     assert_eq!(roadmap.portfolio.specialists.mean, 0.0);
 }
 
@@ -130,4 +135,30 @@ fn a_model_without_a_price_is_unpriced_and_never_free() {
     assert!(!roadmap.is_priced() && page.contains("is not known: no price holds for"));
     let said = ["No specialist pays", "expect to save", "What if an error costs more?"];
     assert!(said.iter().all(|said| !page.contains(said)));
+}
+
+#[test]
+fn a_short_log_a_sample_and_a_guess_are_called_that_on_page_one() {
+    let task = traits_only(traffic::task("clean", 1500, 0, 5_000_000, false));
+    let (mut discovery, _) = drawn(vec![task], &Assumptions::default());
+    let (first, _) = discovery.reading.first_ms.zip(discovery.reading.last_ms).unwrap();
+    discovery.reading.last_ms = Some(first + 10 * 86_400_000);
+    let assumptions =
+        Assumptions { log_share: 0.01, cheaper_llm_chance: 0.0, batch_share: 0.0, ..Assumptions::default() };
+    let judgements = judged(&discovery.tasks, &assumptions);
+    let mut roadmap = draw_up(&discovery, judgements, &assumptions, &[], 7);
+    let page = html::render(&roadmap);
+    let first_page = &page[..page.find("<h2").unwrap()];
+    assert!(first_page.contains("The log covers 1.4 weeks"), "{first_page}");
+    assert!(first_page.contains("each stands for 100 calls of the traffic"), "{first_page}");
+    assert!(page.contains("assumed, worth 10 rows") && !page.contains("(from 10 rows)"));
+    assert!(page.contains("a guess"));
+    roadmap.reading.last_ms = Some(first + 90 * 86_400_000);
+    assert!(!html::render(&roadmap).contains("The log covers"));
+}
+
+/// A task that nothing can be tried on.
+fn traits_only(mut task: Task) -> Task {
+    task.examples.truncate(60);
+    task
 }

@@ -245,6 +245,23 @@ fn two_may_carry_what_neither_can_alone_and_nothing_is_carried_for_nobody() {
     assert_eq!(alone.order[0].why_not.as_deref(), Some("it does not pay for what it would share"));
 }
 
+/// Found on a log of real texts: $16,000 expected of one task with a loss in 1 % of the draws, and "no specialist pays", for a small one beside it may be made alone.
+#[test]
+fn what_pays_is_not_kept_below_by_what_may_be_made_alone() {
+    let assumptions = Assumptions { cheaper_llm_chance: 0.5, ..plain() };
+    // Each is made where its own cheaper LLM fails; the small one pays for its work, and not for connection, base and idle hours.
+    let cases = [case("small", 1e5), case("large", 1e6)];
+    let forecast = Forecast::new(8, &assumptions, 7);
+    assert!(cases.iter().all(|case| {
+        let priced = forecast.price(case).0;
+        priced.only_if_cheaper_fails && priced.saving.mean > 0.0 && priced.saving.p_loss <= 0.2
+    }));
+    let result = portfolio(&cases, &assumptions);
+    assert_eq!(above(&result), ["large"]);
+    assert_eq!(result.order[1].why_not.as_deref(), Some("it does not pay for what it would share"));
+    assert!(result.specialists.mean > 20_000.0, "{:?}", result.specialists);
+}
+
 #[test]
 fn labels_are_paid_once() {
     let assumptions = Assumptions { gold_rows: 10_000.0, ..plain() };

@@ -27,7 +27,7 @@ use crate::{
         extract::{ExtractMetric, ExtractTask, RawTune},
         split::Example,
     },
-    discover::{saving::assumptions::Assumptions, task::Task, traits},
+    discover::{saving::assumptions::Assumptions, task::Task, traits::unfenced},
     embed::Embed,
 };
 
@@ -68,7 +68,7 @@ pub(super) fn attempt(
             Side::Validation => 1,
             Side::Measured => 2,
         };
-        let output = traits::unfenced(task.examples[row.example].output.as_deref().unwrap_or_default());
+        let output = unfenced(task.examples[row.example].output.as_deref().unwrap_or_default());
         let meets = serde_json::from_str::<Value>(output).is_ok_and(|value| extraction.schema.values(&value).is_ok());
         if !meets {
             unmet += 1;
@@ -138,6 +138,8 @@ pub(super) fn attempt(
         ));
     }
     let tagger = Tagger::new(encoder, &learnt, &validated, fields.len(), &recipe, bench.seed).map_err(error)?;
+    let planned = Recipe::for_rows(train.len()).epochs;
+    let is_whole = learnt.len() == train.len();
     let tuned = tagger.learn(&run, progress, &mut |_| (), &mut |_| ()).map_err(error)?;
     let own = encoder.tuned(&tuned.file).map_err(|error| format!("its tuned encoder cannot be read: {error}"))?;
     let extractor = Extractor { schema: &extraction.schema, head: &tuned.head, encoder: &own };
@@ -202,6 +204,7 @@ pub(super) fn attempt(
         likeness: Some(likeness),
         seconds: elapsed().as_secs_f64(),
         request_seconds,
+        short: !is_whole || tuned.epochs.len() < planned,
         ..trial
     })
 }

@@ -42,6 +42,8 @@ pub struct Rehearsal<'a> {
     pub trained: [u64; 2],
     /// Rows that the build calibrates with, and tests with.
     pub build: [u64; 2],
+    /// Groups that these calibration rows are of, where that is known; else as many a row as in the trial.
+    pub groups: Option<u64>,
     /// The bound, and with which probability it may fail.
     pub epsilon: f64,
     /// See `epsilon`.
@@ -131,7 +133,10 @@ fn predict_grouped(rehearsal: &Rehearsal<'_>, group_of: &[usize], draw: &mut Dra
     }
     let mut members: Vec<Vec<(f32, bool)>> = vec![Vec::new(); group_of.iter().max().map_or(0, |last| last + 1)];
     rehearsal.scored.iter().zip(group_of).for_each(|(row, &group)| members[group].push(*row));
-    let n_groups = (calibration.min(MAX_ROWS) as f64 * members.len() as f64 / n as f64).round().max(1.0) as usize;
+    let n_groups = rehearsal.groups.map_or_else(
+        || (calibration.min(MAX_ROWS) as f64 * members.len() as f64 / n as f64).round().max(1.0) as usize,
+        |groups| (groups as usize).clamp(1, MAX_ROWS),
+    );
     let tested = (test as f64 / rehearsal.design.max(1.0)) as usize;
     let (mut passed, mut covered) = (0usize, 0.0);
     let (mut rows, mut of_row): (Vec<(f32, bool)>, Vec<usize>) = Default::default();

@@ -194,7 +194,7 @@ pub fn part(task: &Task, seed: u64) -> Result<Ground, String> {
         ));
     }
     if splits.part(crate::data::Part::Train).len() < MIN_ROWS / 2 {
-        return Err("after leaving out what is nearly equal to measured rows too few rows are left to train".to_owned());
+        return Err("after leaving out what is nearly equal to measured rows too few rows are left to train: where many texts are of one document or session, a user or session in the log parts them".to_owned());
     }
     Ok(Ground { splits, gold, unseen, notes, examples })
 }

@@ -25,7 +25,7 @@ const MAX_SECTIONS: usize = 60;
 const OWN_STYLE: &str = "
 :root{--proven:#2f7d5b;--partial:#2d5d8c;--cheaper:#9a6b1f;--notyet:#8a8f98;--none:#b4472f}
 @media(prefers-color-scheme:dark){:root{--proven:#5fae86;--partial:#6a9fd0;--cheaper:#d0a050;--notyet:#80868f;--none:#d9785f}}
-main{max-width:1240px}td.n,th.n{white-space:nowrap;padding-left:10px}.roadmap td{font-size:13.5px}.roadmap td:nth-child(2){min-width:190px}.roadmap td.inside{white-space:normal;min-width:96px}.roadmap .quiet{font-size:12.5px}
+main{max-width:1240px}td.n,th.n{white-space:nowrap;padding-left:10px}.roadmap td{font-size:13.5px}.roadmap td,.roadmap th{padding-right:6px}.roadmap td.n,.roadmap th.n{padding-left:6px}.roadmap td:nth-child(2){min-width:170px}.roadmap td.inside{white-space:normal;min-width:96px}.roadmap .quiet{font-size:12.5px}
 .plots{grid-template-columns:repeat(auto-fill,minmax(min(340px,100%),1fr))}.headline{font-size:22px;line-height:1.4;margin:18px 0 6px}.headline b{font-variant-numeric:tabular-nums}.warn{border-left:4px solid var(--bad);padding:4px 0 4px 14px;margin:14px 0}
 .badge{display:inline-block;border-radius:9px;padding:1px 9px;font-size:13px;font-weight:650;color:#fff;white-space:nowrap}
 .proven{background:var(--proven)}.partial{background:var(--partial)}.cheaper{background:var(--cheaper)}.notyet{background:var(--notyet)}.none{background:var(--none)}
@@ -35,10 +35,10 @@ svg text.on{fill:#fff;font-weight:600}svg text.fg{fill:var(--fg)}rect.up{fill:va
 pre{background:var(--card);border:1px solid var(--line);border-radius:10px;padding:12px 14px;overflow-x:auto;font-size:13px;line-height:1.45;white-space:pre-wrap;word-break:break-word}
 .task{border-top:1px solid var(--line);margin-top:44px;padding-top:4px}.task h3{font-size:19px;margin:18px 0 4px}.task h4{font-size:15px;margin:22px 0 6px;color:var(--mute)}
 .io{font-size:13.5px}.io td{max-width:420px;word-break:break-word}details{margin:10px 0}summary{cursor:pointer;color:var(--main)}a{color:var(--main)}.quiet{color:var(--mute);font-size:13.5px}
-@media screen and (max-width:700px){main{padding:24px 16px 60px}figure.wide{overflow-x:auto}figure.wide svg{width:760px}td.n,th.n{white-space:normal}.headline{font-size:19px}\
+@media screen and (max-width:700px){main{padding:24px 16px 60px}figure.wide{overflow-x:auto}figure.wide svg{width:760px}.losses td.n{white-space:normal}.losses td span{white-space:nowrap}.headline{font-size:19px}\
 .roadmap tr{display:block;border-bottom:1px solid var(--line);padding:10px 0}.roadmap tr.head{display:none}.roadmap td,.roadmap td.n{display:flex;justify-content:space-between;gap:14px;border:0;padding:2px 0;text-align:right}.roadmap tr.line td{display:block;text-align:left;padding-top:8px}\
 .roadmap td::before{content:attr(data-of);color:var(--mute);text-align:left}.roadmap td:first-child{display:none}.roadmap td:nth-child(2){display:block;text-align:left;font-size:15px}.roadmap tr.line td:first-child{display:block}}
-@media print{:root{--proven:#14532d;--partial:#123c66;--cheaper:#6b4a10;--notyet:#555;--none:#8a1c0f}@page{size:A4 landscape;margin:12mm}main{max-width:none}.task{break-before:page;border:0;margin-top:0}pre{white-space:pre-wrap;overflow:visible}h3,h4{break-after:avoid}\
+@media print{:root{--proven:#14532d;--partial:#123c66;--cheaper:#6b4a10;--notyet:#555;--none:#8a1c0f}@page{size:A4 landscape;margin:12mm}main{max-width:none}.tiles{grid-template-columns:repeat(auto-fit,minmax(130px,1fr))}.roadmap{break-inside:avoid}#tasks{break-before:page}.task{break-before:page;border:0;margin-top:0}#tasks+.task{break-before:auto}pre{white-space:pre-wrap;overflow:visible}h3,h4{break-after:avoid}\
 table{font-size:12px}.roadmap td,.roadmap th,.roadmap .quiet,.roadmap .badge,.io,.io td,.io .quiet{font-size:10.5px}.roadmap th{white-space:normal}.roadmap td:nth-child(2){min-width:120px}td.n,th.n{padding-left:6px}td,th{padding-right:6px}a{color:inherit;text-decoration:none}details::details-content{content-visibility:visible;display:block;height:auto}summary{list-style:none}}";
 
 /// Renders the page.
@@ -112,14 +112,14 @@ fn headline(roadmap: &Roadmap) -> String {
         return html
             + "<p>What is asked, how often and how long stands below. Saving, order and stop line are missing until there are prices.</p>";
     }
-    let specialists = match above.len() {
-        0 => "no specialist".to_owned(),
-        1 => "one specialist".to_owned(),
-        n => format!("{n} specialists"),
+    let with = match above.len() {
+        0 => "What needs no training is expected to save".to_owned(),
+        1 => "With one specialist and what needs no training, expect to save".to_owned(),
+        n => format!("With {n} specialists and what needs no training, expect to save"),
     };
     let _ = write!(
         html,
-        "<p class=\"headline\">Over {weeks:.0} weeks this traffic is expected to cost <b>{}</b>. With {specialists} and what needs no training, expect to save \
+        "<p class=\"headline\">Over {weeks:.0} weeks this traffic is expected to cost <b>{}</b>. {with} \
          <b>{}</b> of it; with a probability of 80 % between <b>{}</b> and <b>{}</b>. The chance that it ends in a loss is <b>{}</b>.</p>",
         usd(portfolio.spend.mean),
         usd(saving.p50),
@@ -139,6 +139,14 @@ fn headline(roadmap: &Roadmap) -> String {
         } else {
             "<b>which nobody here stated: say yours with <code>--loss-per-error</code></b>".to_owned()
         };
+        if above.is_empty() {
+            let _ = write!(
+                html,
+                "<p>No specialist pays at a loss of {} an error, {whose}; <a href=\"#tasks\">task by task</a> stands at which it would.</p>",
+                usd(loss.value)
+            );
+            return html;
+        }
         let _ = write!(
             html,
             "<p>An answer that is wrong where the LLM's was right is taken to cost {}, {whose}. <a href=\"#losses\">What other losses would mean</a>.</p>",
@@ -172,7 +180,7 @@ fn first(task: &Entry, priced: &Priced) -> String {
         said += "; a cheaper LLM is tried first, and this is made only where that fails";
     }
     if task.judgement.evidence == Evidence::Traits {
-        said += "; nobody tried it: its chance to pass is a guess";
+        said += "; no trial shows it: its chance to pass is a guess";
     }
     said
 }
@@ -180,6 +188,10 @@ fn first(task: &Entry, priced: &Priced) -> String {
 fn tiles(roadmap: &Roadmap) -> String {
     let portfolio = &roadmap.portfolio;
     let above = roadmap.above_line().count();
+    if above == 0 {
+        // All there is to tell stands in the headline.
+        return String::new();
+    }
     let private: f64 = roadmap.above_line().filter_map(|task| task.priced.as_ref()).map(|p| p.private_requests).sum();
     let energy: [f64; 2] = roadmap
         .above_line()
@@ -207,7 +219,7 @@ fn tiles(roadmap: &Roadmap) -> String {
             format!("of it without training<br>80 %: {}", range(&portfolio.without_training)),
         ),
         (format!("{:.1}", portfolio.days), "days of work on specialists, before any overrun".to_owned()),
-        (count(private), "requests with personal data that would stay inside".to_owned()),
+        (count(private), "requests with what has the form of personal data that would stay inside".to_owned()),
         (
             format!("{} kWh", about(energy[1])),
             format!(
@@ -226,7 +238,7 @@ fn tiles(roadmap: &Roadmap) -> String {
 fn table(roadmap: &Roadmap) -> String {
     let mut html = "<h2>The roadmap</h2><div class=\"scroll\"><table class=\"roadmap\"><tr class=\"head\"><th></th><th>task</th><th>verdict</th><th class=\"n\">calls</th><th class=\"n\">costs today</th>\
                     <th class=\"n\">saving, expected<br>80 %</th><th class=\"n\">P(S&lt;0)</th><th class=\"n\">P(pass)</th><th class=\"n\">days</th><th class=\"n\">$ a day</th>\
-                    <th class=\"n\">personal data<br>stays inside</th><th class=\"n\">kWh saved</th></tr>"
+                    <th class=\"n\">form of personal<br>data, stays inside</th><th class=\"n\">kWh saved</th></tr>"
         .to_owned();
     let mut drawn = false;
     for (at, task) in roadmap.tasks.iter().enumerate() {
@@ -289,14 +301,17 @@ fn table(roadmap: &Roadmap) -> String {
 }
 
 fn losses(roadmap: &Roadmap) -> String {
-    let mut html = "<h2 id=\"losses\">What if an error costs more?</h2><div class=\"scroll\"><table><tr><th class=\"n\">loss per error</th><th class=\"n\">saving, median</th><th class=\"n\">80 %</th></tr>".to_owned();
+    if roadmap.above_line().next().is_none() {
+        return String::new();
+    }
+    let mut html = "<h2 id=\"losses\">What if an error costs more?</h2><div class=\"scroll\"><table class=\"losses\"><tr><th class=\"n\">loss per error</th><th class=\"n\">saving, median</th><th class=\"n\">80 %</th></tr>".to_owned();
     for (loss, [p10, p50, p90]) in &roadmap.portfolio.by_loss {
         let stated =
             roadmap.assumptions.iter().any(|stated| stated.name == "loss_per_error_usd" && stated.value == *loss);
         let class = if stated { " class=\"chosen\"" } else { "" };
         let _ = write!(
             html,
-            "<tr{class}><td class=\"n\">{}</td><td class=\"n\">{}</td><td class=\"n\">{} to {}</td></tr>",
+            "<tr{class}><td class=\"n\">{}</td><td class=\"n\">{}</td><td class=\"n\"><span>{}</span> <span>to {}</span></td></tr>",
             usd(*loss),
             usd(*p50),
             usd(*p10),

@@ -164,11 +164,14 @@ impl Desk<'_> {
             if groups.len() > 1 {
                 candidates.push(groups.concat());
             }
+            // Else the beginning of one: what is worth most may pay where all of them together may lose, because one of them may be made alone.
+            let halves = |n: usize| std::iter::successors(Some(n / 2), |n| Some(n / 2)).take_while(|n| *n > 0);
+            let beginnings: Vec<Vec<usize>> =
+                groups.iter().flat_map(|group| halves(group.len()).map(|n| group[..n].to_vec())).collect();
             let before = self.draws(&taken);
             let days = |tasks: &[usize]| tasks.iter().map(|&at| self.priced[at].days).sum::<f64>();
-            let best = candidates
-                .into_iter()
-                .filter_map(|group| {
+            let best = |candidates: Vec<Vec<usize>>| {
+                let worth = candidates.into_iter().filter_map(|group| {
                     let after = self.draws(&[taken.as_slice(), &group].concat());
                     let gain: Vec<f64> = after.iter().zip(&before).map(|(after, before)| after - before).collect();
                     let made = |at: usize| group.iter().any(|&task| self.drawn[task].made[at]);
@@ -177,10 +180,12 @@ impl Desk<'_> {
                     let gain = Quantiles { p_loss: Quantiles::of(&of_made).p_loss, ..Quantiles::of(&gain) };
                     let limit = self.forecast.assumptions.stop_loss_probability;
                     (gain.mean > 0.0 && gain.p_loss <= limit).then(|| (gain.mean / days(&group), group))
-                })
-                .max_by(|a, b| a.0.total_cmp(&b.0));
-            let Some((_, group)) = best else { break };
-            groups.retain(|other| !other.iter().any(|at| group.contains(at)));
+                });
+                worth.max_by(|a, b| a.0.total_cmp(&b.0))
+            };
+            let Some((_, group)) = best(candidates).or_else(|| best(beginnings)) else { break };
+            groups.iter_mut().for_each(|other| other.retain(|at| !group.contains(at)));
+            groups.retain(|other| !other.is_empty());
             taken.extend(group);
         }
         // What is open competes: the first of a base carries it, the others go by their own value.

@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use super::words::{badge, count, measured, percent, probability, range, sentence, thousands, usd};
+use super::words::{badge, count, measured, percent, probability, range, sentence, thousands, usd, verdict_words};
 use crate::{
     discover::{
         judge::{Trial, Verdict},
@@ -59,7 +59,16 @@ pub(super) fn why(task: &Entry) -> String {
         // Said below.
         Verdict::NotYet { why, .. } if judgement.not_tried.as_ref() == Some(why) => {}
         Verdict::NotYet { why, .. } | Verdict::No { why } => said.push(format!("{}.", escape(&sentence(why)))),
-        Verdict::Cheaper { by } => said.push(format!("Something that needs no training is enough: {}.", escape(by))),
+        Verdict::Cheaper { by } => said.push(match &judgement.verdict {
+            Verdict::Cheaper { .. } => format!("Something that needs no training is enough: {}.", escape(by)),
+            // The trial speaks for a specialist, the prices do not.
+            could => format!(
+                "The trial says {}, and it does not pay beside what needs no training: {}.{}",
+                escape(&verdict_words(could)),
+                escape(by),
+                task.priced.as_ref().map_or("", unasked)
+            ),
+        }),
         Verdict::Proven { coverage } | Verdict::Partial { coverage } => said.push(format!(
             "A specialist answers {} of the requests alone; at most {} of all requests are answered otherwise than the LLM would.",
             percent(*coverage),
@@ -97,7 +106,11 @@ pub(super) fn why(task: &Entry) -> String {
             ));
         }
         if let Some([most, little]) = judgement.adjusted {
-            said.push(format!("p-values, corrected for all tasks that were tried (Holm): {most:.2e} for most requests, {little:.2e} for a few."));
+            said.push(format!(
+                "p-values, corrected for all tasks that were tried (Holm): {} for most requests, {} for a few.",
+                p_value(most),
+                p_value(little)
+            ));
         }
     } else if let Some(why) = &judgement.not_tried {
         said.push(format!("Not tried: {}. The chance to pass is a guess from its traffic:", escape(why)));
@@ -126,7 +139,21 @@ pub(super) fn why(task: &Entry) -> String {
     html
 }
 
-pub(super) fn money(task: &Entry, priced: &Priced, roadmap: &Roadmap) -> String {
+/// A small number in the way that people read it.
+fn p_value(p: f64) -> String {
+    if p >= 0.001 { format!("{p:.3}") } else { format!("{p:.1e}") }
+}
+
+/// What was taken for granted of an option that nobody has tried.
+fn unasked(priced: &Priced) -> &'static str {
+    if priced.alternatives.iter().any(|other| other.works < 1.0) {
+        " Nobody has asked a cheaper LLM yet: what it may do as well is assumed."
+    } else {
+        ""
+    }
+}
+
+fn money(task: &Entry, priced: &Priced, roadmap: &Roadmap) -> String {
     let t = &priced.terms;
     let row = |name: &str, value: f64, note: String| {
         format!("<tr><td>{name}</td><td class=\"n\">{}</td><td class=\"quiet\">{note}</td></tr>", usd(value))

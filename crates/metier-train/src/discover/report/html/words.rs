@@ -51,8 +51,8 @@ pub(super) fn about(value: f64) -> String {
 /// A probability that was counted in draws: none of them is not never.
 pub fn probability(p: f64) -> String {
     match p {
-        p if p < 0.005 => "below 1 %".to_owned(),
-        p if p > 0.995 => "above 99 %".to_owned(),
+        p if p <= 0.005 => "below 1 %".to_owned(),
+        p if p >= 0.995 => "above 99 %".to_owned(),
         p => format!("{:.0} %", 100.0 * p),
     }
 }
@@ -114,7 +114,14 @@ mod tests {
 
     #[test]
     fn what_rests_on_draws_and_assumptions_is_no_more_exact_than_they_are() {
-        for (p, text) in [(0.0, "below 1 %"), (0.03, "3 %"), (0.994, "99 %"), (1.0, "above 99 %")] {
+        for (p, text) in [
+            (0.0, "below 1 %"),
+            (0.03, "3 %"),
+            (0.005, "below 1 %"),
+            (0.994, "99 %"),
+            (0.995, "above 99 %"),
+            (1.0, "above 99 %"),
+        ] {
             assert_eq!(probability(p), text);
         }
         for (value, text) in [(0.0, "0"), (229.4, "229"), (59_364.0, "59,400"), (-59_364.0, "−59,400")] {

@@ -7,8 +7,12 @@
 //!
 //! `grouped=N`: so many tasks of clauses of contracts (cuad), whose rows come contract by contract and are counted by it, at ε = 5 % (there are too few contracts
 //! for less), judged ten at a time as in a roadmap, and measured on contracts that neither trial nor build saw. `threads=N`: all cores, if not given.
+//!
+//! `slots=N`: so many extractions in their place, from the log on ([`slots`]); `minutes=N` is what a build of one may take (2).
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "an example has no other way to answer")]
 #![allow(clippy::disallowed_methods, reason = "an example stands where the roof stands")]
+
+mod slots;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -31,7 +35,6 @@ use metier_train::{
         judge::{
             self, Bench, Judgement,
             predict::{Rehearsal, predict},
-            rows,
         },
         saving::{
             assumptions::Assumptions,
@@ -147,6 +150,8 @@ struct Tried {
     exponent: Option<[f64; 3]>,
     trained: [u64; 2],
     build: [u64; 2],
+    #[serde(default)]
+    groups: Option<u64>,
     little_losses: u64,
 }
 
@@ -160,6 +165,7 @@ impl Tried {
             exponent: self.exponent,
             trained: self.trained,
             build: self.build,
+            groups: self.groups,
             epsilon: assumptions.epsilon,
             delta: assumptions.delta,
             coverage: assumptions.partial_coverage,
@@ -177,17 +183,27 @@ impl Tried {
 fn main() -> Result<(), Box<dyn Error>> {
     let (named, arguments): (Vec<String>, Vec<String>) =
         std::env::args().skip(1).partition(|argument| argument.contains('='));
-    let folder = arguments.first().ok_or("ENCODER_FOLDER|- [TASKS] [SEED] [OUTCOMES.jsonl] [grouped=N] [threads=N]")?;
+    let folder = arguments
+        .first()
+        .ok_or("ENCODER_FOLDER|- [TASKS] [SEED] [OUTCOMES.jsonl] [grouped=N] [slots=N] [threads=N]")?;
     let number = |at: usize, default: u64| arguments.get(at).and_then(|text| text.parse().ok()).unwrap_or(default);
     let (n_tasks, seed) = (number(1, 80), number(2, 1));
     let kept = arguments.get(3).map(PathBuf::from);
     let (mut grouped, mut threads) = (0, std::thread::available_parallelism()?.get());
+    let (mut slots, mut minutes) = (0, 2);
     for argument in &named {
         match argument.split_once('=').ok_or("expected key=value")? {
             ("grouped", value) => grouped = value.parse()?,
             ("threads", value) => threads = value.parse()?,
-            (key, _) => return Err(format!("unknown key `{key}`: expected `grouped` or `threads`").into()),
+            ("slots", value) => slots = value.parse()?,
+            ("minutes", value) => minutes = value.parse()?,
+            (key, _) => {
+                return Err(format!("unknown key `{key}`: expected grouped, slots, minutes or threads").into());
+            }
         }
+    }
+    if slots > 0 {
+        return slots::run(folder, slots, seed, threads, minutes);
     }
     let outcomes: Vec<Outcome> = match kept.as_ref().filter(|path| path.is_file()) {
         Some(path) => fs::read_to_string(path)?.lines().map(serde_json::from_str).collect::<Result<_, _>>()?,
@@ -278,7 +294,7 @@ fn build_of(
     let Cut { task, test, source, noise } = cut;
     let dir = tempfile::tempdir()?;
     // What the written task file learns from and calibrates with; its later rows measure there, and the test file here.
-    let [train, calibration, late] = act::sizes(rows::known(task).len() as u64);
+    let act::Planned { rows: [train, calibration, late], groups } = act::planned(task);
     let early = task.examples.iter().take((train + calibration) as usize);
     let early: Rows = early
         .map(|example| Line {
@@ -288,11 +304,23 @@ fn build_of(
         })
         .collect();
     let (passed, coverage, risk) = match &full_build(dir.path(), &early, test, bench, assumptions.epsilon) {
-        Ok(outcome) => (
-            act::passed(outcome, assumptions.partial_coverage),
-            if outcome.certificate.is_some() { outcome.test_coverage } else { 0.0 },
-            outcome.test_loss.unwrap_or(0.0),
-        ),
+        Ok(outcome) => {
+            if outcome.certificate.is_none() {
+                let rows = |part: &str| outcome.rows.get(part).copied().unwrap_or(0);
+                eprintln!(
+                    "{}: no certificate with {} validation and {} calibration rows, {:?} needed",
+                    task.name,
+                    rows("validation"),
+                    rows("calibration"),
+                    outcome.rows_needed
+                );
+            }
+            (
+                act::passed(outcome, assumptions.partial_coverage),
+                if outcome.certificate.is_some() { outcome.test_coverage } else { 0.0 },
+                outcome.test_loss.unwrap_or(0.0),
+            )
+        }
         Err(error) => {
             eprintln!("{}: {error}", task.name);
             (false, 0.0, 0.0)
@@ -307,6 +335,7 @@ fn build_of(
             exponent: exponent.map(|b| [b.value, b.interval[0], b.interval[1]]),
             trained: [trial.rows[0], train],
             build: [calibration, late],
+            groups,
             little_losses: trial.little_losses,
         }
     });
@@ -444,6 +473,8 @@ fn task(at: u64, source: &Source, noise: f64, draw: &mut Draw) -> (Task, Rows) {
     let (mut train, test) = (answered(&source.train), answered(&source.test));
     shuffle(&mut train, draw);
     train.truncate(300 + draw.below(3700));
+    // Another task's contracts fall otherwise: they are parted by their names.
+    train.iter_mut().for_each(|line| line.group = line.group.take().map(|group| format!("{at} {group}")));
     // What hangs together comes together.
     let mut first: BTreeMap<String, usize> = BTreeMap::new();
     for line in &train {
