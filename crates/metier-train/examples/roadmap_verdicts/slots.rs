@@ -14,7 +14,7 @@ use std::{
 };
 
 use metier_kernels::{Pool, Tier};
-use metier_model::{Encoder, SpecialistStore, extract::Schema};
+use metier_model::{Encoder, SpecialistStore};
 use metier_traffic::PriceBook;
 use metier_train::{
     Embed, TaskFile, Workbench, build,
@@ -101,7 +101,7 @@ pub(super) fn run(folder: &str, n: usize, seed: u64, threads: usize, minutes: u6
         let of: BTreeSet<&str> =
             task.examples.iter().map(|example| example.id.split('/').next().unwrap_or_default()).collect();
         let name = of.iter().copied().collect::<Vec<_>>().join("+");
-        let fields = task.identity.schema.as_deref().and_then(|schema| Schema::parse(schema).ok());
+        let fields = task.answer_schema().ok().map(|(_, schema)| schema);
         let trial = judgement.trial.as_ref().map_or_else(
             || format!("not tried: {}", judgement.not_tried.as_deref().unwrap_or_default()),
             |trial| {
