@@ -1,6 +1,6 @@
 //! `metier build` without the roof, for experiments: `cargo run --release -p metier-train --example build_task -- TASK.toml ENCODER_FOLDER|- [key=value …]`
 //! prints every rung and the outcome as JSON. Keys are `minutes`, `up_to`, `seed`, `threads`, `decoder`
-//! (a model file; `decoder_int8`: its weights in 8 bits), `store` (a folder, for builds that shall be taken up again), and those of the encoder's recipe.
+//! (a model file; `decoder_int8`: its weights in 8 bits; again for a bigger one), `adapter=int8`, `keep=all` (no layer is left out), `store` (a folder, for builds that shall be taken up again), and those of the encoder's recipe.
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "an example has no other way to answer")]
 #![allow(
     clippy::disallowed_methods,
@@ -10,7 +10,11 @@
 use std::{error::Error, path::Path, sync::Arc, time::Instant};
 
 use metier_kernels::{Pool, Tier};
-use metier_model::{Decoder, Encoder, SpecialistStore, engine::WeightFormat, specialist::manifest::Stage};
+use metier_model::{
+    Decoder, Encoder, SpecialistStore,
+    engine::WeightFormat,
+    specialist::manifest::{AdapterWeights, Stage},
+};
 use metier_train::{Embed, TaskFile, Workbench, craft::encoder::Recipe};
 
 fn main() -> Result<(), Box<dyn Error>> {
@@ -32,6 +36,9 @@ fn main() -> Result<(), Box<dyn Error>> {
             // More than one, smallest first: say it again.
             "decoder" => decoders.push(Arc::new(Decoder::open(Path::new(value), WeightFormat::AsFile)?)),
             "decoder_int8" => decoders.push(Arc::new(Decoder::open(Path::new(value), WeightFormat::Int8)?)),
+            // `keep=all`: no layer is left out.
+            "keep" if value == "all" => task.prune.keep.clear(),
+            "adapter" if value == "int8" => task.tune.weights = AdapterWeights::Int8,
             "store" => folder_of_store = Some(value.to_owned()),
             "seed" => seed = value.parse()?,
             "threads" => threads = value.parse()?,

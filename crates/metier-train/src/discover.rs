@@ -2,8 +2,8 @@
 //!
 //! - [`read`]: files and folders → calls, everything else counted with its reason.
 //! - [`template`]: prompts → templates; [`cluster`]: texts without one → groups.
-//! - [`find`]: the two passes that bring these together; [`volume`], [`repeats`], [`traits`], `form`: what is counted of a task, what it is like, and
-//!   which form its answers have.
+//! - [`find`]: the two passes that bring these together; [`volume`], [`repeats`], [`traits`]: what is counted of a task, and what it is like.
+//! - [`form`]: answers that are JSON → the schema that none of their calls declared.
 //! - [`trace`]: every row with the task that it was counted in, by what, and at which price.
 //! - [`task`]: what a task is, as judging, pricing and the report read it.
 //! - [`act`]: task files from it, and afterwards: did the saving come?
@@ -16,7 +16,7 @@
 pub mod act;
 pub mod cluster;
 pub mod find;
-mod form;
+pub mod form;
 pub mod judge;
 pub mod read;
 pub mod repeats;

@@ -132,6 +132,56 @@ fn two_tasks_are_found_with_exact_volumes() {
     assert_ne!(intent.name, summary.name);
 }
 
+/// Documents of three forms under one instruction: one task, and what a specialist reads is the message as it will arrive, with every number.
+#[test]
+fn forms_of_a_document_are_one_task_and_numbers_stay() {
+    const INSTRUCTION: &str = "Read the vendor, the number, the date and the total out of the invoice below. Answer with JSON alone, no other text.";
+    let vendors = ["Ember Foods", "Iris Clinic", "Delta Paper", "Lumen Water", "Birch & Sons"];
+    let rows: Vec<Value> = (0..120)
+        .map(|at| {
+            let (vendor, number) = (vendors[at * 7 % 5], 10_000 + at * 379);
+            let (date, total) = (format!("2026-{:02}-{:02}", 1 + at % 12, 1 + at % 28), format!("{}.{:02}", at * 31 + 9, at % 100));
+            let text = match at % 3 {
+                0 => format!("{vendor}\nInvoice INV-{number} of {date}\nAttention of the accounting department\nTotal due EUR {total}, payable within thirty days"),
+                1 => format!("Dear customer, for the goods that you ordered from us we charge {total} EUR in all.\nOur reference INV-{number}, {date}.\nWith kind regards, {vendor}"),
+                _ => format!("INVOICE\nNo. INV-{number}\nDate: {date}\nSupplier: {vendor}\nAmount (incl. VAT): {total} EUR\nPlease pay to our usual account"),
+            };
+            let answer = json!({"vendor": vendor, "number": format!("INV-{number}"), "date": date, "total": total});
+            pair(at, INSTRUCTION, &text, &format!("```json\n{answer}\n```"))
+        })
+        .collect();
+    let found = read(&[("log.jsonl", &lines(&rows))]).unwrap();
+    let [task] = &found.tasks[..] else {
+        panic!("{:?}", found.tasks.iter().map(|task| &task.name).collect::<Vec<_>>())
+    };
+    assert_eq!((task.kind.kind, task.total().calls), (TaskKind::Extract, 120), "{:?}", task.kind);
+    assert!(task.traits.copied > 0.85, "all but `INV`, which the forms say: {}", task.traits.copied);
+    for example in &task.examples {
+        let message = rows.iter().find(|row| row["response"]["id"] == json!(example.id)).unwrap();
+        assert_eq!(json!(example.input), message["request"]["messages"][1]["content"]);
+    }
+    // Nobody declared a schema: the answers have one.
+    let (_, schema) = task.answer_schema().unwrap();
+    let fields: Vec<&str> = schema.fields().iter().map(|field| field.name.as_str()).collect();
+    assert_eq!(fields, ["date", "number", "total", "vendor"]);
+    let file = metier_train::discover::act::task_file(task).unwrap();
+    assert!(file.contains("kind = \"extract\"") && file.contains("schema.json was made from the answers"), "{file}");
+
+    // The same with a field that no span can be: it is to be written.
+    let rows: Vec<Value> = rows
+        .into_iter()
+        .map(|mut row| {
+            let said = &mut row["response"]["choices"][0]["message"]["content"];
+            *said = json!(said.as_str().unwrap().replacen('{', "{\"paid\":true,", 1));
+            row
+        })
+        .collect();
+    let found = read(&[("log.jsonl", &lines(&rows))]).unwrap();
+    assert!(found.tasks.iter().all(|task| task.kind.kind == TaskKind::Generate));
+    let why = &found.tasks[0].kind.evidence;
+    assert!(why.contains("its field `paid` holds truth values"), "{why}");
+}
+
 #[test]
 fn ids_stay_from_run_to_run() {
     let ids = |rows: &[Value]| {

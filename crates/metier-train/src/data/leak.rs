@@ -5,10 +5,12 @@
 //! once in 5,000), each is then compared exactly. Near-duplicates are taken out of *training*, never out of what is
 //! measured on: calibration rows must stay a fair draw of traffic.
 //!
+//! What more than half of the texts say is left out of the comparison: prompts that one template made share most of their words, and differ in what is asked.
+//!
 //! Rows of several inputs are near-duplicates only if they are so input by input: two pairs that share one long offer and differ in the short
 //! other one are two questions, with two answers.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 use metier_model::{
     features::fold,
@@ -22,6 +24,11 @@ use super::split::{Example, Part};
 pub const NEAR: f64 = 0.8;
 /// Pairs listed in a report.
 const MAX_LISTED: usize = 10;
+/// Share of a text, on average, that more than half of them say, from which on a template made them: it is 0 to 3 % of texts that people write.
+const SAID_BY_ALL: f64 = 0.1;
+/// Rows of which it is told what they all say, at most, and at least.
+const LOOKED_AT: usize = 1000;
+const MIN_LOOKED_AT: usize = 20;
 const SHINGLE_CHARACTERS: usize = 5;
 const BANDS: usize = 16;
 const ROWS_A_BAND: usize = 4;
@@ -56,6 +63,21 @@ pub struct Leak {
     pub part: Part,
     /// Jaccard index of the two; 1 also where only the group is equal.
     pub similarity: f64,
+    /// It was left out because the two are of one group, whatever their texts.
+    #[serde(default)]
+    pub same_group: bool,
+}
+
+impl Leak {
+    /// Which row it was too near to, and how: `0.86 like FILE:LINE (test)`.
+    pub fn why(&self) -> String {
+        let (measured, part) = (&self.measured, self.part.name());
+        if self.same_group {
+            format!("of one group with {measured} ({part})")
+        } else {
+            format!("{:.2} like {measured} ({part})", self.similarity)
+        }
+    }
 }
 
 /// Two rows with one text and two labels.
@@ -71,10 +93,12 @@ pub struct Contradiction {
 pub(crate) fn check(parts: &mut [Vec<Example>; 4], inputs: &[String]) -> LeakReport {
     let mut report = LeakReport::default();
     contradictions(parts, &mut report);
+    // Of several inputs each is compared for itself.
+    let said = if inputs.len() < 2 { Boilerplate::of(parts) } else { Boilerplate::default() };
     let [train, _, calibration, test] = parts;
     let measured: Vec<(Part, &Example)> =
         (calibration.iter().map(|e| (Part::Calibration, e))).chain(test.iter().map(|e| (Part::Test, e))).collect();
-    let shingled: Vec<Vec<u64>> = measured.iter().map(|(_, example)| shingles(&example.row.text)).collect();
+    let shingled: Vec<Vec<u64>> = measured.iter().map(|(_, example)| said.without(&example.row.text)).collect();
     let index = Index::new(&shingled);
     let groups: BTreeMap<&str, usize> = measured
         .iter()
@@ -84,7 +108,7 @@ pub(crate) fn check(parts: &mut [Vec<Example>; 4], inputs: &[String]) -> LeakRep
     train.retain(|example| {
         let group = example.row.group.as_deref().and_then(|group| groups.get(group));
         let alike = |at: usize| inputs.len() < 2 || input_by_input(inputs, &example.row.text, &measured[at].1.row.text);
-        let found = group.map(|&at| (at, 1.0)).or_else(|| index.nearest(&shingles(&example.row.text), &alike));
+        let found = group.map(|&at| (at, 1.0)).or_else(|| index.nearest(&said.without(&example.row.text), &alike));
         let Some((at, similarity)) = found else { return true };
         if group.is_some() {
             report.same_group += 1;
@@ -97,7 +121,8 @@ pub(crate) fn check(parts: &mut [Vec<Example>; 4], inputs: &[String]) -> LeakRep
         if report.listed.len() < MAX_LISTED {
             let (part, other) = measured[at];
             let (train, measured) = (example.row.place.to_string(), other.row.place.to_string());
-            report.listed.push(Leak { train, measured, part, similarity });
+            let same_group = group.is_some();
+            report.listed.push(Leak { train, measured, part, similarity, same_group });
         }
         false
     });
@@ -115,6 +140,35 @@ fn contradictions(parts: &[Vec<Example>; 4], report: &mut LeakReport) {
                 report.contradicting.push(Contradiction { first: side(known), second: side(example) });
             }
         }
+    }
+}
+
+/// What more than half of the texts say.
+#[derive(Default)]
+struct Boilerplate(HashSet<u64>);
+
+impl Boilerplate {
+    fn of(parts: &[Vec<Example>; 4]) -> Self {
+        let n: usize = parts.iter().map(Vec::len).sum();
+        let rows = parts.iter().flatten().step_by(n.div_ceil(LOOKED_AT).max(1));
+        let sets: Vec<Vec<u64>> = rows.map(|example| shingles(&example.row.text)).collect();
+        let mut counts = HashMap::<u64, usize>::new();
+        sets.iter().flatten().for_each(|&shingle| *counts.entry(shingle).or_default() += 1);
+        let common: HashSet<u64> =
+            counts.into_iter().filter(|(_, count)| 2 * count > sets.len()).map(|(shingle, _)| shingle).collect();
+        let share = |set: &Vec<u64>| set.iter().filter(|&one| common.contains(one)).count() as f64 / set.len() as f64;
+        let mean = sets.iter().map(share).sum::<f64>() / sets.len().max(1) as f64;
+        if sets.len() < MIN_LOOKED_AT || mean < SAID_BY_ALL { Self::default() } else { Self(common) }
+    }
+
+    /// The shingles of a text that are its own; all of them, if none is.
+    fn without(&self, text: &str) -> Vec<u64> {
+        let all = shingles(text);
+        if self.0.is_empty() {
+            return all;
+        }
+        let own: Vec<u64> = all.iter().copied().filter(|shingle| !self.0.contains(shingle)).collect();
+        if own.is_empty() { all } else { own }
     }
 }
 
@@ -200,9 +254,10 @@ fn keys(shingles: &[u64]) -> [u64; BANDS] {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::data::{Place, table::Row};
 
     #[track_caller]
-    fn check(a: &str, b: &str, near: bool) {
+    fn pair(a: &str, b: &str, near: bool) {
         let known = [shingles(a)];
         assert_eq!(
             Index::new(&known).nearest(&shingles(b), &|_| true).is_some(),
@@ -224,13 +279,60 @@ mod tests {
     }
 
     #[test]
+    fn what_a_template_says_makes_no_two_texts_alike() {
+        let row = |text: String| Example {
+            class: 0,
+            row: Row {
+                text,
+                label: "x".to_owned(),
+                group: None,
+                reference: None,
+                extra: Vec::new(),
+                place: Place { file: "a.csv".into(), line: 1 },
+            },
+        };
+        let asked = |what: &str| {
+            row(format!(
+                "Below stands what a customer wrote about one of our products.\n\"{what}\"\nIs this positive, neutral or negative? Answer with one word only."
+            ))
+        };
+        let things = [
+            "kettle", "lamp", "sofa", "phone", "shelf", "clock", "bottle", "jacket", "tent", "razor", "radio", "mouse",
+        ];
+        let said = ["works as it should", "broke after one day", "came late"];
+        let all: Vec<String> =
+            things.iter().flat_map(|thing| said.iter().map(move |said| format!("the {thing} {said}"))).collect();
+        let (train, test) = all.split_at(24);
+        let rows = |texts: &[String]| texts.iter().map(|text| asked(text)).collect::<Vec<_>>();
+        let mut parts = [rows(train), Vec::new(), Vec::new(), rows(test)];
+        parts[0].push(asked(&test[0].to_uppercase()));
+        // And one that is alike in nothing but whose it is.
+        for (part, said) in [(0, "a hat that sings"), (3, "boots of lead")] {
+            let mut example = asked(said);
+            example.row.group = Some("customer-7".to_owned());
+            parts[part].push(example);
+        }
+        let report = check(&mut parts, &["text".to_owned()]);
+        assert_eq!((report.exact, report.near, report.same_group, report.removed), (1, 0, 1, 2), "{report:?}");
+        assert_eq!(parts[0].len(), 24);
+        assert_eq!(
+            report.listed.iter().map(Leak::why).collect::<Vec<_>>(),
+            ["1.00 like a.csv:1 (test)", "of one group with a.csv:1 (test)"]
+        );
+        assert!(
+            jaccard(&shingles(&parts[0][0].row.text), &shingles(&parts[3][0].row.text)) > NEAR,
+            "with the template's words they are near-duplicates"
+        );
+    }
+
+    #[test]
     fn finds_near_duplicates_and_nothing_else() {
         let text = "I ordered a new card over a week ago and it still has not arrived at my house";
-        check(text, &text.to_uppercase().replace(' ', "  "), true);
-        check(text, &text.replace("week", "weak"), true);
-        check(text, "Where is the card that I ordered? It should have come to my house last week", false);
-        check("a", "a", true);
-        check("a", "b", false);
-        check("", "", true);
+        pair(text, &text.to_uppercase().replace(' ', "  "), true);
+        pair(text, &text.replace("week", "weak"), true);
+        pair(text, "Where is the card that I ordered? It should have come to my house last week", false);
+        pair("a", "a", true);
+        pair("a", "b", false);
+        pair("", "", true);
     }
 }

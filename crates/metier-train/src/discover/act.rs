@@ -19,7 +19,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use metier_model::{Digest, extract::Schema, features::fold};
+use metier_model::{Digest, features::fold};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
@@ -144,10 +144,15 @@ pub fn task_file(task: &Task) -> Result<String, String> {
 
 fn rows_of(task: &Task) -> Result<Rows, String> {
     let kind = task.kind.kind;
-    let schema = task.identity.schema.clone();
+    let (mut schema, mut notes) = (None, Vec::new());
     if kind == TaskKind::Extract {
-        let schema = schema.as_deref().ok_or("an extraction needs a JSON schema: its calls name none, and its answers take no one form that it could be read off")?;
-        Schema::parse(schema).map_err(|error| format!("its schema cannot be used for an extraction: {error}"))?;
+        let (text, _) = task.answer_schema()?;
+        if task.identity.schema.is_none() {
+            notes.push(format!(
+                "No call declares a schema: {SCHEMA} was made from the answers; look whether it says what you want"
+            ));
+        }
+        schema = Some(text.into_owned());
     }
     let mut seen = BTreeSet::new();
     let mut order: Vec<usize> = (0..task.examples.len()).collect();
@@ -173,7 +178,6 @@ fn rows_of(task: &Task) -> Result<Rows, String> {
         };
         usable.push((example, answer));
     }
-    let mut notes = Vec::new();
     if kind == TaskKind::Classify {
         let n = usable.len();
         let cut = (n as f64 * EARLY) as usize;

@@ -32,7 +32,6 @@ use self::{
 };
 use super::{
     cluster::{self, SHAPE},
-    form,
     read::{Fate, Logs, ReadError, RowPlace},
     repeats::Repeats,
     task::{Discovery, Example, Gold, Identity, IdentityBy, Sampling, Task, TaskKind},
@@ -430,7 +429,8 @@ impl Finder<'_> {
                 // Documents of several forms under one instruction: what is asked for is the same.
                 let same_keys = !keys[&a].is_empty() && keys[&a] == keys[&b];
                 let alike = overlap >= 0.9
-                    || (overlap >= 0.3 && (same_answers || same_keys))
+                    || (overlap >= 0.3 && same_answers)
+                    || (overlap >= 0.1 && same_keys)
                     || (cosine >= 0.8 && same_answers)
                     || (overlap >= 0.6 && cosine >= 0.9);
                 if alike {
@@ -545,7 +545,7 @@ fn task(
         Bin::Caller(at) => Some(keys.callers[at as usize].1.clone()),
         _ => None,
     };
-    let mut identity = Identity {
+    let identity = Identity {
         template: template.map(|template| template.text.clone()),
         tools,
         schema: of_key.or(schema),
@@ -565,19 +565,11 @@ fn task(
         volume_interval,
     };
     let traits = traits::of(&examples, &counts, &repeats, identity.schema.as_deref());
-    let mut kind = traits::kind(&examples, &traits, identity.schema.is_some());
+    let kind = traits::kind(&examples, &traits, identity.schema.is_some());
     let personal = traits::personal(&examples);
     let id = id(&identity, template, &examples);
-    // Not part of what it is told by.
-    if kind.kind == TaskKind::Extract
-        && identity.schema.is_none()
-        && let Some(schema) = form::inferred(&examples)
-    {
-        identity.schema = Some(schema);
-        kind.evidence += "; their calls name no schema, so it was read off them";
-    }
     let (first_ms, last_ms) = counts.span_ms.map_or((None, None), |(first, last)| (Some(first), Some(last)));
-    Task {
+    let mut task = Task {
         id,
         name: String::new(),
         identity,
@@ -590,7 +582,15 @@ fn task(
         sampling,
         traits,
         personal,
+    };
+    // What no span of a text can be has to be written.
+    if task.kind.kind == TaskKind::Extract
+        && let Err(why) = task.answer_schema()
+    {
+        task.kind.evidence.push_str(&format!("; but {why}"));
+        task.kind.kind = TaskKind::Generate;
     }
+    task
 }
 
 /// The same from run to run: made from the smallest hash of what the template always says (equal for two templates with the probability of

@@ -5,8 +5,11 @@
 
 use std::{borrow::Cow, collections::BTreeMap, ops::Range};
 
+use metier_model::extract::Schema;
 use metier_traffic::privacy::PersonalKind;
 use serde::{Deserialize, Serialize};
+
+use super::form;
 
 /// Everything that was found in some logs.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -268,6 +271,32 @@ pub struct Example {
     pub gold: Option<Gold>,
     /// Calls that this one stands for: at least 1.
     pub weight: f64,
+}
+
+impl Task {
+    /// What an extraction would give: the schema that its calls declare, else the one that its answers have; as text, and read.
+    ///
+    /// # Errors
+    /// None is declared and the answers have none, or it asks for what no span of a text can be.
+    pub fn answer_schema(&self) -> Result<(Cow<'_, str>, Schema), String> {
+        let text = match &self.identity.schema {
+            Some(schema) => Cow::Borrowed(schema.as_str()),
+            None => form::schema_of(self.examples.iter().filter_map(|example| example.output.as_deref()))
+                .map(|schema| Cow::Owned(serde_json::to_string_pretty(&schema).expect("a schema is JSON")))
+                .map_err(|why| format!("an extraction needs a JSON schema, its calls declare none, and {why}"))?,
+        };
+        let schema = Schema::parse(&text);
+        let schema = schema.map_err(|error| format!("its schema cannot be used for an extraction: {error}"))?;
+        let pairs =
+            self.examples.iter().filter_map(|example| Some((example.input.as_str(), example.output.as_deref()?)));
+        if let Some((field, share)) = form::not_in_texts(pairs) {
+            let share = 100.0 * share;
+            return Err(format!(
+                "its field `{field}` is no span: {share:.0} % of its values stand in their texts, the others are chosen or written"
+            ));
+        }
+        Ok((text, schema))
+    }
 }
 
 impl Example {

@@ -77,9 +77,8 @@ pub fn render(specialist: &Specialist, outcome: &BuildOutcome) -> String {
         let _ = write!(page, "<li>{}</li>", escape(note));
     }
     for leak in &outcome.leak.listed {
-        let (train, measured) = (escape(&leak.train), escape(&leak.measured));
-        let part = leak.part.name();
-        let _ = write!(page, "<li>left out of training: {train}, {:.2} like {measured} ({part})</li>", leak.similarity);
+        let (train, why) = (escape(&leak.train), escape(&leak.why()));
+        let _ = write!(page, "<li>left out of training: {train}, {why}</li>");
     }
     for pair in &outcome.leak.contradicting {
         let side = |(place, label): &(String, String)| format!("{} (<code>{}</code>)", escape(place), escape(label));

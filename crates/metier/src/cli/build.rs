@@ -517,13 +517,7 @@ pub fn tell_leak(leak: &LeakReport) {
         leak.removed, leak.exact, leak.near, leak.same_group, leak.contradictions
     );
     for leak in &leak.listed {
-        println!(
-            "               {} is {:.2} like {} ({})",
-            leak.train,
-            leak.similarity,
-            leak.measured,
-            leak.part.name()
-        );
+        println!("               {} is {}", leak.train, leak.why());
     }
     for pair in &leak.contradicting {
         let ((first, one), (second, other)) = (&pair.first, &pair.second);

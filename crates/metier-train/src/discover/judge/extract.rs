@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use metier_model::{
     Progress, Unit,
-    extract::{Extractor, Schema},
+    extract::Extractor,
     proof::{NonInferiority, Paired, paired},
 };
 use serde_json::Value;
@@ -50,9 +50,7 @@ pub(super) fn attempt(
 ) -> Result<Trial, String> {
     let start = (bench.clock)();
     let elapsed = || (bench.clock)().saturating_sub(start);
-    let schema = task.identity.schema.as_deref().ok_or("an extraction needs a JSON schema: its calls name none, and its answers take no one form that it could be read off")?;
-    let schema =
-        Schema::parse(schema).map_err(|error| format!("its schema cannot be used for an extraction: {error}"))?;
+    let (_, schema) = task.answer_schema()?;
     let encoder = bench.encoder.and_then(Embed::as_encoder);
     let encoder = encoder.ok_or("an extraction is tried over an encoder, and there is none at hand")?;
     let extraction =
