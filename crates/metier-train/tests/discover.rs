@@ -456,7 +456,7 @@ fn nothing_to_read_is_an_error_that_says_why() {
         &[("spec.json", spec)],
         "has the fields `source`, `StandardLoggingPayload` (with `id`, `call_type`, `startTime`), `metadata` (with `user`)",
     );
-    check(&[("spec.json", spec)], "has the fields of a LiteLLM record: give each of those as a line of its own");
+    check(&[("spec.json", spec)], "looks like a record of LiteLLM: give each of those as a line of its own");
     check(
         &[("table.csv", b"name,price\nx,1\ny,2\n")],
         "has the fields `name`, `price`. What is read is a call a record: `messages`, or",

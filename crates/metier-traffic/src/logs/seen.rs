@@ -44,7 +44,7 @@ pub fn fields(record: &Value) -> String {
     let inside = object.iter().find_map(|(key, value)| Some((key, format(value.as_object()?)?)));
     if let Some((key, format)) = inside {
         said += &format!(
-            "; what stands in {} has the fields of a {} record: give each of those as a line of its own",
+            "; what stands in {} looks like a record of {}: give each of those as a line of its own",
             name(key),
             format.name()
         );
@@ -63,7 +63,7 @@ mod tests {
         let payload = json!({"source": "somewhere", "StandardLoggingPayload": {"id": "str", "call_type": "str", "startTime": "float", "model_group": "str"}});
         let said = fields(&payload);
         assert!(said.contains("`source`") && said.contains("`StandardLoggingPayload` (with `"), "{said}");
-        assert!(said.contains("has the fields of a LiteLLM record"), "{said}");
+        assert!(said.contains("looks like a record of LiteLLM"), "{said}");
         assert!(!said.contains("somewhere"), "{said}");
         let many: serde_json::Map<String, Value> = (0..100).map(|at| (format!("column {at:03}"), json!(at))).collect();
         let said = fields(&Value::Object(many));
