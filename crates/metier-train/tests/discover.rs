@@ -166,6 +166,16 @@ fn forms_of_a_document_are_one_task_and_numbers_stay() {
     assert_eq!(fields, ["date", "number", "total", "vendor"]);
     let file = metier_train::discover::act::task_file(task).unwrap();
     assert!(file.contains("kind = \"extract\"") && file.contains("schema.json was made from the answers"), "{file}");
+    // A model slips now and then; a build would refuse a file with such a row.
+    let mut slipped = rows.clone();
+    for (at, answer) in
+        [(7, "sorry"), (21, "{\"vendor\": 3, \"number\": \"x\", \"date\": \"2026-01-01\", \"total\": \"1\"}")]
+    {
+        slipped[at]["response"]["choices"][0]["message"]["content"] = json!(answer);
+    }
+    let found = read(&[("log.jsonl", &lines(&slipped))]).unwrap();
+    let file = metier_train::discover::act::task_file(&found.tasks[0]).unwrap();
+    assert!(file.contains("2 rows have an answer that does not meet the schema"), "{file}");
 
     // The same with a field that no span can be: it is to be written.
     let rows: Vec<Value> = rows

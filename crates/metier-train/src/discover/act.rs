@@ -144,9 +144,11 @@ pub fn task_file(task: &Task) -> Result<String, String> {
 
 fn rows_of(task: &Task) -> Result<Rows, String> {
     let kind = task.kind.kind;
-    let (mut schema, mut notes) = (None, Vec::new());
+    let (mut schema, mut form, mut notes) = (None, None, Vec::new());
+    let mut unmet = 0;
     if kind == TaskKind::Extract {
-        let (text, _) = task.answer_schema()?;
+        let (text, parsed) = task.answer_schema()?;
+        form = Some(parsed);
         if task.identity.schema.is_none() {
             notes.push(format!(
                 "No call declares a schema: {SCHEMA} was made from the answers; look whether it says what you want"
@@ -171,12 +173,21 @@ fn rows_of(task: &Task) -> Result<Rows, String> {
         let answer = match kind {
             TaskKind::Classify => Value::String(label(gold.unwrap_or(output))),
             TaskKind::Extract => match serde_json::from_str::<Value>(unfenced(output)) {
-                Ok(value @ Value::Object(_)) => value,
-                _ => continue,
+                Ok(value) if form.as_ref().is_none_or(|form| form.values(&value).is_ok()) => value,
+                // A build would refuse the file for it.
+                _ => {
+                    unmet += 1;
+                    continue;
+                }
             },
             TaskKind::Generate => Value::String(output.to_owned()),
         };
         usable.push((example, answer));
+    }
+    if unmet > 0 {
+        notes.push(format!(
+            "{unmet} rows have an answer that does not meet the schema, and were left out: such requests will be answered otherwise"
+        ));
     }
     if kind == TaskKind::Classify {
         let n = usable.len();

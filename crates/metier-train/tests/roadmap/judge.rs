@@ -175,6 +175,17 @@ fn an_extraction_is_tried_with_an_encoder_that_tags_words() {
     let shares: std::collections::BTreeMap<Rung, f64> = trial.rungs.iter().copied().collect();
     assert!(shares[&Rung::Span] > shares[&Rung::Lookup] + 0.3, "{shares:?}");
     assert!(trial.likeness.as_ref().unwrap().value.value > trial.agreement.value - 1e-9, "{trial:?}");
+    // Answers in no form that a specialist has are measured too, as answers that it does not give.
+    let mut slipped = orders.clone();
+    slipped.examples.iter_mut().step_by(20).for_each(|example| example.output = Some("I am sorry".to_owned()));
+    let less = judge::attempt(&slipped, &Assumptions::default(), &bench, &mut |_| ()).unwrap();
+    assert_eq!(less.rows[2], trial.rows[2]);
+    assert!(less.agreement.value <= 0.97 && less.notes.iter().any(|note| note.contains("count as answered otherwise")));
+    let lost = less.tried.iter().filter(|row| {
+        row.agrees == Some(false) && slipped.examples[row.example].output.as_deref() == Some("I am sorry")
+    });
+    assert!(lost.count() >= 5, "{:?}", less.notes);
+
     let found = judge::judge(&[orders], vec![Ok(trial)], &Assumptions::default());
     assert_eq!(found[0].evidence, Evidence::Tried);
     assert!((0.0..=1.0).contains(&found[0].chance));

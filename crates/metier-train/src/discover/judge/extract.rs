@@ -41,6 +41,8 @@ const MOST_EPOCHS: usize = 12;
 const LISTED: f64 = 0.9;
 /// Training rows below which fewer rows are no way to more passes.
 const LEAST_ROWS: usize = 100;
+/// The greatest score.
+const SURE: f32 = 1.0;
 
 pub(super) fn attempt(
     task: &Task,
@@ -60,7 +62,7 @@ pub(super) fn attempt(
     let rows::Parted { rows, sides, mut notes } = rows::parted(task, bench.seed)?;
     let mut parts: [Vec<Example>; 4] = Default::default();
     let mut examples: [Vec<usize>; 3] = Default::default();
-    let mut unmet = 0;
+    let (mut unmet, mut lost) = (0, Vec::new());
     for (row, side) in rows.iter().zip(&sides) {
         let part = match side {
             Side::Out => continue,
@@ -72,6 +74,9 @@ pub(super) fn attempt(
         let meets = serde_json::from_str::<Value>(output).is_ok_and(|value| extraction.schema.values(&value).is_ok());
         if !meets {
             unmet += 1;
+            if part == 2 {
+                lost.push((row.example, row.group.as_deref()));
+            }
             continue;
         }
         let mut example = rows::example(task, row, 0);
@@ -80,7 +85,10 @@ pub(super) fn attempt(
         examples[part].push(row.example);
     }
     if unmet > 0 {
-        notes.push(format!("{unmet} answers of the LLM do not meet the schema, and were left out"));
+        notes.push(format!(
+            "{unmet} answers of the LLM do not meet the schema: nothing is learnt from them, and the {} among the measured rows count as answered otherwise",
+            lost.len()
+        ));
     }
     let splits = Splits::parted(vec![String::new()], parts, &["text".to_owned()]);
     if splits.leak.removed > 0 {
@@ -163,7 +171,7 @@ pub(super) fn attempt(
     let does = listed >= LISTED * chose.len() as f64 && against.verdict == paired::Verdict::NonInferior;
     let rung = if does { Rung::Lookup } else { Rung::Span };
     let scores = extract::fit_scores(&chose, &chose_readings, &chose_judged);
-    let (chose_scores, measured_scores, outcomes): (Vec<f64>, Vec<f32>, &[Outcome]) = match rung {
+    let (chose_scores, mut measured_scores, outcomes): (Vec<f64>, Vec<f32>, &[Outcome]) = match rung {
         // How much of the schema was found says how sure a list is of itself.
         Rung::Lookup => {
             let filled = |outcome: &Outcome| {
@@ -177,11 +185,16 @@ pub(super) fn attempt(
             &judged,
         ),
     };
-    let agrees: Vec<bool> = match rung {
+    let mut agrees: Vec<bool> = match rung {
         Rung::Lookup => right(&looked),
         _ => readings.iter().zip(&judged).map(|(reading, outcome)| extract::is_right(reading, outcome)).collect(),
     };
-    let groups = measure::groups(splits.part(Part::Calibration).iter().map(|example| example.row.group.as_deref()));
+    let groups_of = splits.part(Part::Calibration).iter().map(|example| example.row.group.as_deref());
+    let groups = measure::groups(groups_of.chain(lost.iter().map(|(_, group)| *group)));
+    // What no answer of a specialist can equal: lost, however sure it is.
+    measured_scores.extend(lost.iter().map(|_| SURE));
+    agrees.extend(lost.iter().map(|_| false));
+    examples[2].extend(lost.iter().map(|(example, _)| *example));
     let answers = Answers { chose: &chose_scores, scores: &measured_scores, agrees: &agrees, groups: groups.as_ref() };
     let share = |right: &[bool]| right.iter().filter(|right| **right).count() as f64 / right.len().max(1) as f64;
     let likeness = Likeness {
@@ -198,7 +211,7 @@ pub(super) fn attempt(
         trains.chain(examples[1].iter().map(|&at| role(at, Role::Chose))).chain(answers.rows(&examples[2])).collect();
     let trial = Trial::of(rung, answers.told(assumptions), tried, notes);
     Ok(Trial {
-        rows: sizes.map(|n| n as u64),
+        rows: [sizes[0] as u64, sizes[1] as u64, (sizes[2] + lost.len()) as u64],
         labels: fields.len() as u64,
         rungs: vec![(Rung::Lookup, share(&right(&looked))), (Rung::Span, share(&right(&judged)))],
         likeness: Some(likeness),

@@ -236,9 +236,9 @@ fn tiles(roadmap: &Roadmap) -> String {
 }
 
 fn table(roadmap: &Roadmap) -> String {
-    let mut html = "<h2>The roadmap</h2><div class=\"scroll\"><table class=\"roadmap\"><tr class=\"head\"><th></th><th>task</th><th>verdict</th><th class=\"n\">calls</th><th class=\"n\">costs today</th>\
-                    <th class=\"n\">saving, expected<br>80 %</th><th class=\"n\">P(S&lt;0)</th><th class=\"n\">P(pass)</th><th class=\"n\">days</th><th class=\"n\">$ a day</th>\
-                    <th class=\"n\">form of personal<br>data, stays inside</th><th class=\"n\">kWh saved</th></tr>"
+    let mut html = "<h2>The roadmap</h2><div class=\"scroll\"><table class=\"roadmap\"><tr class=\"head\"><th></th><th>task</th><th>verdict</th><th class=\"n\">calls</th><th class=\"n\">costs<br>today</th>\
+                    <th class=\"n\">expected<br>saving, 80 %</th><th class=\"n\">P(S&lt;0)</th><th class=\"n\">P(pass)</th><th class=\"n\">days</th><th class=\"n\">$ a day</th>\
+                    <th class=\"n\">form of<br>personal data,<br>stays inside</th><th class=\"n\">kWh<br>saved</th></tr>"
         .to_owned();
     let mut drawn = false;
     for (at, task) in roadmap.tasks.iter().enumerate() {
