@@ -98,7 +98,7 @@ pub fn verdict_words(verdict: &Verdict) -> String {
         Verdict::NotYet { more_rows: Some(rows), .. } => {
             format!("not yet: about {} rows more", thousands(*rows as f64))
         }
-        Verdict::NotYet { .. } => "not yet tried".to_owned(),
+        Verdict::NotYet { .. } => "not yet shown".to_owned(),
         Verdict::No { .. } => "no".to_owned(),
         Verdict::Cheaper { .. } => "cheaper without training".to_owned(),
     }
