@@ -95,7 +95,10 @@ impl Ord for Kept {
 }
 
 pub(super) fn size(example: &Example) -> usize {
-    size_of::<Example>() + example.input.len() + example.output.as_ref().map_or(0, String::len)
+    size_of::<Example>()
+        + example.input.len()
+        + example.output.as_ref().map_or(0, String::len)
+        + example.varies.len() * size_of::<std::ops::Range<usize>>()
 }
 
 /// Lowers the water until all examples together are at most `limit`, one a task at least; how many are left, and their bytes.
