@@ -56,6 +56,10 @@ pub(crate) trait Expert: Send + Sync {
     fn own_encoder(&self) -> Option<&Embedder> {
         None
     }
+    /// Does it read the server's encoder's vector behind that one's?
+    fn reads_base(&self) -> bool {
+        false
+    }
     /// Does it run on something of its own that is worth keeping when specialists are looked at again?
     fn keeps_running(&self) -> bool {
         self.own_encoder().is_some() || self.pen().is_some()
@@ -238,6 +242,10 @@ impl Expert for Equipped {
 
     fn own_encoder(&self) -> Option<&Embedder> {
         if let Equipment::Encoder(embedder) = &self.with { Some(embedder) } else { None }
+    }
+
+    fn reads_base(&self) -> bool {
+        self.specialist.reads_base()
     }
 
     fn keeps_running(&self) -> bool {

@@ -59,6 +59,8 @@ struct Scripted {
     needs_embedding: bool,
     base: Option<BaseId>,
     own: Option<Embedder>,
+    /// Reads the server's vector behind that one's.
+    reads_base: bool,
     schema: Option<Schema>,
     /// Score and threshold of a stage that is asked first.
     first: Option<(f32, Option<f32>)>,
@@ -81,6 +83,7 @@ fn expert(score: f32) -> Scripted {
         needs_embedding: true,
         base: Some(encoder()),
         own: None,
+        reads_base: false,
         schema: None,
         first: None,
     }
@@ -123,6 +126,9 @@ impl Expert for Scripted {
     fn own_encoder(&self) -> Option<&Embedder> {
         self.own.as_ref()
     }
+    fn reads_base(&self) -> bool {
+        self.reads_base
+    }
     fn schema(&self) -> Option<&Schema> {
         self.schema.as_ref()
     }
@@ -152,7 +158,13 @@ impl Expert for Scripted {
     fn judge(&self, text: &str, embedding: Option<&[f32]>) -> Result<Judged, String> {
         assert_ne!(text, "panic", "as asked");
         assert_eq!(embedding.is_some(), self.needs_embedding);
-        assert_eq!(embedding == Some(&ELSEWHERE[..]), self.own.is_some(), "vectors of its own encoder and of no other");
+        if self.reads_base {
+            // Texts about cards lie to the right.
+            assert_eq!(embedding.map(|vector| vector.split_at(2)), Some((&ELSEWHERE[..], &[1.0, 0.0][..])));
+        } else {
+            let is_own = embedding == Some(&ELSEWHERE[..]);
+            assert_eq!(is_own, self.own.is_some(), "vectors of its own encoder and of no other");
+        }
         Ok(Judged {
             label: self.label.into(),
             score: self.score,
@@ -490,6 +502,18 @@ async fn a_specialist_with_an_encoder_of_its_own_reads_that_one() {
         let (response, decision) = world.whole(ask(name, "my card is gone")).await.unwrap();
         assert_eq!(content(&response), Some("card_lost"), "{name}");
         assert_eq!((decision.outcome, response.usage), (Outcome::Accepted, Some(Usage::of(5, 0))));
+    }
+}
+
+/// What both networks make of the text, one behind the other, and the tokens that both read.
+#[tokio::test]
+async fn a_specialist_may_read_the_servers_encoder_beside_its_own() {
+    let own = Some(Embedder::start(Elsewhere(Vec::new())).unwrap());
+    let world = one(Scripted { own, reads_base: true, ..expert(0.93) }, Vec::new());
+    for name in ["tickets", "auto"] {
+        let (response, decision) = world.whole(ask(name, "my card is gone")).await.unwrap();
+        assert_eq!(content(&response), Some("card_lost"), "{name}");
+        assert_eq!((decision.outcome, response.usage), (Outcome::Accepted, Some(Usage::of(9, 0))));
     }
 }
 

@@ -1,6 +1,6 @@
-//! A pool of pinned threads, shared by reference; concurrent callers take turns.
+//! A pool of threads with CPUs of their own, shared by reference; concurrent callers take turns.
 //!
-//! The guest kernel of a virtual machine may stack two busy threads on one CPU for seconds, so threads are pinned. The
+//! The guest kernel of a virtual machine may stack two busy threads on one CPU for seconds, so each has CPUs of its own. The
 //! calling thread is not ours to pin: it hands its closure to the pool's first thread, the *leader*, and sleeps
 //! ([`Pool::enter`]). Inside, [`Pool::run`] costs no system call: the *followers* spin while a section is open.
 //!
@@ -111,8 +111,8 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Pool {
-    /// Starts `threads` threads (at least one), pinned to the CPUs that this process may use where there are enough of them
-    /// (Linux; elsewhere they float).
+    /// Starts `threads` threads (at least one), each with CPUs of its own of those that this process may use, where there are enough of them
+    /// (Linux; elsewhere they float): as many threads as CPUs are pinned, one thread alone goes wherever there is room.
     ///
     /// # Panics
     ///
@@ -137,13 +137,11 @@ impl Pool {
         let handles = (0..threads)
             .map(|idx| {
                 let shared = Arc::clone(&shared);
-                let cpu = (threads <= cpus.len()).then(|| cpus[idx]);
+                let own = own_cpus(&cpus, threads, idx);
                 thread::Builder::new()
                     .name(format!("metier-{idx}"))
                     .spawn(move || {
-                        if let Some(cpu) = cpu {
-                            pin_to(cpu);
-                        }
+                        keep_to(&own);
                         MEMBER_OF.set(Arc::as_ptr(&shared) as usize);
                         THREAD_IDX.set(idx);
                         if idx == 0 { lead(&shared) } else { follow(&shared, idx) }
@@ -412,12 +410,23 @@ fn allowed_cpus() -> Vec<usize> {
     }
 }
 
+/// The CPUs of one thread of a pool: disjoint from those of the others, and all of them are somebody's. A pool that is smaller than the machine
+/// must leave its threads a choice: two processes of one thread each would else meet on the first CPU. Empty: no choice is better than the system's.
+fn own_cpus(allowed: &[usize], threads: usize, idx: usize) -> Vec<usize> {
+    if threads > allowed.len() { Vec::new() } else { allowed.iter().copied().skip(idx).step_by(threads).collect() }
+}
+
 #[cfg(target_os = "linux")]
-fn pin_to(cpu: usize) {
-    // SAFETY: as in `allowed_cpus`; `cpu` came from there. Failure leaves the thread unpinned, which is only slower.
+fn keep_to(cpus: &[usize]) {
+    if cpus.is_empty() {
+        return;
+    }
+    // SAFETY: as in `allowed_cpus`; `cpus` came from there. Failure leaves the thread where the system puts it, which is only slower.
     unsafe {
         let mut set: libc::cpu_set_t = std::mem::zeroed();
-        libc::CPU_SET(cpu, &mut set);
+        for &cpu in cpus {
+            libc::CPU_SET(cpu, &mut set);
+        }
         libc::sched_setaffinity(0, size_of::<libc::cpu_set_t>(), &raw const set);
     }
 }
@@ -428,7 +437,7 @@ fn allowed_cpus() -> Vec<usize> {
 }
 
 #[cfg(not(target_os = "linux"))]
-fn pin_to(_cpu: usize) {}
+fn keep_to(_cpus: &[usize]) {}
 
 #[cfg(test)]
 mod tests {
@@ -454,6 +463,28 @@ mod tests {
             assert_eq!(counts[0].load(Ordering::Relaxed), 4 * 4);
             assert_eq!(counts[6].load(Ordering::Relaxed), 4 * 2);
             assert_eq!(counts[499].load(Ordering::Relaxed), 4);
+        }
+    }
+
+    /// Two builds of one thread each ran on the first CPU of two, at half of their speed.
+    #[test]
+    fn threads_have_cpus_of_their_own_and_a_small_pool_has_a_choice() {
+        let allowed = [2, 3, 5, 8];
+        assert_eq!(own_cpus(&allowed, 1, 0), allowed);
+        assert_eq!((own_cpus(&allowed, 2, 0), own_cpus(&allowed, 2, 1)), (vec![2, 5], vec![3, 8]));
+        assert_eq!((own_cpus(&allowed, 3, 0), own_cpus(&allowed, 3, 2)), (vec![2, 8], vec![5]));
+        assert_eq!((0..4).map(|idx| own_cpus(&allowed, 4, idx)).collect::<Vec<_>>(), [[2], [3], [5], [8]]);
+        assert!(own_cpus(&allowed, 5, 0).is_empty() && own_cpus(&[], 1, 0).is_empty());
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn one_thread_may_run_wherever_the_process_may() {
+        let (all, inside) = (allowed_cpus(), Pool::new(1, Tier::Scalar).enter(allowed_cpus));
+        assert_eq!(inside, all);
+        if all.len() > 1 {
+            let first = Pool::new(all.len(), Tier::Scalar).enter(allowed_cpus);
+            assert_eq!(first, all[..1]);
         }
     }
 

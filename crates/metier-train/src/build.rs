@@ -194,6 +194,9 @@ pub struct RungOutcome {
     /// How much n-grams weigh beside tuned vectors, where the two were fitted apart.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ngram_weight: Option<f64>,
+    /// How much the frozen encoder's vectors weigh beside those of its own network, where they were added.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub frozen_weight: Option<f64>,
     /// Paired comparison with the best rung.
     pub against_best: Option<NonInferiority>,
     /// A point of the curve of depths, where its head reads a decoder.
@@ -537,6 +540,7 @@ fn prove(
             kept_layers: own.kept_layers(),
             adapter_weights: task.tune.weights,
         }),
+        reads_base: rung.own.as_ref().is_some_and(|own| own.reads_base),
         features: reads_ngrams.then(|| FEATURE_FORMAT.to_owned()),
         pairs: pairs
             .as_ref()

@@ -7,12 +7,15 @@ use metier_kernels::{Pool, Tier};
 use metier_model::{
     BaseId, Digest, Encoder, EncoderWeights, Progress, Specialist, SpecialistStore,
     progress::silent,
-    specialist::{bundle, manifest::Stage, mix},
+    specialist::{Contents, bundle, manifest::Stage, mix},
     tiny,
 };
 use metier_train::{
-    BuildOutcome, Embed, TaskFile, Workbench, build, craft::encoder::Recipe as Tuning, data::table::Columns,
-    eval::card, evaluate, plan,
+    BuildOutcome, Embed, TaskFile, Workbench, build,
+    craft::encoder::Recipe as Tuning,
+    data::table::{self, Columns},
+    eval::card,
+    evaluate, plan,
 };
 
 const DIM: usize = 24;
@@ -424,6 +427,45 @@ fn pairs(n: usize, from: u64) -> String {
     csv
 }
 
+/// The same specialist with a head on the frozen encoder's vectors added: what is read is both, one behind the other, on the way into a store and
+/// out of it, and when a file is scored.
+fn reads_the_frozen_encoder_too(
+    bundle: &Path,
+    encoder: &Encoder,
+    pool: &Pool,
+    store: &SpecialistStore,
+    (file, columns): (&Path, &Columns<'_>),
+) {
+    let mut contents = Specialist::open(bundle).unwrap().into_contents();
+    let n_classes = contents.manifest.labels.len();
+    let tail: Vec<f32> = (0..encoder.dim() * n_classes).map(|i| (mix(i as u64) % 200) as f32 / 5.0 - 20.0).collect();
+    contents.head = contents.head.map(|head| head.blended(1.0, &vec![0.0; n_classes], &tail));
+    contents.manifest.reads_base = true;
+    let name = contents.manifest.name.clone();
+    let opened = |contents: &Contents| Specialist::open(&store.place(&name, store.add_contents(contents).unwrap()));
+    let specialist = opened(&contents).unwrap();
+    assert!(specialist.reads_base());
+    let own = encoder.tuned(&specialist.encoder_file().unwrap().0).unwrap();
+    let rows = table::read(file, columns).unwrap();
+    let right = rows.iter().filter(|row| {
+        let embed = |encoder: &Encoder| encoder.embed(pool, &[row.text.as_str()]).unwrap().remove(0);
+        let vector = [embed(&own), embed(encoder)].concat();
+        specialist.answer(&row.text, Some(&vector)).unwrap().label == row.label
+    });
+    let right = right.count() as f64 / rows.len() as f64;
+    let report = evaluate(&specialist, Some(encoder), pool, file, columns, 1, &mut silent).unwrap();
+    assert!((report.accuracy.value - right).abs() < 0.011, "{} {right}", report.accuracy.value);
+    // Random weights answer at random: the frozen vectors are read.
+    assert!(right < 0.8, "{right}");
+    let error = evaluate(&specialist, None, pool, file, columns, 1, &mut silent).unwrap_err();
+    assert!(error.to_string().contains("there is no encoder"), "{error}");
+    // A stage without a network of its own has nothing to put it behind.
+    contents.encoder = None;
+    contents.manifest.stage = if contents.features.is_some() { Stage::Both } else { Stage::Head };
+    let error = format!("{:?}", store.add_contents(&contents).unwrap_err());
+    assert!(error.contains("there are not both"), "{error}");
+}
+
 /// A task that only the tuned encoder can do: it is chosen, ships its own layers, and answers from disk as it was measured.
 #[test]
 fn a_tuned_encoder_ships_its_layers() {
@@ -476,6 +518,7 @@ fn a_tuned_encoder_ships_its_layers() {
     let test = bench.dir.path().join("test.csv");
     let report = evaluate(&specialist, Some(&encoder), &bench.pool, &test, &columns, 1, &mut silent).unwrap();
     assert_eq!(report.value, outcome.value);
+    reads_the_frozen_encoder_too(&outcome.path, &encoder, &bench.pool, &store, (&test, &columns));
 
     // Where the task says so, the rung does not run.
     fs::write(bench.dir.path().join("task.toml"), task.replace("minutes = 500000", "up_to = \"both\"")).unwrap();

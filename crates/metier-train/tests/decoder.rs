@@ -307,7 +307,8 @@ fn a_pruned_specialist_is_built_and_answers() {
     let columns = metier_train::data::Columns::new(&inputs, "label");
     let decoder = Arc::clone(&bench.decoder);
     let report =
-        metier_train::evaluate_decoder(&specialist, decoder, &bench.pool, &test, &columns, 1, &mut silent).unwrap();
+        metier_train::evaluate_decoder(&specialist, decoder, None, &bench.pool, &test, &columns, 1, &mut silent)
+            .unwrap();
     assert_eq!((report.value, report.n), (outcome.value, outcome.n));
 
     // Killed while all layers are trained, while layers are weighed, while it heals, while rows are read.
@@ -408,10 +409,11 @@ fn a_pruned_adapter_writes() {
     let columns = metier_train::data::Columns::new(&inputs, "output");
     let decoder = Arc::clone(&bench.decoder);
     let again =
-        metier_train::evaluate_decoder(&specialist, decoder, &bench.pool, &test, &columns, 1, &mut silent).unwrap();
+        metier_train::evaluate_decoder(&specialist, decoder, None, &bench.pool, &test, &columns, 1, &mut silent)
+            .unwrap();
     assert_eq!((again.value, again.n, again.metric.as_str()), (outcome.value, outcome.n, "exact_match"));
     let other = decoder_of(8);
-    let error = metier_train::evaluate_decoder(&specialist, other, &bench.pool, &test, &columns, 1, &mut silent);
+    let error = metier_train::evaluate_decoder(&specialist, other, None, &bench.pool, &test, &columns, 1, &mut silent);
     assert!(error.unwrap_err().to_string().contains("made with the decoder"));
 
     for (stage, at) in [("training the adapter", 12), ("weighing layers", 0), ("writing: calibration rows", 0)] {

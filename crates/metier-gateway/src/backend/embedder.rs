@@ -56,7 +56,7 @@ impl Embed for PooledEncoder {
 }
 
 /// Vectors of one request, with the tokens read.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub(crate) struct Embedded {
     pub(crate) vectors: Vec<Vec<f32>>,
     pub(crate) n_tokens: u64,

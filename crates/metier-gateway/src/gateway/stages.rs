@@ -204,21 +204,18 @@ impl Gateway {
                 return Ok((judged, n_tokens));
             }
         }
-        let embedded = match (expert.own_encoder(), embedded, &self.encoder) {
-            (Some(own), ..) => own.embed(vec![expert.own_text(text)]).await.map_err(local_error)?,
-            (None, Some(embedded), _) => embedded,
-            (None, None, Some(encoder)) if expert.needs_embedding() => {
-                if let Some(why) = expert.base().and_then(|base| base.mismatch(&encoder.base)) {
-                    let reason = format!("specialist `{}` cannot answer: {why}", expert.name());
-                    return Err(local_error(BackendError::Failed(reason)));
+        let embedded = match expert.own_encoder() {
+            None if !expert.needs_embedding() => embedded.unwrap_or_default(),
+            None => self.embedded_by_server(&**expert, text, embedded).await?,
+            Some(own) => {
+                let mut read = own.embed(vec![expert.own_text(text)]).await.map_err(local_error)?;
+                if expert.reads_base() {
+                    let base = self.embedded_by_server(&**expert, text, embedded).await?;
+                    read.vectors.iter_mut().zip(base.vectors).for_each(|(own, base)| own.extend(base));
+                    read.n_tokens += base.n_tokens;
                 }
-                encoder.embedder.embed(vec![text.to_owned()]).await.map_err(local_error)?
+                read
             }
-            (None, None, None) if expert.needs_embedding() => {
-                let reason = format!("specialist `{}` needs an encoder, and this server has none", expert.name());
-                return Err(local_error(BackendError::Failed(reason)));
-            }
-            (None, None, _) => Embedded { vectors: Vec::new(), n_tokens: 0 },
         };
         let (expert, text, n_tokens) = (Arc::clone(expert), text.to_owned(), embedded.n_tokens);
         let judged = off_thread(move || {
@@ -228,6 +225,27 @@ impl Gateway {
         let judged = judged.await?;
         let read = judged.extracted.as_ref().map_or(0, |extracted| extracted.n_tokens);
         Ok((judged, n_tokens + read))
+    }
+
+    /// The server's encoder's vector of a text, which may be there already; else why it is none that this specialist reads.
+    async fn embedded_by_server(
+        &self,
+        expert: &dyn Expert,
+        text: &str,
+        embedded: Option<Embedded>,
+    ) -> Result<Embedded, GatewayError> {
+        let failed =
+            |why: String| Err(local_error(BackendError::Failed(format!("specialist `{}` {why}", expert.name()))));
+        let Some(encoder) = &self.encoder else {
+            return failed("needs an encoder, and this server has none".to_owned());
+        };
+        if let Some(embedded) = embedded {
+            return Ok(embedded);
+        }
+        if let Some(why) = expert.base().and_then(|base| base.mismatch(&encoder.base)) {
+            return failed(format!("cannot answer: {why}"));
+        }
+        encoder.embedder.embed(vec![text.to_owned()]).await.map_err(local_error)
     }
 
     /// What a specialist's pen writes for a text, and how sure the specialist is of it. `limit`: the caller's, which may be tighter than its own.

@@ -539,6 +539,9 @@ fn check_head(contents: &Contents, head: &LinearHead) -> Result<(), String> {
     if (embedding_dim > 0) != stage.reads_embedding() || (stage.reads_embedding() && !known) {
         return Err("the head reads an embedding of no known base, or none although its stage does".to_owned());
     }
+    if manifest.reads_base && (manifest.base.is_none() || !matches!(stage, Stage::Tuned | Stage::Decoder)) {
+        return Err("the head reads a frozen encoder beside its own network, and there are not both".to_owned());
+    }
     if manifest.features.as_deref() != features.map(|_| crate::features::FORMAT) {
         return Err("its n-gram format is not the one of this version".to_owned());
     }

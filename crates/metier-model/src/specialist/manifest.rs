@@ -48,6 +48,9 @@ pub struct Manifest {
     /// Which decoder's last row its head reads, where it reads one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hidden: Option<Hidden>,
+    /// Does its head read the frozen encoder's embedding behind the vector of its own network? Then `base` is that encoder.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub reads_base: bool,
     /// Name of the n-gram format, where the stage reads n-grams.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub features: Option<String>,
@@ -276,14 +279,18 @@ impl Stage {
         }
     }
 
-    /// May it read n-grams? All but the head on a tuned encoder do where they may; see [`has_ngrams`](Self::has_ngrams).
+    /// Is it fitted on n-grams? All but the head on a tuned encoder are where they may; see [`has_ngrams`](Self::has_ngrams).
     pub fn reads_ngrams(self) -> bool {
         matches!(self, Self::Linear | Self::Both | Self::Tuned)
     }
 
-    /// Does this classifier of it read n-grams? On a tuned encoder it may read the encoder's vectors alone.
+    /// Does this classifier of it read n-grams? On a tuned encoder it may read the encoder's vectors alone; on a decoder it reads them where
+    /// a head on them was added to it.
     pub fn has_ngrams(self, head: &LinearHead) -> bool {
-        self.reads_ngrams() && (self != Self::Tuned || head.n_features() > 0)
+        match self {
+            Self::Tuned | Self::Decoder => head.n_features() > 0,
+            _ => self.reads_ngrams(),
+        }
     }
 
     /// Does it read an embedding, or a network's hidden rows?
@@ -396,6 +403,9 @@ pub struct RungRecord {
     /// those of the vectors counting 1.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ngram_weight: Option<f64>,
+    /// How much the margins of a head on the frozen encoder's embedding weigh beside them, where it was added.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub frozen_weight: Option<f64>,
     /// The metric on validation rows.
     pub validation: f64,
     /// Its 95 % interval.

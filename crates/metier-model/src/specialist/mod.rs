@@ -167,6 +167,12 @@ impl Specialist {
         self.embedding_dim().is_some()
     }
 
+    /// Must the embedding of its own network be followed by the frozen encoder's of the same text? [`encoder_text`](Self::encoder_text) is for
+    /// the first alone.
+    pub fn reads_base(&self) -> bool {
+        self.contents.manifest.reads_base
+    }
+
     /// Length of the embedding that it must be handed.
     fn embedding_dim(&self) -> Option<usize> {
         let reads_pairs = self.contents.manifest.stage.reads_pairs();

@@ -12,8 +12,10 @@ use metier_model::{
 use super::{
     BuildError, answered,
     generate::{self, GenerateError},
+    measured::followed_by_base,
 };
 use crate::{
+    Embed,
     craft::{
         reading::{ReadError, Reader},
         writing::{WriteError, Writer},
@@ -26,14 +28,17 @@ use crate::{
     eval::{EvalReport, ScoredRow, cluster::Groups, text},
 };
 
-/// Scores a file; columns as in a task file. Of labels the metric is accuracy, of written answers the one that the task had.
+/// Scores a file; columns as in a task file. Of labels the metric is accuracy, of written answers the one that the task had. `encoder`: for a
+/// specialist whose head reads the frozen encoder beside its decoder.
 ///
 /// # Errors
 ///
 /// Where the decoder is not the one that the specialist was made with, or rows cannot be read or answered.
+#[allow(clippy::too_many_arguments, reason = "the whole of an evaluation")]
 pub fn evaluate_decoder(
     specialist: &Specialist,
     decoder: Arc<Decoder>,
+    encoder: Option<&dyn Embed>,
     pool: &Pool,
     file: &Path,
     columns: &Columns<'_>,
@@ -66,7 +71,8 @@ pub fn evaluate_decoder(
     let texts: Vec<&str> = texts.iter().map(AsRef::as_ref).collect();
     let read = |source: ReadError| BuildError::Embed { name: manifest.name.clone(), source: source.into() };
     let mut reader = Reader::new(decoder, files, manifest.kept_layers(), manifest.adapter_format()).map_err(read)?;
-    let vectors = reader.read_all(pool, &texts, "reading rows with the decoder", progress).map_err(read)?;
+    let mut vectors = reader.read_all(pool, &texts, "reading rows with the decoder", progress).map_err(read)?;
+    followed_by_base(specialist, encoder, pool, &examples, &mut vectors, progress)?;
     let answers = examples.iter().zip(&vectors).map(|(example, row)| specialist.answer(&example.row.text, Some(row)));
     let answers = answers.collect::<Result<Vec<_>, AnswerError>>()?;
     Ok(answered(manifest, &examples, &answers, columns, seed))

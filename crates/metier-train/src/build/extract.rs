@@ -168,6 +168,7 @@ pub(super) fn build(
             interval,
             against_best: against,
             ngram_weight: None,
+            frozen_weight: None,
             tuning,
             adapter: None,
         }
@@ -178,6 +179,7 @@ pub(super) fn build(
     let manifest = Manifest {
         generation: None,
         hidden: None,
+        reads_base: false,
         pairs: None,
         format: FORMAT,
         name: task.name.clone(),
@@ -275,6 +277,7 @@ pub(super) fn build(
             c: 0.0,
             embedding_scale: 0.0,
             ngram_weight: None,
+            frozen_weight: None,
             against_best: record.against_best,
             decoder: None,
         }

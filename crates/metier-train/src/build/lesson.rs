@@ -14,7 +14,7 @@ use metier_model::{
     specialist::manifest::{Kind, TeacherRecord},
 };
 
-use super::{BuildError, Workbench, embedded};
+use super::{BuildError, Workbench, embedded, measured::followed_by_base};
 use crate::{
     craft::{
         ladder::decimal,
@@ -124,7 +124,9 @@ fn ask(
             };
             let mut reader = Reader::new(Arc::clone(decoder), files, manifest.kept_layers(), manifest.adapter_format())
                 .map_err(read)?;
-            Some(reader.read_all(bench.pool, &texts, "asking the teacher", progress).map_err(read)?)
+            let mut vectors = reader.read_all(bench.pool, &texts, "asking the teacher", progress).map_err(read)?;
+            followed_by_base(teacher, bench.encoder, bench.pool, rows, &mut vectors, progress)?;
+            Some(vectors)
         }
         _ => embedded(teacher, bench.encoder, bench.pool, rows, progress)?,
     };

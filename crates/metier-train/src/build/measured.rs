@@ -54,6 +54,7 @@ impl RungOutcome {
             c: record.c,
             embedding_scale: record.embedding_scale,
             ngram_weight: record.ngram_weight,
+            frozen_weight: record.frozen_weight,
             against_best: record.against_best,
             decoder,
         }
@@ -175,25 +176,51 @@ pub(super) fn embedded(
     let manifest = specialist.manifest();
     let texts: Vec<_> = examples.iter().map(|example| specialist.encoder_text(&example.row.text)).collect();
     let texts: Vec<&str> = texts.iter().map(AsRef::as_ref).collect();
-    match (specialist.needs_embedding(), encoder) {
-        (false, _) => Ok(None),
-        (true, Some(encoder)) => {
-            if let Some(why) = manifest.base.as_ref().and_then(|base| base.mismatch(&encoder.base())) {
-                return Err(BuildError::Encoder { name: manifest.name.clone(), why });
-            }
-            let error = |source| BuildError::Embed { name: manifest.name.clone(), source };
-            let own = match specialist.encoder_file() {
-                None => None,
-                Some(file) => Some(own_encoder(&manifest.name, encoder, &file.0)?),
-            };
-            let encoder = own.as_ref().map_or(encoder, |own| own as &dyn Embed);
-            encoder.embed_all(pool, &texts, progress).map(Some).map_err(error)
-        }
-        (true, None) => {
-            let base = manifest.base.as_ref().map_or("", |base| &base.name);
-            let why = format!("it reads embeddings of `{base}`, and there is no encoder");
-            Err(BuildError::Encoder { name: manifest.name.clone(), why })
-        }
+    if !specialist.needs_embedding() {
+        return Ok(None);
+    }
+    let server = made_with(manifest, encoder)?;
+    let error = |source| BuildError::Embed { name: manifest.name.clone(), source };
+    let own = match specialist.encoder_file() {
+        None => None,
+        Some(file) => Some(own_encoder(&manifest.name, server, &file.0)?),
+    };
+    let mut vectors =
+        own.as_ref().map_or(server, |own| own as &dyn Embed).embed_all(pool, &texts, progress).map_err(error)?;
+    followed_by_base(specialist, encoder, pool, examples, &mut vectors, progress)?;
+    Ok(Some(vectors))
+}
+
+/// Puts the frozen encoder's vectors behind those of a specialist's own network, where its head reads them.
+pub(super) fn followed_by_base(
+    specialist: &Specialist,
+    encoder: Option<&dyn Embed>,
+    pool: &Pool,
+    examples: &[Example],
+    vectors: &mut [Vec<f32>],
+    progress: &mut dyn FnMut(Progress<'_>),
+) -> Result<(), BuildError> {
+    if !specialist.reads_base() {
+        return Ok(());
+    }
+    let manifest = specialist.manifest();
+    let texts: Vec<&str> = examples.iter().map(|example| example.row.text.as_str()).collect();
+    let error = |source| BuildError::Embed { name: manifest.name.clone(), source };
+    let frozen = made_with(manifest, encoder)?.embed_all(pool, &texts, progress).map_err(error)?;
+    vectors.iter_mut().zip(&frozen).for_each(|(row, frozen)| row.extend_from_slice(frozen));
+    Ok(())
+}
+
+/// The encoder at hand, which must be the one that the specialist was made with.
+fn made_with<'a>(manifest: &Manifest, encoder: Option<&'a dyn Embed>) -> Result<&'a dyn Embed, BuildError> {
+    let wrong = |why: String| BuildError::Encoder { name: manifest.name.clone(), why };
+    let Some(encoder) = encoder else {
+        let base = manifest.base.as_ref().map_or("", |base| &base.name);
+        return Err(wrong(format!("it reads embeddings of `{base}`, and there is no encoder")));
+    };
+    match manifest.base.as_ref().and_then(|base| base.mismatch(&encoder.base())) {
+        Some(why) => Err(wrong(why)),
+        None => Ok(encoder),
     }
 }
 

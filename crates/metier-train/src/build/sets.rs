@@ -168,6 +168,7 @@ fn prove(
         base: bench.encoder.map(Embed::base),
         generation: None,
         hidden: None,
+        reads_base: false,
         features: reads_ngrams.then(|| FEATURE_FORMAT.to_owned()),
         pairs: None,
         calibrator: Calibrator { inverse_temperature: 1.0, method: Method::Softmax },

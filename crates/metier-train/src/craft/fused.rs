@@ -1,70 +1,167 @@
-//! Two heads that were fitted apart, as one: the rung `linear`, which reads n-grams, and a head on vectors that were tuned.
+//! Heads that were fitted apart, as one: what a network's vectors say, what n-grams say, and what the frozen encoder's vectors say.
 //!
 //! Fitted together with tuned vectors, n-grams are left next to nothing to say: of training rows the vectors know everything. Fitted apart
-//! they say what they know by themselves, and validation rows weigh both: `z = n·z_ngrams + v·z_vectors`, `n, v ≥ 0`, by logistic
-//! regression. A sum of linear margins is linear, so nothing about files or answers changes. Absent: which of the two ways ships.
+//! they say what they know by themselves, and validation rows weigh them: `z = v·z_vectors + n·z_ngrams + f·z_frozen`, `v, n, f ≥ 0`, by
+//! logistic regression. A sum of linear margins is linear, so one head says it: over n-grams and `[vectors | frozen vectors]`.
+//!
+//! Sums are compared by their log-loss on validation rows: which of two of them is right more often is decided by a handful of rows, how sure
+//! both are by all. What needs a second network must earn it: its loss must be shown to be less.
 
 use metier_model::head::LinearHead;
 
 use super::pair::Blend;
 
-/// The head of both, and how much the margins of n-grams weigh in it, those of the vectors counting 1.
-///
-/// `ngrams` and `vectors`: a head and its margins of the validation rows, whose classes are `gold`. None where the vectors weigh nothing.
+/// One-sided 95 % quantile of the normal distribution.
+const Z: f64 = 1.6449;
+
+/// A head that was fitted by itself, and its margins of the validation rows.
+#[derive(Clone, Copy)]
+pub(super) struct Maker<'a> {
+    pub(super) head: &'a LinearHead,
+    pub(super) validation: &'a [Vec<f32>],
+}
+
+/// A sum of heads.
+pub(super) struct Sum {
+    pub(super) head: LinearHead,
+    /// How much the margins of n-grams weigh, those of the vectors counting 1, where n-grams are read.
+    pub(super) ngrams: Option<f64>,
+    /// The same of the frozen vectors. Where it is there, the head reads `[vectors | frozen vectors]`.
+    pub(super) frozen: Option<f64>,
+    /// Log-loss of each validation row, nats.
+    losses: Vec<f64>,
+}
+
+/// The sum that says most of the validation rows, whose classes are `gold`. `whole`: what stands already, by its margins; `vectors`, and what may
+/// be added to it. `None`: none is better.
 pub(super) fn fuse(
-    ngrams: (&LinearHead, &[Vec<f32>]),
-    vectors: (&LinearHead, &[Vec<f32>]),
+    whole: &[Vec<f32>],
+    vectors: Maker<'_>,
+    ngrams: Maker<'_>,
+    frozen: Option<Maker<'_>>,
     gold: &[usize],
-) -> Option<(LinearHead, f64)> {
-    let n_classes = vectors.0.n_classes();
-    let blend = Blend::weigh(&[ngrams.1, vectors.1], gold, n_classes);
-    let [n, v] = blend.weights[..] else { return None };
-    let dense: Vec<f32> = vectors.0.dense_weights()?.iter().map(|weight| v * weight).collect();
-    let bias: Vec<f32> = vectors.0.bias().iter().map(|bias| v * bias).collect();
-    (v > 0.0).then(|| (ngrams.0.blended(n, &bias, &dense), f64::from(n / v)))
+) -> Option<Sum> {
+    let mut best = losses(&Blend::weigh(&[whole], gold, vectors.head.n_classes()), &[whole], gold);
+    let mut taken = None;
+    if let Some(sum) = sum(vectors, ngrams, None, gold).filter(|sum| mean(&sum.losses) < mean(&best)) {
+        best.clone_from(&sum.losses);
+        taken = Some(sum);
+    }
+    let more = frozen.and_then(|frozen| sum(vectors, ngrams, Some(frozen), gold));
+    more.filter(|more| more.frozen.is_some() && is_less(&more.losses, &best)).or(taken)
+}
+
+fn sum(vectors: Maker<'_>, ngrams: Maker<'_>, frozen: Option<Maker<'_>>, gold: &[usize]) -> Option<Sum> {
+    let n_classes = vectors.head.n_classes();
+    let mut makers = vec![vectors.validation, ngrams.validation];
+    makers.extend(frozen.map(|frozen| frozen.validation));
+    let blend = Blend::weigh(&makers, gold, n_classes);
+    let (v, n) = (blend.weights[0], blend.weights[1]);
+    let f = frozen.map(|frozen| (blend.weights[2], frozen.head)).filter(|(f, _)| *f > 0.0);
+    if v <= 0.0 {
+        return None;
+    }
+    let scaled = |by: f32, numbers: &[f32]| numbers.iter().map(|number| by * number).collect::<Vec<f32>>();
+    let mut tail = scaled(v, vectors.head.dense_weights()?);
+    let mut bias = scaled(v, vectors.head.bias());
+    if let Some((f, head)) = f {
+        tail.extend(scaled(f, head.dense_weights()?));
+        bias.iter_mut().zip(head.bias()).for_each(|(bias, own)| *bias += f * own);
+    }
+    let head = if n > 0.0 { ngrams.head.blended(n, &bias, &tail) } else { LinearHead::quantise(bias, &[], tail) };
+    let share = |weight: f32| f64::from(weight / v);
+    Some(Sum {
+        head,
+        ngrams: (n > 0.0).then(|| share(n)),
+        frozen: f.map(|(f, _)| share(f)),
+        losses: losses(&blend, &makers, gold),
+    })
+}
+
+fn losses(blend: &Blend, makers: &[&[Vec<f32>]], gold: &[usize]) -> Vec<f64> {
+    let of_row = |(row, class): (usize, &usize)| {
+        let z = blend.margins(makers, row);
+        z.iter().map(|other| f64::from(other - z[*class]).exp()).sum::<f64>().ln()
+    };
+    gold.iter().enumerate().map(of_row).collect()
+}
+
+fn mean(losses: &[f64]) -> f64 {
+    losses.iter().sum::<f64>() / losses.len().max(1) as f64
+}
+
+/// Whether the mean of `less` is shown to be below that of `more`, row by row.
+fn is_less(less: &[f64], more: &[f64]) -> bool {
+    let gains: Vec<f64> = more.iter().zip(less).map(|(more, less)| more - less).collect();
+    let (n, gain) = (gains.len() as f64, mean(&gains));
+    let variance = gains.iter().map(|each| (each - gain).powi(2)).sum::<f64>() / (n - 1.0).max(1.0);
+    gain > 0.0 && gain > Z * (variance / n).sqrt()
 }
 
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used, reason = "tests")]
-    use metier_model::features::SparseRow;
+    use metier_model::{features::SparseRow, specialist::mix};
 
     use super::*;
     use crate::eval::calibrate::predicted;
 
-    /// Rows whose class is told by a word in one half of them and by the vector in the other: together the heads call all of them.
-    #[test]
-    fn each_says_what_the_other_cannot() {
-        let words = LinearHead::quantise(vec![0.0; 3], &[2.0, 0.0, 0.0, 0.0, 2.0, 0.0, 0.0, 0.0, 2.0], Vec::new());
-        let vectors = LinearHead::quantise(vec![0.1, 0.0, 0.0], &[], vec![3.0, 0.0, 0.0, 0.0, 3.0, 0.0, 0.0, 0.0, 3.0]);
-        let rows: Vec<(SparseRow, Vec<f32>, usize)> = (0..60usize)
-            .map(|i| {
-                let (class, told) = (i % 3, if i % 2 == 0 { 1.0 } else { 0.0 });
-                let word = SparseRow { columns: vec![class as u32], values: vec![told] };
-                let mut vector = vec![0.0; 3];
-                vector[class] = 1.0 - told;
-                (word, vector, class)
-            })
-            .collect();
-        let of = |head: &LinearHead, ngrams: bool| -> Vec<Vec<f32>> {
-            let margins = |row: &(SparseRow, Vec<f32>, usize)| match ngrams {
-                true => head.margins(Some(&row.0), None),
-                false => head.margins(None, Some(&row.1)),
-            };
-            rows.iter().map(margins).collect()
-        };
-        let gold: Vec<usize> = rows.iter().map(|row| row.2).collect();
-        let right =
-            |margins: &[Vec<f32>]| margins.iter().zip(&gold).filter(|(z, class)| predicted(z) == **class).count();
-        let (a, b) = (of(&words, true), of(&vectors, false));
-        assert!(right(&a) < 45 && right(&b) < 45);
+    struct Row {
+        word: SparseRow,
+        vector: Vec<f32>,
+        frozen: Vec<f32>,
+        class: usize,
+    }
 
-        let (head, weight) = fuse((&words, &a), (&vectors, &b), &gold).unwrap();
-        let both: Vec<Vec<f32>> = rows.iter().map(|row| head.margins(Some(&row.0), Some(&row.1))).collect();
-        assert_eq!(right(&both), 60);
-        // The head is the sum that was weighed, up to one factor.
-        for ((z, a), b) in both.iter().zip(&a).zip(&b) {
-            let sum = |k: usize| f64::from(a[k]) * weight + f64::from(b[k]);
+    /// Rows whose class is told by one of three: a word, the vector, the frozen vector. The others say nothing.
+    fn rows(n: usize) -> Vec<Row> {
+        let row = |i: usize| {
+            let (class, by) = ((mix(i as u64) % 3) as usize, i % 3);
+            let told = |maker: usize| if maker == by { 1.0 } else { 0.0 };
+            let one = |told: f32| (0..3).map(|k| if k == class { told } else { 0.0 }).collect::<Vec<f32>>();
+            let word = SparseRow { columns: vec![class as u32], values: vec![told(0)] };
+            Row { word, vector: one(told(1)), frozen: one(told(2)), class }
+        };
+        (0..n).map(row).collect()
+    }
+
+    fn heads() -> (LinearHead, LinearHead) {
+        let eye = |x: f32| (0..9).map(|at| if at % 4 == 0 { x } else { 0.0 }).collect::<Vec<f32>>();
+        // The first class is called where nothing is told.
+        let words = LinearHead::quantise(vec![0.1, 0.0, 0.0], &eye(2.0), Vec::new());
+        (words, LinearHead::quantise(vec![0.1, 0.0, 0.0], &[], eye(3.0)))
+    }
+
+    fn right(margins: &[Vec<f32>], gold: &[usize]) -> usize {
+        margins.iter().zip(gold).filter(|(z, class)| predicted(z) == **class).count()
+    }
+
+    /// Each knows a third of the rows: together they call all of them, and the head is the sum that was weighed.
+    #[test]
+    fn each_says_what_the_others_cannot() {
+        let rows = rows(180);
+        let gold: Vec<usize> = rows.iter().map(|row| row.class).collect();
+        let (words, dense) = heads();
+        let a: Vec<Vec<f32>> = rows.iter().map(|row| words.margins(Some(&row.word), None)).collect();
+        let b: Vec<Vec<f32>> = rows.iter().map(|row| dense.margins(None, Some(&row.vector))).collect();
+        let c: Vec<Vec<f32>> = rows.iter().map(|row| dense.margins(None, Some(&row.frozen))).collect();
+        let maker = |head, validation| Maker { head, validation };
+        let (vectors, ngrams, frozen) = (maker(&dense, &b), maker(&words, &a), maker(&dense, &c));
+
+        let two = fuse(&b, vectors, ngrams, None, &gold).unwrap();
+        let margins: Vec<Vec<f32>> =
+            rows.iter().map(|row| two.head.margins(Some(&row.word), Some(&row.vector))).collect();
+        assert!(two.frozen.is_none() && right(&b, &gold) < right(&margins, &gold));
+        assert!(right(&margins, &gold) < 180);
+
+        let three = fuse(&b, vectors, ngrams, Some(frozen), &gold).unwrap();
+        let read = |row: &Row| [row.vector.as_slice(), &row.frozen].concat();
+        let margins: Vec<Vec<f32>> =
+            rows.iter().map(|row| three.head.margins(Some(&row.word), Some(&read(row)))).collect();
+        assert_eq!(right(&margins, &gold), 180);
+        let (n, f) = (three.ngrams.unwrap(), three.frozen.unwrap());
+        for (((z, a), b), c) in margins.iter().zip(&a).zip(&b).zip(&c) {
+            let sum = |k: usize| f64::from(a[k]) * n + f64::from(b[k]) + f64::from(c[k]) * f;
             let factor = f64::from(z[0] - z[1]) / (sum(0) - sum(1));
             let other = f64::from(z[2] - z[1]) / (sum(2) - sum(1));
             if factor.is_finite() && other.is_finite() {
@@ -73,15 +170,33 @@ mod tests {
         }
     }
 
+    /// A frozen encoder that says what the vectors say already does not earn its keep; nor is anything added to what knows all.
+    #[test]
+    fn a_second_network_must_earn_it() {
+        let rows = rows(60);
+        let gold: Vec<usize> = rows.iter().map(|row| row.class).collect();
+        let (words, dense) = heads();
+        let a: Vec<Vec<f32>> = rows.iter().map(|row| words.margins(Some(&row.word), None)).collect();
+        let b: Vec<Vec<f32>> = rows.iter().map(|row| dense.margins(None, Some(&row.vector))).collect();
+        let maker = |head, validation| Maker { head, validation };
+        let (vectors, ngrams) = (maker(&dense, &b), maker(&words, &a));
+        assert!(fuse(&b, vectors, ngrams, Some(vectors), &gold).unwrap().frozen.is_none());
+        let all: Vec<Vec<f32>> =
+            gold.iter().map(|class| (0..3).map(|k| if k == *class { 9.0 } else { 0.0 }).collect()).collect();
+        assert!(fuse(&all, vectors, ngrams, Some(vectors), &gold).is_none());
+    }
+
     #[test]
     fn without_a_say_of_the_vectors_there_is_nothing_to_fuse() {
         let words = LinearHead::quantise(vec![0.0; 2], &[2.0, 0.0, 0.0, 2.0], Vec::new());
         let against = LinearHead::quantise(vec![0.0; 2], &[], vec![-3.0, 3.0]);
         let gold: Vec<usize> = (0..40).map(|i| i % 2).collect();
-        let told: Vec<Vec<f32>> =
-            gold.iter().map(|&class| if class == 0 { vec![2.0, 0.0] } else { vec![0.0, 2.0] }).collect();
-        let wrong: Vec<Vec<f32>> =
-            gold.iter().map(|&class| if class == 0 { vec![-3.0, 3.0] } else { vec![3.0, -3.0] }).collect();
-        assert!(fuse((&words, &told), (&against, &wrong), &gold).is_none());
+        let say = |right: f32, wrong: f32| -> Vec<Vec<f32>> {
+            gold.iter().map(|&class| if class == 0 { vec![right, wrong] } else { vec![wrong, right] }).collect()
+        };
+        let (told, wrong) = (say(2.0, 0.0), say(-3.0, 3.0));
+        let (vectors, ngrams) =
+            (Maker { head: &against, validation: &wrong }, Maker { head: &words, validation: &told });
+        assert!(fuse(&wrong, vectors, ngrams, None, &gold).is_none());
     }
 }

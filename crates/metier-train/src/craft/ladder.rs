@@ -31,7 +31,8 @@ pub use self::{decoding::remove_decoder_checkpoints, tuning::ENCODER_CHECKPOINT}
 use super::{
     decoder::{self, Influence},
     encoder::{self, Gold, TuneError},
-    fused, linear,
+    fused::{self, Maker},
+    linear,
     pair::{self, Blend, Pairs},
     teaching::Lesson,
 };
@@ -91,7 +92,10 @@ pub struct Own {
     pub pairs: Option<Arc<PairModel>>,
     /// The decoder's deltas that were tuned for it, and the layers that it keeps.
     pub decoder: Option<OwnDecoder>,
-    /// What the encoder makes of every row, and behind it what the comparison makes of it; or what the decoder makes of it.
+    /// Whether it reads the frozen encoder's vectors behind its own.
+    pub reads_base: bool,
+    /// What the encoder makes of every row, and behind it what the comparison makes of it, or what the frozen encoder does; or what the decoder
+    /// makes of it, and behind it the frozen encoder.
     pub embeddings: Embeddings,
 }
 
@@ -270,8 +274,18 @@ pub fn climb(
     let features = Features::fit(texts(), MIN_FEATURE_ROWS, max_features(n_classes));
     let sparse: Vec<SparseRow> = texts().map(|text| features.apply(text)).collect();
     let classes: Vec<usize> = train.iter().map(|example| example.class).collect();
-    let shop =
-        Shop { splits, inputs, features: &features, sparse: &sparse, classes: &classes, target, run, lesson, ngrams };
+    let shop = Shop {
+        splits,
+        inputs,
+        features: &features,
+        sparse: &sparse,
+        classes: &classes,
+        target,
+        run,
+        lesson,
+        ngrams,
+        frozen: embeddings,
+    };
 
     let plans: Vec<(Stage, &[Path])> =
         [(Stage::Linear, &LINEAR_GRID[..]), (Stage::Head, &HEAD_GRID), (Stage::Both, &BOTH_GRID)]
@@ -297,8 +311,7 @@ pub fn climb(
     }
     let tunes = (from..=up_to).contains(&Stage::Tuned) && embeddings.is_some();
     if let Some(encoder) = encoder.filter(|_| tunes) {
-        let ngrams = rungs.iter().find(|rung| rung.stage == Stage::Linear);
-        match shop.tune(encoder, tuning, ngrams, pairs.as_ref(), progress) {
+        match shop.tune(encoder, tuning, shop.addends(&rungs).as_ref(), pairs.as_ref(), progress) {
             Ok(Tuned::Rung(rung)) => rungs.push(*rung),
             Ok(Tuned::Skipped(rung)) => skipped.push(rung),
             // The rungs below it stand.
@@ -307,7 +320,7 @@ pub fn climb(
     }
     for decoder in decoders.iter().filter(|_| up_to >= Stage::Decoder) {
         let named = (decoders.len() > 1).then(|| decoder.base().name.as_str());
-        match shop.decode(decoder, named, decoding, progress) {
+        match shop.decode(decoder, named, decoding, shop.addends(&rungs).as_ref(), progress) {
             Ok(Decoded::Rungs(more, trained)) => {
                 rungs.extend(more);
                 logs.push(trained);
@@ -363,6 +376,14 @@ struct Shop<'a> {
     run: &'a Run<'a>,
     lesson: Option<&'a Lesson>,
     ngrams: bool,
+    /// Vectors of the frozen encoder.
+    frozen: Option<&'a Embeddings>,
+}
+
+/// What may be added to a head on a network's vectors: a head on n-grams, and one on the frozen encoder's vectors with these.
+struct Addends<'r> {
+    ngrams: &'r Rung,
+    frozen: Option<(&'r Rung, &'r Embeddings)>,
 }
 
 impl Shop<'_> {
@@ -416,6 +437,7 @@ impl Shop<'_> {
                         interval: measured.interval,
                         against_best: None,
                         ngram_weight: None,
+                        frozen_weight: None,
                         tuning: None,
                         adapter: None,
                     };
@@ -461,6 +483,7 @@ impl Shop<'_> {
                 interval: measured.interval,
                 against_best: None,
                 ngram_weight: None,
+                frozen_weight: None,
                 tuning: None,
                 adapter: None,
             },
@@ -470,6 +493,7 @@ impl Shop<'_> {
                 file: None,
                 pairs: Some(Arc::clone(&pairs.model)),
                 decoder: None,
+                reads_base: false,
                 embeddings: pairs.outputs.clone(),
             }),
         }
@@ -493,35 +517,46 @@ impl Shop<'_> {
         }
     }
 
-    /// The tuned rung as the sum of `ngrams` and a head on its vectors alone, where that does no worse on validation rows than the head
-    /// that was fitted on both.
-    fn fused(
-        &self,
-        rung: Rung,
-        ngrams: &Rung,
-        embeddings: &Embeddings,
-        progress: &mut dyn FnMut(Progress<'_>),
-    ) -> Rung {
-        let mut steps = Steps { done: 0, total: VECTOR_GRID.iter().map(|path| path.c.len()).sum() };
-        let (vectors, _) = self.make(Stage::Head, &VECTOR_GRID, Some(embeddings), &mut steps, progress);
-        let held = Held::of(self.splits, Part::Validation, self.features, Some(embeddings));
-        let (n_classes, metric) = (self.splits.labels.len(), self.target.metric);
-        let makers = [(&ngrams.head, ngrams.validation.as_slice()), (&vectors.head, vectors.validation.as_slice())];
-        let Some((head, ngram_weight)) = fused::fuse(makers[0], makers[1], &held.classes) else { return rung };
-        let validation = held.margins(&head);
-        let measured = metrics::measure(metric, &calls(&validation), &held.classes, n_classes, self.run.seed);
-        if measured.value < rung.record.validation {
-            return rung;
+    /// What may be added to a head on a network's vectors. Nothing where it shall read these alone; the F1 of one label has a bias of its own,
+    /// which a sum would have to be given anew.
+    fn addends<'r>(&'r self, rungs: &'r [Rung]) -> Option<Addends<'r>> {
+        let settles = matches!(self.target.metric, Metric::F1 { .. });
+        let rung = |stage: Stage| rungs.iter().find(|rung| rung.stage == stage);
+        let ngrams = rung(Stage::Linear).filter(|_| self.ngrams && !settles)?;
+        Some(Addends { ngrams, frozen: rung(Stage::Head).zip(self.frozen) })
+    }
+
+    /// The rung as a sum of `vectors`, which reads its network's vectors alone, and of what may be added, where validation rows say that
+    /// this is better.
+    fn fused(&self, mut rung: Rung, vectors: (&LinearHead, &[Vec<f32>]), addends: &Addends<'_>) -> Rung {
+        let Some(own) = rung.own.as_mut() else { return rung };
+        fn lend(rung: &Rung) -> Maker<'_> {
+            Maker { head: &rung.head, validation: &rung.validation }
         }
+        let gold: Vec<usize> = self.splits.part(Part::Validation).iter().map(|example| example.class).collect();
+        let vectors = Maker { head: vectors.0, validation: vectors.1 };
+        let frozen = addends.frozen.map(|(head, _)| lend(head));
+        let Some(sum) = fused::fuse(&rung.validation, vectors, lend(addends.ngrams), frozen, &gold) else {
+            return rung;
+        };
+        if let Some((_, frozen)) = addends.frozen.filter(|_| sum.frozen.is_some()) {
+            own.reads_base = true;
+            for (part, frozen) in own.embeddings.iter_mut().zip(frozen) {
+                part.iter_mut().zip(frozen).for_each(|(row, frozen)| row.extend_from_slice(frozen));
+            }
+        }
+        let held = Held::of(self.splits, Part::Validation, self.features, Some(&own.embeddings));
+        let validation = held.margins(&sum.head);
+        let n_classes = self.splits.labels.len();
+        let measured = metrics::measure(self.target.metric, &calls(&validation), &gold, n_classes, self.run.seed);
         let record = RungRecord {
-            c: vectors.record.c,
-            embedding_scale: vectors.record.embedding_scale,
             validation: measured.value,
             interval: measured.interval,
-            ngram_weight: Some(ngram_weight),
+            ngram_weight: sum.ngrams,
+            frozen_weight: sum.frozen,
             ..rung.record
         };
-        Rung { head, record, validation, ..rung }
+        Rung { head: sum.head, record, validation, ..rung }
     }
 
     /// The rung whose encoder is tuned, if it is predicted to end in time.
@@ -529,7 +564,7 @@ impl Shop<'_> {
         &self,
         encoder: &Encoder,
         recipe: &encoder::Recipe,
-        ngrams: Option<&Rung>,
+        addends: Option<&Addends<'_>>,
         pairs: Option<&Pairs>,
         progress: &mut dyn FnMut(Progress<'_>),
     ) -> Result<Tuned, TuneError> {
@@ -564,13 +599,27 @@ impl Shop<'_> {
         };
         let mut steps = Steps { done: 0, total: TUNED_GRID.iter().map(|path| path.c.len()).sum() };
         let (mut rung, _) = self.make(Stage::Tuned, &TUNED_GRID, Some(&layers.embeddings), &mut steps, progress);
-        // The F1 of one label has a bias of its own, which a sum would have to be given anew; pairs have trees beside the vectors.
-        if let Some(ngrams) = ngrams.filter(|_| pairs.is_none() && !matches!(self.target.metric, Metric::F1 { .. })) {
-            rung = self.fused(rung, ngrams, &layers.embeddings, progress);
+        let vectors = addends.filter(|_| pairs.is_none()).map(|addends| {
+            let mut steps = Steps { done: 0, total: VECTOR_GRID.iter().map(|path| path.c.len()).sum() };
+            let embeddings = Some(&layers.embeddings);
+            (addends, self.make(Stage::Head, &VECTOR_GRID, embeddings, &mut steps, progress).0)
+        });
+        rung.own = Some(Own {
+            file: Some(layers.file),
+            pairs: None,
+            decoder: None,
+            reads_base: false,
+            embeddings: layers.embeddings,
+        });
+        if let Some((addends, vectors)) = vectors {
+            rung = self.fused(rung, (&vectors.head, &vectors.validation), addends);
+            if rung.record.ngram_weight.or(rung.record.frozen_weight).is_some() {
+                (rung.record.c, rung.record.embedding_scale) = (vectors.record.c, vectors.record.embedding_scale);
+            }
         }
         rung.seconds = ((self.run.clock)() - start).as_secs_f64();
         rung.record.tuning = Some(layers.record);
-        rung.own = Some(Own { file: Some(layers.file), pairs: None, decoder: None, embeddings: layers.embeddings });
+        // Pairs have trees beside the vectors.
         if let Some(pairs) = pairs {
             self.with_pairs(&mut rung, pairs);
         }

@@ -201,6 +201,7 @@ impl Shop<'_> {
                         interval: measured.interval,
                         against_best: None,
                         ngram_weight: None,
+                        frozen_weight: None,
                         tuning: None,
                         adapter: None,
                     };
@@ -243,7 +244,13 @@ impl Shop<'_> {
         let mut rung = self.make(Stage::Tuned, &TUNED_GRID, Some(&layers.embeddings), progress);
         rung.seconds = ((self.run.clock)() - start).as_secs_f64();
         rung.record.tuning = Some(layers.record);
-        rung.own = Some(Own { file: Some(layers.file), pairs: None, decoder: None, embeddings: layers.embeddings });
+        rung.own = Some(Own {
+            file: Some(layers.file),
+            pairs: None,
+            decoder: None,
+            reads_base: false,
+            embeddings: layers.embeddings,
+        });
         Ok(Tuned::Rung(Box::new(rung)))
     }
 }

@@ -66,7 +66,7 @@ pub fn run(args: &EvalArgs) -> Outcome {
         )));
     }
     let runs_on_decoder = manifest.decoder().is_some();
-    let encoder = if specialist.needs_embedding() && !runs_on_decoder {
+    let encoder = if (specialist.needs_embedding() && !runs_on_decoder) || specialist.reads_base() {
         Some(bases::encoder(&settings, &environment)?)
     } else {
         None
@@ -81,6 +81,7 @@ pub fn run(args: &EvalArgs) -> Outcome {
         Some(decoder) => metier_train::evaluate_decoder(
             &specialist,
             Arc::new(decoder),
+            encoder.as_ref().map(|encoder| encoder as &dyn Embed),
             &pool,
             &args.file,
             &columns,

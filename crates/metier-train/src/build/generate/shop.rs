@@ -94,6 +94,7 @@ impl Shop<'_> {
             interval: measured.interval,
             against_best: None,
             ngram_weight: None,
+            frozen_weight: None,
             tuning: None,
             adapter: None,
         }
@@ -440,6 +441,7 @@ impl Shop<'_> {
             c: rung.record.c,
             embedding_scale: rung.record.embedding_scale,
             ngram_weight: None,
+            frozen_weight: None,
             against_best: rung.record.against_best,
             decoder: rung.depth.clone(),
         }
@@ -506,6 +508,7 @@ impl Shop<'_> {
                 adapter_weights: if rung.adapter.is_some() { self.generate.tune.weights } else { AdapterWeights::F16 },
             }),
             hidden: None,
+            reads_base: false,
             features: None,
             calibrator: calibrate::fit(&margins, &classes),
             certificate: None,

@@ -13,8 +13,8 @@ use metier_model::{
 };
 
 use super::{
-    DecoderLog, Depth, Embeddings, Own, OwnDecoder, Run, Rung, Shop, SkippedRung, Steps, VECTOR_GRID, calls, compare,
-    decimal, kept_layers, on_base,
+    Addends, DecoderLog, Depth, Embeddings, Own, OwnDecoder, Run, Rung, Shop, SkippedRung, Steps, VECTOR_GRID, calls,
+    compare, decimal, kept_layers, on_base,
 };
 use crate::{
     craft::{
@@ -67,12 +67,13 @@ fn others(texts: &[Vec<&str>; 4]) -> usize {
 
 impl Shop<'_> {
     /// The rungs whose head reads a tuned decoder, from few layers to all, if they are predicted to end in time.
-    /// `named`: what the decoder is called where it is one of several.
+    /// `named`: what the decoder is called where it is one of several. `addends`: what is added to each depth where that is better.
     pub(super) fn decode(
         &self,
         decoder: &Arc<Decoder>,
         named: Option<&str>,
         recipe: &decoder::Recipe,
+        addends: Option<&Addends<'_>>,
         progress: &mut dyn FnMut(Progress<'_>),
     ) -> Result<Decoded, DecoderTuneError> {
         let (run, start) = (self.run, (self.run.clock)());
@@ -139,6 +140,10 @@ impl Shop<'_> {
         loop {
             let (trained, planned, influence) = phase;
             let (mut rung, reader, rounded) = self.decoded(decoder, &tuner, &texts, recipe.weights, progress)?;
+            if let Some(addends) = addends {
+                let (head, margins) = (rung.head.clone(), rung.validation.clone());
+                rung = self.fused(rung, (&head, &margins), addends);
+            }
             let layers = tuner.net().layers().to_vec();
             rung.record.adapter = Some(AdapterRecord {
                 rank: recipe.lora.r as u64,
@@ -251,7 +256,7 @@ impl Shop<'_> {
             is_chosen: false,
         };
         let decoder = Some(OwnDecoder { files, base, depth });
-        rung.own = Some(Own { file: None, pairs: None, decoder, embeddings });
+        rung.own = Some(Own { file: None, pairs: None, decoder, reads_base: false, embeddings });
         Ok((rung, reader, rounded))
     }
 }

@@ -128,6 +128,9 @@ fn obstacle(specialist: &Specialist) -> Option<&'static str> {
         Stage::Head | Stage::Tuned if manifest.scope.is_some() => Some(
             "a rule over its margins tells what is none of its labels, and a linear head knows no such rule: build it without `target.in_scope`",
         ),
+        Stage::Tuned if manifest.reads_base => Some(
+            "its head reads two encoders, and a classifier of Transformers has one: build it with `[tune] ngrams = false`",
+        ),
         Stage::Tuned if specialist.features().is_some() => Some(
             "beside its encoder it reads hashed n-grams, which Transformers does not make: build it with `[tune] ngrams = false`",
         ),
