@@ -518,6 +518,8 @@ fn a_tuned_encoder_ships_its_layers() {
     let test = bench.dir.path().join("test.csv");
     let report = evaluate(&specialist, Some(&encoder), &bench.pool, &test, &columns, 1, &mut silent).unwrap();
     assert_eq!(report.value, outcome.value);
+    let told = fs::read_to_string(outcome.path.join(card::CARD)).unwrap();
+    assert!(told.contains("the embedding of an encoder that was tuned for this task"), "{told}");
     reads_the_frozen_encoder_too(&outcome.path, &encoder, &bench.pool, &store, (&test, &columns));
 
     // Where the task says so, the rung does not run.

@@ -4,7 +4,7 @@ use metier_model::{
     Specialist,
     specialist::{
         bundle::{BESIDE, MAX_PROBE_ROWS},
-        manifest::{Kind, Manifest},
+        manifest::{Kind, Manifest, Stage},
         registry::{Standing, State, UNKNOWN, utc},
     },
 };
@@ -27,7 +27,7 @@ pub fn render(specialist: &Specialist, outcome: &BuildOutcome, standing: Option<
         outcome.bundle,
         kind(manifest),
         manifest.inputs.iter().map(|input| format!("`{input}`")).collect::<Vec<_>>().join(", "),
-        describe(manifest),
+        describe(specialist),
         manifest.base.as_ref().map_or_else(|| "none".to_owned(), |b| format!("{} (`{}`)", b.name, b.digest.short())),
         if manifest.may_leave { "yes, when it defers" } else { "no" },
     );
@@ -198,20 +198,45 @@ fn approval(standing: Option<&Standing>) -> String {
     text
 }
 
-fn describe(manifest: &Manifest) -> String {
-    let what = match manifest.stage.name() {
-        "linear" => "a linear model on word and character n-grams",
-        "head" => "a linear model on the embedding of a frozen encoder",
-        "span" => "tags on the words of a text, from an encoder that was tuned for this task",
-        "prompted" => "a decoder as it is, told the instruction",
-        "adapter" => "a decoder under an adapter that was trained for this task",
-        "decoder" => "a linear model on the last row of a decoder under an adapter that was tuned for this task",
-        "tuned" => "one linear model on n-grams and the embedding of an encoder that was tuned for this task",
-        _ => "one linear model on n-grams and the embedding of a frozen encoder",
-    };
+fn describe(specialist: &Specialist) -> String {
+    let manifest = specialist.manifest();
     let layers =
         manifest.kept_layers().map_or_else(String::new, |kept| format!(", with {} of its layers", kept.layers().len()));
-    format!("`{}`: {what}{layers}", manifest.stage.name())
+    format!("`{}`: {}{layers}", manifest.stage.name(), what_answers(specialist))
+}
+
+fn what_answers(specialist: &Specialist) -> String {
+    let manifest = specialist.manifest();
+    const FROZEN: &str = "the embedding of a frozen encoder";
+    let network = match manifest.stage {
+        Stage::Linear => return "a linear model on word and character n-grams".to_owned(),
+        Stage::Pair => {
+            return "boosted trees on how the inputs agree, and the words that one of them has alone".to_owned();
+        }
+        Stage::Head => return format!("a linear model on {FROZEN}"),
+        Stage::Both => return format!("one linear model on n-grams and {FROZEN}"),
+        Stage::Span => return "tags on the words of a text, from an encoder that was tuned for this task".to_owned(),
+        Stage::Lookup => return "the values of the training rows, found again".to_owned(),
+        Stage::Nearest => return "the answer of the most similar training row".to_owned(),
+        Stage::Prompted => return "a decoder as it is, told the instruction".to_owned(),
+        Stage::Adapter => return "a decoder under an adapter that was trained for this task".to_owned(),
+        Stage::Tuned => "the embedding of an encoder that was tuned for this task",
+        Stage::Decoder => "the last row of a decoder under an adapter that was tuned for this task",
+    };
+    let mut parts = vec![network];
+    // N-grams may be there for a stage that is asked first alone.
+    if specialist.head().is_some_and(|head| manifest.stage.has_ngrams(head)) {
+        parts.insert(0, "n-grams");
+    }
+    if manifest.reads_base {
+        parts.push("the embedding of the frozen encoder");
+    }
+    if manifest.pairs.is_some() && manifest.stage.reads_pairs() {
+        parts.push("how the inputs agree");
+    }
+    let last = parts.pop().unwrap_or_default();
+    let all = if parts.is_empty() { last.to_owned() } else { format!("{} and {last}", parts.join(", ")) };
+    format!("{} on {all}", if parts.is_empty() { "a linear model" } else { "one linear model" })
 }
 
 fn certificate(manifest: &Manifest, outcome: &BuildOutcome) -> String {
