@@ -287,7 +287,8 @@ impl Gateway {
         if let Some(encoder) = &self.encoder {
             for expert in &experts {
                 if let Some(why) = expert.base().and_then(|base| base.mismatch(&encoder.base)) {
-                    let loss = if expert.needs_embedding() { "cannot answer" } else { "cannot be found by `auto`" };
+                    let reads = expert.reads_base() || (expert.needs_embedding() && expert.own_encoder().is_none());
+                    let loss = if reads { "cannot answer" } else { "cannot be found by `auto`" };
                     tracing::warn!("specialist `{}` {loss}: {why}", expert.name());
                 }
             }

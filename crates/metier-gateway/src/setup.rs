@@ -161,6 +161,12 @@ impl Gateway {
 
     /// A specialist whose head reads the base under its adapter; without the decoder that it was made with it says so when it is asked.
     fn with_decoder(&self, specialist: Arc<Specialist>) -> Arc<dyn Expert> {
+        if specialist.reads_base() && self.encoder.is_none() {
+            let name = &specialist.manifest().name;
+            tracing::warn!(
+                "specialist `{name}` cannot answer: its head reads an encoder too, and this server has none"
+            );
+        }
         let reader = self.base_of(&specialist).and_then(|base| self.adapted(&specialist, base));
         match reader.and_then(|reader| reader.ok_or_else(|| "it has no adapter".to_owned())) {
             Ok(reader) => {

@@ -1,4 +1,4 @@
-//! How fast can this CPU multiply? Arithmetic on slices, a pool of pinned threads, mapped files.
+//! How fast can this CPU multiply? Arithmetic on slices, a pool of threads with cores of their own, mapped files.
 //!
 //! **In:** plain slices and shapes. **Out:** plain slices. **Absent:** models, layers, files' formats, allocation policy;
 //! whoever calls knows what a number means, this crate knows only how to multiply it.

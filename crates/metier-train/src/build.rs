@@ -191,7 +191,7 @@ pub struct RungOutcome {
     pub c: f64,
     /// Scale of the embedding.
     pub embedding_scale: f64,
-    /// How much n-grams weigh beside tuned vectors, where the two were fitted apart.
+    /// How much n-grams weigh beside the vectors of its own network, where the two were fitted apart.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ngram_weight: Option<f64>,
     /// How much the frozen encoder's vectors weigh beside those of its own network, where they were added.

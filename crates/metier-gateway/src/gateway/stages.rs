@@ -208,9 +208,13 @@ impl Gateway {
             None if !expert.needs_embedding() => embedded.unwrap_or_default(),
             None => self.embedded_by_server(&**expert, text, embedded).await?,
             Some(own) => {
+                // First what may be missing.
+                let base = match expert.reads_base() {
+                    true => Some(self.embedded_by_server(&**expert, text, embedded).await?),
+                    false => None,
+                };
                 let mut read = own.embed(vec![expert.own_text(text)]).await.map_err(local_error)?;
-                if expert.reads_base() {
-                    let base = self.embedded_by_server(&**expert, text, embedded).await?;
+                if let Some(base) = base {
                     read.vectors.iter_mut().zip(base.vectors).for_each(|(own, base)| own.extend(base));
                     read.n_tokens += base.n_tokens;
                 }

@@ -399,7 +399,7 @@ pub struct RungRecord {
     pub c: f64,
     /// Scale of the embedding beside n-grams of norm 1; 0 without embedding.
     pub embedding_scale: f64,
-    /// Of a tuned rung whose head was fitted on vectors alone and added to that of the rung `linear`: how much the margins of n-grams weigh,
+    /// Of a head that was fitted on a network's vectors alone and added to that of the rung `linear`: how much the margins of n-grams weigh,
     /// those of the vectors counting 1.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ngram_weight: Option<f64>,
@@ -471,7 +471,8 @@ pub struct AdapterRecord {
     pub rounded: Option<Rounded>,
 }
 
-/// What rounding an adapter to 8 bits did on validation rows, everything else the same.
+/// What rounding an adapter to 8 bits did on validation rows, everything else the same; of a head on a decoder by the head that reads the
+/// decoder's row alone.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Rounded {
     /// The metric in 16 bits.

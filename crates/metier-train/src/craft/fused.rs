@@ -5,7 +5,8 @@
 //! logistic regression. A sum of linear margins is linear, so one head says it: over n-grams and `[vectors | frozen vectors]`.
 //!
 //! Sums are compared by their log-loss on validation rows: which of two of them is right more often is decided by a handful of rows, how sure
-//! both are by all. What needs a second network must earn it: its loss must be shown to be less.
+//! both are by all. What is read besides must earn it: where n-grams, or a second network, come to a head that did without, the loss must be
+//! shown to be less.
 
 use metier_model::head::LinearHead;
 
@@ -32,18 +33,30 @@ pub(super) struct Sum {
     losses: Vec<f64>,
 }
 
-/// The sum that says most of the validation rows, whose classes are `gold`. `whole`: what stands already, by its margins; `vectors`, and what may
-/// be added to it. `None`: none is better.
+/// What stands already, by its margins of the validation rows.
+#[derive(Clone, Copy)]
+pub(super) struct Whole<'a> {
+    pub(super) validation: &'a [Vec<f32>],
+    pub(super) reads_ngrams: bool,
+}
+
+/// The sum that says most of the validation rows, whose classes are `gold`: of `vectors` and of what may be added to it. `None`: none is better
+/// than the whole.
 pub(super) fn fuse(
-    whole: &[Vec<f32>],
+    whole: Whole<'_>,
     vectors: Maker<'_>,
     ngrams: Maker<'_>,
     frozen: Option<Maker<'_>>,
     gold: &[usize],
 ) -> Option<Sum> {
-    let mut best = losses(&Blend::weigh(&[whole], gold, vectors.head.n_classes()), &[whole], gold);
+    let makers = [whole.validation];
+    let mut best = losses(&Blend::weigh(&makers, gold, vectors.head.n_classes()), &makers, gold);
     let mut taken = None;
-    if let Some(sum) = sum(vectors, ngrams, None, gold).filter(|sum| mean(&sum.losses) < mean(&best)) {
+    let is_better = |sum: &Sum, best: &[f64]| match whole.reads_ngrams || sum.ngrams.is_none() {
+        true => mean(&sum.losses) < mean(best),
+        false => is_less(&sum.losses, best),
+    };
+    if let Some(sum) = sum(vectors, ngrams, None, gold).filter(|sum| is_better(sum, &best)) {
         best.clone_from(&sum.losses);
         taken = Some(sum);
     }
@@ -148,13 +161,14 @@ mod tests {
         let maker = |head, validation| Maker { head, validation };
         let (vectors, ngrams, frozen) = (maker(&dense, &b), maker(&words, &a), maker(&dense, &c));
 
-        let two = fuse(&b, vectors, ngrams, None, &gold).unwrap();
+        let whole = Whole { validation: &b, reads_ngrams: false };
+        let two = fuse(whole, vectors, ngrams, None, &gold).unwrap();
         let margins: Vec<Vec<f32>> =
             rows.iter().map(|row| two.head.margins(Some(&row.word), Some(&row.vector))).collect();
         assert!(two.frozen.is_none() && right(&b, &gold) < right(&margins, &gold));
         assert!(right(&margins, &gold) < 180);
 
-        let three = fuse(&b, vectors, ngrams, Some(frozen), &gold).unwrap();
+        let three = fuse(whole, vectors, ngrams, Some(frozen), &gold).unwrap();
         let read = |row: &Row| [row.vector.as_slice(), &row.frozen].concat();
         let margins: Vec<Vec<f32>> =
             rows.iter().map(|row| three.head.margins(Some(&row.word), Some(&read(row)))).collect();
@@ -180,10 +194,15 @@ mod tests {
         let b: Vec<Vec<f32>> = rows.iter().map(|row| dense.margins(None, Some(&row.vector))).collect();
         let maker = |head, validation| Maker { head, validation };
         let (vectors, ngrams) = (maker(&dense, &b), maker(&words, &a));
-        assert!(fuse(&b, vectors, ngrams, Some(vectors), &gold).unwrap().frozen.is_none());
+        let whole = |validation, reads_ngrams| Whole { validation, reads_ngrams };
+        assert!(fuse(whole(&b, true), vectors, ngrams, Some(vectors), &gold).unwrap().frozen.is_none());
+        // N-grams that say nothing do not come to a head that did without them.
+        let noise: Vec<Vec<f32>> =
+            (0..60).map(|i| (0..3).map(|k| (mix(3 * i + k) % 100) as f32 / 50.0 - 1.0).collect()).collect();
+        assert!(fuse(whole(&b, false), vectors, maker(&words, &noise), None, &gold).is_none());
         let all: Vec<Vec<f32>> =
             gold.iter().map(|class| (0..3).map(|k| if k == *class { 9.0 } else { 0.0 }).collect()).collect();
-        assert!(fuse(&all, vectors, ngrams, Some(vectors), &gold).is_none());
+        assert!(fuse(whole(&all, true), vectors, ngrams, Some(vectors), &gold).is_none());
     }
 
     #[test]
@@ -197,6 +216,6 @@ mod tests {
         let (told, wrong) = (say(2.0, 0.0), say(-3.0, 3.0));
         let (vectors, ngrams) =
             (Maker { head: &against, validation: &wrong }, Maker { head: &words, validation: &told });
-        assert!(fuse(&wrong, vectors, ngrams, None, &gold).is_none());
+        assert!(fuse(Whole { validation: &wrong, reads_ngrams: true }, vectors, ngrams, None, &gold).is_none());
     }
 }

@@ -31,7 +31,7 @@ pub use self::{decoding::remove_decoder_checkpoints, tuning::ENCODER_CHECKPOINT}
 use super::{
     decoder::{self, Influence},
     encoder::{self, Gold, TuneError},
-    fused::{self, Maker},
+    fused::{self, Maker, Whole},
     linear,
     pair::{self, Blend, Pairs},
     teaching::Lesson,
@@ -130,7 +130,7 @@ pub struct Depth {
     pub layers: Vec<usize>,
     /// Layers of the decoder.
     pub of: usize,
-    /// Texts read a second, eight at a time, on this machine and beside whatever else ran.
+    /// Texts read a second by the decoder, eight at a time, on this machine and beside whatever else ran.
     pub rows_a_second: f64,
     /// The same as a multiple of all layers' speed.
     pub speed: f64,
@@ -138,7 +138,7 @@ pub struct Depth {
     pub kv_bytes_a_token: u64,
     /// Bytes of the deltas as they are served.
     pub adapter_bytes: u64,
-    /// Paired comparison with all layers on validation rows; absent for all layers themselves.
+    /// Paired comparison with all layers on validation rows, of heads on the decoder's row alone; absent for all layers themselves.
     pub against_all: Option<NonInferiority>,
     /// Epochs that were trained at this depth.
     pub epochs: Vec<decoder::EpochLog>,
@@ -527,28 +527,36 @@ impl Shop<'_> {
     }
 
     /// The rung as a sum of `vectors`, which reads its network's vectors alone, and of what may be added, where validation rows say that
-    /// this is better.
-    fn fused(&self, mut rung: Rung, vectors: (&LinearHead, &[Vec<f32>]), addends: &Addends<'_>) -> Rung {
-        let Some(own) = rung.own.as_mut() else { return rung };
+    /// this is better; and whether they do.
+    fn fused(&self, mut rung: Rung, vectors: (&LinearHead, &[Vec<f32>]), addends: &Addends<'_>) -> (Rung, bool) {
         fn lend(rung: &Rung) -> Maker<'_> {
             Maker { head: &rung.head, validation: &rung.validation }
         }
+        let reads_ngrams = rung.stage.has_ngrams(&rung.head);
+        let Some(own) = rung.own.as_mut() else { return (rung, false) };
         let gold: Vec<usize> = self.splits.part(Part::Validation).iter().map(|example| example.class).collect();
         let vectors = Maker { head: vectors.0, validation: vectors.1 };
+        let whole = Whole { validation: &rung.validation, reads_ngrams };
         let frozen = addends.frozen.map(|(head, _)| lend(head));
-        let Some(sum) = fused::fuse(&rung.validation, vectors, lend(addends.ngrams), frozen, &gold) else {
-            return rung;
+        let Some(sum) = fused::fuse(whole, vectors, lend(addends.ngrams), frozen, &gold) else {
+            return (rung, false);
         };
-        if let Some((_, frozen)) = addends.frozen.filter(|_| sum.frozen.is_some()) {
-            own.reads_base = true;
-            for (part, frozen) in own.embeddings.iter_mut().zip(frozen) {
-                part.iter_mut().zip(frozen).for_each(|(row, frozen)| row.extend_from_slice(frozen));
-            }
+        let frozen = addends.frozen.filter(|_| sum.frozen.is_some()).map(|(_, frozen)| frozen);
+        let follow = |part: Part| {
+            let rows = own.embeddings[part as usize].iter().enumerate();
+            let behind = |at: usize| frozen.map_or(&[][..], |frozen| &frozen[part as usize][at]);
+            rows.map(|(at, row)| [row.as_slice(), behind(at)].concat()).collect::<Vec<_>>()
+        };
+        let embeddings = Part::ALL.map(follow);
+        let validation = Held::of(self.splits, Part::Validation, self.features, Some(&embeddings)).margins(&sum.head);
+        let (n_classes, metric) = (self.splits.labels.len(), self.target.metric);
+        let measured = metrics::measure(metric, &calls(&validation), &gold, n_classes, self.run.seed);
+        // Log-loss is of the frequent labels; where rare ones count as much, it does not decide alone.
+        if metric == Metric::MacroF1 && measured.value < rung.record.validation {
+            return (rung, false);
         }
-        let held = Held::of(self.splits, Part::Validation, self.features, Some(&own.embeddings));
-        let validation = held.margins(&sum.head);
-        let n_classes = self.splits.labels.len();
-        let measured = metrics::measure(self.target.metric, &calls(&validation), &gold, n_classes, self.run.seed);
+        own.reads_base = frozen.is_some();
+        own.embeddings = embeddings;
         let record = RungRecord {
             validation: measured.value,
             interval: measured.interval,
@@ -556,7 +564,7 @@ impl Shop<'_> {
             frozen_weight: sum.frozen,
             ..rung.record
         };
-        Rung { head: sum.head, record, validation, ..rung }
+        (Rung { head: sum.head, record, validation, ..rung }, true)
     }
 
     /// The rung whose encoder is tuned, if it is predicted to end in time.
@@ -612,8 +620,9 @@ impl Shop<'_> {
             embeddings: layers.embeddings,
         });
         if let Some((addends, vectors)) = vectors {
-            rung = self.fused(rung, (&vectors.head, &vectors.validation), addends);
-            if rung.record.ngram_weight.or(rung.record.frozen_weight).is_some() {
+            let taken;
+            (rung, taken) = self.fused(rung, (&vectors.head, &vectors.validation), addends);
+            if taken {
                 (rung.record.c, rung.record.embedding_scale) = (vectors.record.c, vectors.record.embedding_scale);
             }
         }

@@ -177,7 +177,7 @@ fn cpu(environment: &Environment) -> Check {
     }
 }
 
-/// Compute threads are pinned one to a core, to the cores that this process may use.
+/// Compute threads share out the cores that this process may use: one each, where there are as many of them.
 fn threads(settings: &Settings) -> Check {
     let threads = settings.threads();
     let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);

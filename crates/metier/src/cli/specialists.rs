@@ -474,7 +474,11 @@ fn show(root: &Path, specialist: &str, as_json: bool) -> Outcome {
     println!("  stage        {}", manifest.stage.name());
     match &manifest.base {
         Some(base) => println!("  base         {} ({})", base.name, base.digest.short()),
-        None => println!("  base         none: n-grams alone"),
+        None if manifest.decoder().is_none() => println!("  base         none: n-grams alone"),
+        None => println!("  base         no encoder"),
+    }
+    if manifest.reads_base {
+        println!("  reads both   its head reads that encoder beside a network of its own");
     }
     if let Some(hidden) = &manifest.hidden {
         println!("  reads by     {} ({})", hidden.decoder.name, hidden.decoder.digest.short());
