@@ -50,8 +50,6 @@ fn main() -> Result<(), Box<dyn Error>> {
             "r_drop" => recipe.r_drop = value.parse()?,
             "contrast" => recipe.contrast = value.parse()?,
             "logit_scale" => recipe.logit_scale = value.parse()?,
-            "drop" => recipe.changes.drop = value.parse()?,
-            "swap" => recipe.changes.swap = value.parse()?,
             "patience" => recipe.patience = value.parse()?,
             _ => return Err(format!("unknown key `{key}`").into()),
         }

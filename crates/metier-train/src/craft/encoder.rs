@@ -23,7 +23,6 @@ use metier_model::{
 
 pub use super::epochs::{EpochLog, Run, StepLog, TuneError};
 use super::{
-    augment::Changes,
     checkpoint::Keeper,
     epochs::{self, Learnt, Pace, Trainee, Watch, pace_of},
     linear::shuffle,
@@ -78,8 +77,6 @@ pub struct Recipe {
     pub logit_scale: f32,
     /// What is kept is a running mean of the numbers, of about so many last steps; 0: the numbers themselves.
     pub average_steps: usize,
-    /// How rows are changed before each step.
-    pub changes: Changes,
     /// Epochs without a better one after which training ends.
     pub patience: usize,
     /// Longer texts are cut, in training alone.
@@ -104,7 +101,6 @@ impl Default for Recipe {
             temperature: 0.1,
             logit_scale: 16.0,
             average_steps: 0,
-            changes: Changes::default(),
             patience: 3,
             max_tokens: 128,
             metric: Metric::Accuracy,
@@ -397,16 +393,8 @@ impl Trainee for Tuner<'_> {
         let passes = if recipe.r_drop > 0.0 { 2 } else { 1 };
         let rows: Vec<usize> = (0..passes).flat_map(|_| batch.iter().copied()).collect();
         let texts = &self.train.0;
-        let changed: Vec<Vec<TokenId>> = match dropout.filter(|_| !recipe.changes.are_none()) {
-            // A row that is passed twice is the same row twice.
-            Some(Dropout { seed, .. }) => {
-                rows.iter().map(|row| recipe.changes.of(&texts[*row], mix(seed ^ mix(*row as u64 + 1)))).collect()
-            }
-            None => Vec::new(),
-        };
-        let text = |at: usize| changed.get(at).unwrap_or(&texts[rows[at]]);
-        let ids: Vec<TokenId> = (0..rows.len()).flat_map(|at| text(at).iter().copied()).collect();
-        let segments = Segments::of((0..rows.len()).map(|at| text(at).len()));
+        let ids: Vec<TokenId> = rows.iter().flat_map(|row| texts[*row].iter().copied()).collect();
+        let segments = Segments::of(rows.iter().map(|row| texts[*row].len()));
         self.net.forward(pool, values, &ids, &segments, dropout, &mut self.pass);
         let scaled: Vec<f32> = self.pass.units.iter().map(|x| x * recipe.logit_scale).collect();
         let mut logits = vec![0.0; rows.len() * self.n_classes];

@@ -1,7 +1,7 @@
 //! The trades: how a rung of the ladder is made.
 //!
 //! - [`linear`]: rows and classes → weights.
-//! - [`encoder`]: texts and classes → an encoder's layers; [`augment`]: what else would have had the same label.
+//! - [`encoder`]: texts and classes → an encoder's layers.
 //! - [`lora`]: prompts with answers → an adapter.
 //! - [`span`]: texts with tagged words → an encoder's layers and a head over its rows; [`lookup`]: what that must beat.
 //! - [`decoder`]: texts and classes → an adapter, and which layers it needs; [`reading`]: what the engine makes of texts under it.
@@ -15,7 +15,6 @@
 //! - [`sets`]: the rungs of rows with several labels.
 //! - [`ladder`]: which rungs run, with which settings, and which of them is the smallest that is good enough.
 
-pub mod augment;
 pub mod canary;
 pub mod checkpoint;
 pub mod decoder;

@@ -179,11 +179,13 @@ pub fn check_proof(specialist: &Specialist) -> Result<Vec<String>, String> {
 
 /// Who brought a bundle where it stands, in words.
 pub fn people(standing: &Standing) -> String {
-    let built = standing.built_by.as_deref().map_or_else(String::new, |builder| format!("built by {builder}"));
-    let approved =
-        standing.approved_by.as_deref().map_or_else(String::new, |approver| format!(", approved by {approver}"));
-    let from = standing.imported_from.map_or_else(String::new, |key| format!(", imported from {}", key.short()));
-    format!("{built}{approved}{from}")
+    let built = match &standing.built_by {
+        Some(builder) => format!("built by {builder}"),
+        None => "no record says who built it".to_owned(),
+    };
+    let approved = standing.approved_by.as_deref().map(|approver| format!("approved by {approver}"));
+    let from = standing.imported_from.map(|key| format!("imported from {}", key.short()));
+    [Some(built), approved, from].into_iter().flatten().collect::<Vec<_>>().join(", ")
 }
 
 /// Whether the key, if there is one, can be used. Nothing is written.

@@ -1,8 +1,12 @@
 //! The shipped example of several labels a row, built and asked over HTTP.
 
-use std::{fs, path::Path, process::Command};
+use std::{collections::BTreeMap, fs, path::Path, process::Command};
 
-use metier_model::{Specialist, SpecialistStore, proof::Certificate, specialist::Registry};
+use metier_model::{
+    Specialist, SpecialistStore,
+    proof::Certificate,
+    specialist::{Contents, Registry},
+};
 use serde_json::{Value, json};
 
 use super::fixture::{DECODER, ENCODER, Server, http, metier};
@@ -45,8 +49,24 @@ fn put(dir: &Path, specialist: &Specialist, name: &str, always: bool) {
     let certificate =
         Certificate { epsilon: 0.1, delta: 0.1, threshold: 0.0, coverage: 1.0, n: 81, losses: 0, groups: None };
     contents.manifest.certificate = Some(certificate).filter(|_| always);
-    let id = store.add_contents(&contents).unwrap();
-    store.make_current(name, id).unwrap();
+    live(&store, &contents);
+}
+
+fn live(store: &SpecialistStore, contents: &Contents) {
+    let id = store.add_contents(contents).unwrap();
+    store.make_current(&contents.manifest.name, id).unwrap();
+}
+
+/// The same under the name `two`, with a head that reads the server's encoder behind its own: whose weights are 0, so that the answers stay.
+fn put_over_two_encoders(dir: &Path) {
+    const DIM: usize = 384; // of the server's encoder
+    let store = SpecialistStore::open(&dir.join("store")).unwrap();
+    let mut contents = Specialist::open(&store.current("always").unwrap()).unwrap().into_contents();
+    let n_labels = contents.manifest.labels.len();
+    contents.head = contents.head.map(|head| head.blended(1.0, &vec![0.0; n_labels], &vec![0.0; DIM * n_labels]));
+    contents.manifest.name = "two".to_owned();
+    contents.manifest.reads_base = true;
+    live(&store, &contents);
 }
 
 /// An encoder that was tuned for lists answers over HTTP what it answers in the bundle.
@@ -56,14 +76,20 @@ async fn a_tuned_encoder_answers_lists() {
     let specialist = built(dir.path(), 60, "minutes = 600\nfrom = \"tuned\"\n");
     assert_eq!((specialist.manifest().stage.name(), specialist.manifest().multi_label.is_some()), ("tuned", true));
     put(dir.path(), &specialist, "always", true);
+    put_over_two_encoders(dir.path());
     let server = Server::start(&["--specialists", dir.path().join("store").to_str().unwrap()]);
-    for row in specialist.probe().iter().take(8) {
-        let body = json!({"model": "always", "messages": [{"role": "user", "content": row.text}]});
+    let names = ["always", "two"];
+    let mut n_tokens = BTreeMap::new();
+    for (row, name) in specialist.probe().iter().take(8).flat_map(|row| names.map(|name| (row, name))) {
+        let body = json!({"model": name, "messages": [{"role": "user", "content": row.text}]});
         let response = http().post(server.url("/v1/chat/completions")).json(&body).send().await.unwrap();
         assert_eq!(response.headers()["x-metier-decision"], "accepted");
         assert_eq!(response.headers()["x-metier-stage"], "tuned");
         let answer: Value = response.json().await.unwrap();
-        assert_eq!(answer["choices"][0]["message"]["content"].as_str().unwrap(), row.label, "{}", row.text);
+        assert_eq!(answer["choices"][0]["message"]["content"].as_str().unwrap(), row.label, "{name}: {}", row.text);
+        let tokens = answer["usage"]["prompt_tokens"].as_u64().unwrap();
+        n_tokens.entry(&row.text).or_insert(tokens);
+        assert_eq!(tokens, n_tokens[&row.text] * if name == "two" { 2 } else { 1 }, "what both encoders read");
     }
 }
 
