@@ -5,7 +5,7 @@ use std::{cell::Cell, fs, panic::AssertUnwindSafe, sync::Arc, time::Duration};
 
 use metier_kernels::{Pool, Tier};
 use metier_model::{
-    Decoder, Digest, LoraFormat, Progress, Specialist, SpecialistStore, TokenId,
+    Decoder, Digest, Encoder, LoraFormat, Progress, Specialist, SpecialistStore, TokenId,
     engine::KeptLayers,
     format::TensorType,
     progress::silent,
@@ -13,7 +13,7 @@ use metier_model::{
     tiny,
 };
 use metier_train::{
-    BuildOutcome, TaskFile, Workbench, build, build_generator,
+    BuildOutcome, Embed, TaskFile, Workbench, build, build_generator,
     craft::{
         checkpoint::Keeper,
         decoder::{Criterion, Plan, Recipe, Rows, Run, Trained, Tuner},
@@ -310,6 +310,27 @@ fn a_pruned_specialist_is_built_and_answers() {
         metier_train::evaluate_decoder(&specialist, decoder, None, &bench.pool, &test, &columns, 1, &mut silent)
             .unwrap();
     assert_eq!((report.value, report.n), (outcome.value, outcome.n));
+
+    // The same with a head that reads a frozen encoder behind the decoder's row, whose weights are 0.
+    let folder = tempfile::tempdir().unwrap();
+    tiny::bert_folder(folder.path(), &WORDS, 1, 3).unwrap();
+    let encoder = Encoder::open(folder.path()).unwrap();
+    let mut contents = Specialist::open(&outcome.path).unwrap().into_contents();
+    let n_classes = contents.manifest.labels.len();
+    let nothing = vec![0.0; encoder.dim() * n_classes];
+    contents.head = contents.head.map(|head| head.blended(1.0, &nothing[..n_classes], &nothing));
+    contents.manifest.reads_base = true;
+    contents.manifest.base = Some(encoder.base().clone());
+    let store = SpecialistStore::open(&bench.dir.path().join("both")).unwrap();
+    let id = store.add_contents(&contents).unwrap();
+    let both = Specialist::open(&store.place(&contents.manifest.name, id)).unwrap();
+    let evaluate = |encoder: Option<&dyn Embed>| {
+        let decoder = Arc::clone(&bench.decoder);
+        metier_train::evaluate_decoder(&both, decoder, encoder, &bench.pool, &test, &columns, 1, &mut silent)
+    };
+    let report = evaluate(Some(&encoder)).unwrap();
+    assert_eq!((report.value, report.n), (outcome.value, outcome.n));
+    assert!(evaluate(None).unwrap_err().to_string().contains("there is no encoder"));
 
     // Killed while all layers are trained, while layers are weighed, while it heals, while rows are read.
     for (stage, at) in [("tuning the decoder", 30), ("weighing layers", 0), ("tuning the decoder", 200), ("proving", 0)]
