@@ -85,6 +85,7 @@ impl Rung {
 }
 
 /// What one rung alone reads.
+#[derive(Default)]
 pub struct Own {
     /// The encoder that was tuned for it.
     pub file: Option<EncoderFile>,
@@ -490,11 +491,9 @@ impl Shop<'_> {
             validation,
             seconds,
             own: Some(Own {
-                file: None,
                 pairs: Some(Arc::clone(&pairs.model)),
-                decoder: None,
-                reads_base: false,
                 embeddings: pairs.outputs.clone(),
+                ..Own::default()
             }),
         }
     }
@@ -542,21 +541,23 @@ impl Shop<'_> {
             return (rung, false);
         };
         let frozen = addends.frozen.filter(|_| sum.frozen.is_some()).map(|(_, frozen)| frozen);
-        let follow = |part: Part| {
-            let rows = own.embeddings[part as usize].iter().enumerate();
-            let behind = |at: usize| frozen.map_or(&[][..], |frozen| &frozen[part as usize][at]);
-            rows.map(|(at, row)| [row.as_slice(), behind(at)].concat()).collect::<Vec<_>>()
-        };
-        let embeddings = Part::ALL.map(follow);
-        let validation = Held::of(self.splits, Part::Validation, self.features, Some(&embeddings)).margins(&sum.head);
+        let followed = frozen.map(|frozen| {
+            Part::ALL.map(|part| {
+                let rows = own.embeddings[part as usize].iter().zip(&frozen[part as usize]);
+                rows.map(|(row, behind)| [row.as_slice(), behind].concat()).collect::<Vec<_>>()
+            })
+        });
+        let read = followed.as_ref().unwrap_or(&own.embeddings);
+        let validation = Held::of(self.splits, Part::Validation, self.features, Some(read)).margins(&sum.head);
         let (n_classes, metric) = (self.splits.labels.len(), self.target.metric);
         let measured = metrics::measure(metric, &calls(&validation), &gold, n_classes, self.run.seed);
         // Log-loss is of the frequent labels; where rare ones count as much, it does not decide alone.
         if metric == Metric::MacroF1 && measured.value < rung.record.validation {
             return (rung, false);
         }
-        own.reads_base = frozen.is_some();
-        own.embeddings = embeddings;
+        if let Some(followed) = followed {
+            (own.reads_base, own.embeddings) = (true, followed);
+        }
         let record = RungRecord {
             validation: measured.value,
             interval: measured.interval,
@@ -612,13 +613,7 @@ impl Shop<'_> {
             let embeddings = Some(&layers.embeddings);
             (addends, self.make(Stage::Head, &VECTOR_GRID, embeddings, &mut steps, progress).0)
         });
-        rung.own = Some(Own {
-            file: Some(layers.file),
-            pairs: None,
-            decoder: None,
-            reads_base: false,
-            embeddings: layers.embeddings,
-        });
+        rung.own = Some(Own { file: Some(layers.file), embeddings: layers.embeddings, ..Own::default() });
         if let Some((addends, vectors)) = vectors {
             let taken;
             (rung, taken) = self.fused(rung, (&vectors.head, &vectors.validation), addends);

@@ -244,13 +244,7 @@ impl Shop<'_> {
         let mut rung = self.make(Stage::Tuned, &TUNED_GRID, Some(&layers.embeddings), progress);
         rung.seconds = ((self.run.clock)() - start).as_secs_f64();
         rung.record.tuning = Some(layers.record);
-        rung.own = Some(Own {
-            file: Some(layers.file),
-            pairs: None,
-            decoder: None,
-            reads_base: false,
-            embeddings: layers.embeddings,
-        });
+        rung.own = Some(Own { file: Some(layers.file), embeddings: layers.embeddings, ..Own::default() });
         Ok(Tuned::Rung(Box::new(rung)))
     }
 }

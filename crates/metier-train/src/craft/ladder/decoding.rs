@@ -258,7 +258,7 @@ impl Shop<'_> {
             is_chosen: false,
         };
         let decoder = Some(OwnDecoder { files, base, depth });
-        rung.own = Some(Own { file: None, pairs: None, decoder, reads_base: false, embeddings });
+        rung.own = Some(Own { decoder, embeddings, ..Own::default() });
         Ok((rung, reader, rounded))
     }
 }
