@@ -422,6 +422,24 @@ pub struct RungRecord {
     pub adapter: Option<AdapterRecord>,
 }
 
+impl RungRecord {
+    /// A rung without settings, by what it reached on validation rows.
+    pub fn new(rung: Stage, validation: f64, interval: [f64; 2]) -> Self {
+        Self {
+            rung,
+            c: 0.0,
+            embedding_scale: 0.0,
+            ngram_weight: None,
+            frozen_weight: None,
+            validation,
+            interval,
+            against_best: None,
+            tuning: None,
+            adapter: None,
+        }
+    }
+}
+
 /// How an encoder was tuned.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct TuningRecord {

@@ -160,18 +160,7 @@ pub(super) fn build(
     let record = |rung: Stage, outcomes: &[Outcome], tuning: Option<TuningRecord>, against: Option<NonInferiority>| {
         let measured = measure(extract.metric, outcomes, bench.seed);
         let (validation, interval) = (measured.value, measured.interval);
-        RungRecord {
-            rung,
-            c: 0.0,
-            embedding_scale: 0.0,
-            validation,
-            interval,
-            against_best: against,
-            ngram_weight: None,
-            frozen_weight: None,
-            tuning,
-            adapter: None,
-        }
+        RungRecord { against_best: against, tuning, ..RungRecord::new(rung, validation, interval) }
     };
     let records =
         vec![record(Stage::Lookup, &looked, None, Some(against)), record(Stage::Span, &judged, Some(tuning), None)];
@@ -268,19 +257,7 @@ pub(super) fn build(
     let measured = [(&records[0], &looked, lookup_seconds), (&records[1], &outcomes, tune_seconds)];
     let rungs = measured.map(|(record, outcomes, seconds)| {
         let measured = measure(extract.metric, outcomes, bench.seed);
-        RungOutcome {
-            rung: record.rung,
-            value: measured.value,
-            interval: measured.interval,
-            seconds,
-            validation: record.validation,
-            c: 0.0,
-            embedding_scale: 0.0,
-            ngram_weight: None,
-            frozen_weight: None,
-            against_best: record.against_best,
-            decoder: None,
-        }
+        RungOutcome::of(record, measured, seconds, None)
     });
     let rows = parts[Part::Validation as usize].iter().map(|row| row.example);
     let probe = probe(rows, |at| {

@@ -431,16 +431,9 @@ impl Shop<'_> {
                 let measured = metrics::measure(self.target.metric, &calls(&margins), gold, n_classes, run.seed);
                 if best.as_ref().is_none_or(|best| measured.value > best.record.validation) {
                     let record = RungRecord {
-                        rung: stage,
                         c,
                         embedding_scale: path.embedding_scale,
-                        validation: measured.value,
-                        interval: measured.interval,
-                        against_best: None,
-                        ngram_weight: None,
-                        frozen_weight: None,
-                        tuning: None,
-                        adapter: None,
+                        ..RungRecord::new(stage, measured.value, measured.interval)
                     };
                     best = Some(Rung { stage, head, record, validation: margins, seconds: 0.0, own: None });
                 }
@@ -476,18 +469,7 @@ impl Shop<'_> {
         Rung {
             stage: Stage::Pair,
             head: LinearHead::quantise(blend.bias, &[], tail),
-            record: RungRecord {
-                rung: Stage::Pair,
-                c: 0.0,
-                embedding_scale: 0.0,
-                validation: measured.value,
-                interval: measured.interval,
-                against_best: None,
-                ngram_weight: None,
-                frozen_weight: None,
-                tuning: None,
-                adapter: None,
-            },
+            record: RungRecord::new(Stage::Pair, measured.value, measured.interval),
             validation,
             seconds,
             own: Some(Own {

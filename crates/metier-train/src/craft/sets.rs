@@ -194,16 +194,9 @@ impl Shop<'_> {
                 let measured = figures::measure(metric, &calls, gold, n_labels, run.seed, groups.as_ref());
                 if best.as_ref().is_none_or(|best| measured.value > best.record.validation) {
                     let record = RungRecord {
-                        rung: stage,
                         c,
                         embedding_scale: path.embedding_scale,
-                        validation: measured.value,
-                        interval: measured.interval,
-                        against_best: None,
-                        ngram_weight: None,
-                        frozen_weight: None,
-                        tuning: None,
-                        adapter: None,
+                        ..RungRecord::new(stage, measured.value, measured.interval)
                     };
                     best = Some(SetRung { stage, head, record, validation, seconds: 0.0, own: None });
                 }

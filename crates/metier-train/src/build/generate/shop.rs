@@ -86,18 +86,7 @@ impl Shop<'_> {
         let values = self.values(Part::Validation, validation);
         let groups = self.groups(Part::Validation);
         let measured = text::measure(self.generate.metric, &values, self.bench.seed, groups.as_ref());
-        RungRecord {
-            rung: stage,
-            c: 0.0,
-            embedding_scale: 0.0,
-            validation: measured.value,
-            interval: measured.interval,
-            against_best: None,
-            ngram_weight: None,
-            frozen_weight: None,
-            tuning: None,
-            adapter: None,
-        }
+        RungRecord::new(stage, measured.value, measured.interval)
     }
 
     /// The output of the most similar training row, by the encoder's vectors or by n-grams. It costs nothing and is often hard to beat.
@@ -432,19 +421,7 @@ impl Shop<'_> {
     pub(super) fn outcome(&self, rung: &Made, part: Part) -> RungOutcome {
         let values = self.values(part, &rung.measured);
         let measured = text::measure(self.generate.metric, &values, self.bench.seed, self.groups(part).as_ref());
-        RungOutcome {
-            rung: rung.stage,
-            value: measured.value,
-            interval: measured.interval,
-            seconds: rung.seconds,
-            validation: rung.record.validation,
-            c: rung.record.c,
-            embedding_scale: rung.record.embedding_scale,
-            ngram_weight: None,
-            frozen_weight: None,
-            against_best: rung.record.against_best,
-            decoder: rung.depth.clone(),
-        }
+        RungOutcome::of(&rung.record, measured, rung.seconds, rung.depth.clone())
     }
 
     /// Asks a rung for the secrets that were put among its training rows.
